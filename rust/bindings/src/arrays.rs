@@ -1,0 +1,572 @@
+//! NumPy arrays: the only place where a pointer of NumPy's becomes a slice.
+//!
+//! The numpy crate checks dtype and writability, and keeps account of what is borrowed, so that arrays which share
+//! elements are refused. Everything is checked, over all groups, before the first write.
+#![allow(unsafe_code)]
+
+use numpy::{BorrowError, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn};
+use numpy::{PyReadwriteArrayDyn, PyUntypedArray, PyUntypedArrayMethods};
+use oxistep_kernels::overlap::Written;
+use oxistep_kernels::simd::Level;
+use oxistep_kernels::{
+    AnyRule, Kind, Layout, MAX_SCALARS, MAX_STATES, STREAMS, Scalars, Slice, SliceMut, Step, Tensors, driver, f16,
+};
+use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+
+use crate::error::panicked;
+use crate::group::{Group, Keys};
+use crate::threads::with_pool;
+
+/// The names of the state arrays that `rule` keeps with the hyperparameters of `group`.
+#[pyfunction]
+pub(crate) fn rule_states(rule: &str, group: &Bound<'_, PyDict>) -> PyResult<Vec<&'static str>> {
+    let mut keys = Keys::default();
+    let (rule, _) = Group { values: group, keys: &mut keys, lr: Some(0.0) }.read(kind(rule)?)?;
+    Ok(rule.states().to_vec())
+}
+
+/// Takes one step in place over arrays.
+///
+/// `groups` are param groups with arrays under "params"; `lrs` has one learning rate, and `grads` and `state` one list,
+/// per group, with one entry per parameter; a gradient of None skips its parameter. `new_state(array, group)` makes the
+/// states of a parameter that has none yet.
+#[pyfunction]
+pub(crate) fn step_arrays(
+    rule: &str,
+    groups: &Bound<'_, PyList>,
+    lrs: Vec<f64>,
+    grads: &Bound<'_, PyList>,
+    state: &Bound<'_, PyList>,
+    new_state: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let py = groups.py();
+    let kind = kind(rule)?;
+    let mut keys = Keys::default();
+    let mut items = Vec::new();
+    let mut rules = Vec::new();
+    same_length("lrs", lrs.len(), "param_groups", groups.len())?;
+    same_length("grads", grads.len(), "param_groups", groups.len())?;
+    same_length("state", state.len(), "param_groups", groups.len())?;
+
+    for (g, lr) in lrs.into_iter().enumerate() {
+        let values = groups.get_item(g)?.cast_into::<PyDict>()?;
+        let params = list(values.get_item("params")?, "param_groups[...]['params']")?;
+        let (grads, states) = (list(Some(grads.get_item(g)?), "grads")?, list(Some(state.get_item(g)?), "state")?);
+        same_length(&format!("grads[{g}]"), grads.len(), "its params", params.len())?;
+        same_length(&format!("state[{g}]"), states.len(), "its params", params.len())?;
+        let rule = Group { values: &values, keys: &mut keys, lr: Some(lr) }.read(kind)?;
+        rules.push(rule);
+        for (i, ((param, grad), entry)) in params.iter().zip(&grads).zip(&states).enumerate() {
+            if grad.is_none() {
+                continue;
+            }
+            let name = name_of(&values, groups.len(), g, i)?;
+            let entry = entry.cast_into::<PyDict>()?;
+            let look = Look { name, rule: &rule.0, values: &values, new_state, keys: &mut keys };
+            items.push((g, look.item(&param, &grad, entry)?));
+        }
+    }
+    let set_apart = overlapping_extents(&items);
+    let mut copies: Vec<Copies> = items.iter().map(|_| Copies::default()).collect();
+    for ((_, item), copies) in
+        items.iter().zip(&mut copies).zip(&set_apart).filter(|(_, apart)| **apart).map(|(x, _)| x)
+    {
+        copies.fill(item);
+    }
+
+    let mut advanced = Vec::with_capacity(items.len());
+    let mut step = Step::default();
+    for ((g, item), copies) in items.iter().zip(&mut copies) {
+        let (rule, factor) = &rules[*g];
+        let mut scalars = item.scalar_values;
+        step.constants(rule.constants(&mut scalars, item.first));
+        advanced.push(scalars);
+        let tensors = if copies.in_use() {
+            copies.tensors()
+        } else {
+            // SAFETY: the items hold the numpy crate's borrows of all their arrays until this function returns, which
+            // are exclusive for what is written; extents of arrays that lie between each other's elements were set
+            // apart, so the slices do not overlap. The arrays are kept alive by the borrows.
+            unsafe { item.tensors() }
+        };
+        let pushed = step.push(tensors, *factor);
+        pushed.map_err(|refused| PyRuntimeError::new_err(format!("oxistep: {refused}; this is a defect")))?;
+    }
+    for (_, item) in &items {
+        if let Some(fresh) = &item.fresh {
+            item.entry.update(fresh.as_mapping())?;
+        }
+    }
+    let small = step.elements() < driver::SERIAL;
+    let mut run = || with_pool(|pool| step.run(pool, Level::current()));
+    let done = if small { run() } else { py.detach(&mut run) };
+    drop(step);
+    for (((_, item), copies), scalars) in items.iter_mut().zip(&copies).zip(&advanced) {
+        copies.write_back(item);
+        item.scalars.iter_mut().enumerate().for_each(|(k, scalar)| scalar.set(scalars.get(k)));
+    }
+    done.map_err(|panic| panicked(&*panic))
+}
+
+fn kind(rule: &str) -> PyResult<Kind> {
+    let known = || PyValueError::new_err(format!("unknown rule {rule:?}; there are {}", Kind::NAMES.join(", ")));
+    Kind::from_name(rule).ok_or_else(known)
+}
+
+fn list<'py>(object: Option<Bound<'py, PyAny>>, what: &str) -> PyResult<Bound<'py, PyList>> {
+    let wrong = || PyTypeError::new_err(format!("{what} must be a list"));
+    object.ok_or_else(wrong)?.cast_into::<PyList>().map_err(|_| wrong())
+}
+
+fn same_length(what: &str, got: usize, as_what: &str, expected: usize) -> PyResult<()> {
+    if got == expected {
+        return Ok(());
+    }
+    Err(PyValueError::new_err(format!("{what} has {got} entries, expected {expected}, one for each of {as_what}")))
+}
+
+/// What an error calls a parameter.
+fn name_of(values: &Bound<'_, PyDict>, groups: usize, g: usize, i: usize) -> PyResult<String> {
+    if let Some(names) = values.get_item("param_names")? {
+        return Ok(format!("params[{}]", names.get_item(i)?.repr()?));
+    }
+    Ok(if groups == 1 { format!("params[{i}]") } else { format!("param_groups[{g}]['params'][{i}]") })
+}
+
+/// An array borrowed for reading or writing.
+enum Lent<R, W> {
+    Read(R),
+    Write(W),
+}
+
+macro_rules! dtypes {
+    ($($Variant:ident($t:ty)),*) => {
+        /// An array of one of the dtypes that kernels serve, borrowed for reading or writing.
+        enum Array<'py> {
+            $($Variant(Lent<PyReadonlyArrayDyn<'py, $t>, PyReadwriteArrayDyn<'py, $t>>),)*
+        }
+
+        impl<'py> Array<'py> {
+            /// Borrows `array`; `None` if its dtype is not served.
+            fn borrow(array: &Bound<'py, PyAny>, write: bool) -> Option<Result<Self, BorrowError>> {
+                $(if let Ok(array) = array.cast::<PyArrayDyn<$t>>() {
+                    return Some(if write {
+                        array.try_readwrite().map(|array| Self::$Variant(Lent::Write(array)))
+                    } else {
+                        array.try_readonly().map(|array| Self::$Variant(Lent::Read(array)))
+                    });
+                })*
+                None
+            }
+
+            fn untyped(&self) -> &Bound<'py, PyUntypedArray> {
+                match self { $(
+                    Self::$Variant(Lent::Read(array)) => array.as_untyped(),
+                    Self::$Variant(Lent::Write(array)) => array.as_untyped(),
+                )* }
+            }
+
+            fn address(&self) -> usize {
+                match self { $(
+                    Self::$Variant(Lent::Read(array)) => array.data() as usize,
+                    Self::$Variant(Lent::Write(array)) => array.data() as usize,
+                )* }
+            }
+
+            /// # Safety
+            /// The borrow is held for all of `'a`, and no slice that is written overlaps this one.
+            unsafe fn slice<'a>(&self, extent: Extent) -> Slice<'a> {
+                match self { $(
+                    Self::$Variant(_) if extent.len == 0 => Slice::$Variant(&[]),
+                    Self::$Variant(_) => {
+                        // SAFETY: the extent follows from the array's own shape and strides; alignment was checked
+                        // when the array was accepted; lifetime and aliasing by contract.
+                        Slice::$Variant(unsafe { std::slice::from_raw_parts(extent.first as *const $t, extent.len) })
+                    }
+                )* }
+            }
+
+            /// # Safety
+            /// The borrow is for writing and held for all of `'a`, and no other slice overlaps this one.
+            unsafe fn slice_mut<'a>(&self, extent: Extent) -> SliceMut<'a> {
+                match self { $(
+                    Self::$Variant(_) if extent.len == 0 => SliceMut::$Variant(&mut []),
+                    Self::$Variant(_) => {
+                        let (first, len) = (extent.first as *mut $t, extent.len);
+                        // SAFETY: as in `slice`.
+                        SliceMut::$Variant(unsafe { std::slice::from_raw_parts_mut(first, len) })
+                    }
+                )* }
+            }
+
+            /// A copy of the elements in logical order.
+            fn to_buffer(&self) -> Buffer {
+                match self { $(
+                    Self::$Variant(Lent::Read(array)) => Buffer::$Variant(array.as_array().iter().copied().collect()),
+                    Self::$Variant(Lent::Write(array)) => Buffer::$Variant(array.as_array().iter().copied().collect()),
+                )* }
+            }
+
+            /// Writes the elements of a copy back.
+            fn assign(&mut self, buffer: &Buffer) {
+                match (self, buffer) {
+                    $((Self::$Variant(Lent::Write(array)), Buffer::$Variant(buffer)) => {
+                        array.as_array_mut().iter_mut().zip(buffer).for_each(|(to, from)| *to = *from);
+                    })*
+                    _ => {}
+                }
+            }
+        }
+
+        /// A copy of an array whose elements lie between those of another.
+        enum Buffer {
+            $($Variant(Vec<$t>),)*
+        }
+
+        impl Buffer {
+            fn slice(&self) -> Slice<'_> {
+                match self { $(Self::$Variant(buffer) => Slice::$Variant(buffer),)* }
+            }
+            fn slice_mut(&mut self) -> SliceMut<'_> {
+                match self { $(Self::$Variant(buffer) => SliceMut::$Variant(buffer),)* }
+            }
+        }
+    };
+}
+dtypes!(F64(f64), F32(f32), F16(f16));
+
+/// A scalar state.
+enum Scalar<'py> {
+    Single(PyReadwriteArrayDyn<'py, f32>),
+    Double(PyReadwriteArrayDyn<'py, f64>),
+}
+
+impl Scalar<'_> {
+    fn get(&self) -> Option<f64> {
+        match self {
+            Self::Single(array) => array.as_array().first().map(|&x| f64::from(x)),
+            Self::Double(array) => array.as_array().first().copied(),
+        }
+    }
+
+    fn set(&mut self, x: f64) {
+        match self {
+            Self::Single(array) => array.as_array_mut().iter_mut().for_each(|to| *to = x as f32),
+            Self::Double(array) => array.as_array_mut().iter_mut().for_each(|to| *to = x),
+        }
+    }
+}
+
+/// Where an array lies: from its lowest to its highest element.
+#[derive(Clone, Copy)]
+struct Extent {
+    /// Address of the lowest element.
+    first: usize,
+    /// Elements from lowest to highest, gaps counted.
+    len: usize,
+    /// Place of the array's first element among them.
+    start: usize,
+}
+
+/// One parameter with a gradient, checked and borrowed.
+struct Item<'py> {
+    first: bool,
+    /// Parameter, gradient, states.
+    arrays: Vec<Array<'py>>,
+    extents: Vec<Extent>,
+    layout: Option<Layout>,
+    scalars: Vec<Scalar<'py>>,
+    scalar_values: Scalars,
+    entry: Bound<'py, PyDict>,
+    fresh: Option<Bound<'py, PyDict>>,
+}
+
+/// What checking a parameter needs to know.
+struct Look<'a, 'py> {
+    name: String,
+    rule: &'a AnyRule,
+    values: &'a Bound<'py, PyDict>,
+    new_state: &'a Bound<'py, PyAny>,
+    keys: &'a mut Keys,
+}
+
+impl<'py> Look<'_, 'py> {
+    fn item(
+        self,
+        param: &Bound<'py, PyAny>,
+        grad: &Bound<'py, PyAny>,
+        entry: Bound<'py, PyDict>,
+    ) -> PyResult<Item<'py>> {
+        let py = param.py();
+        let name = &self.name;
+        let (names, scalar_names) = (self.rule.states(), self.rule.scalars());
+        let param_array = accept(param, name, true)?;
+        let grad_name = format!("the gradient of {name}");
+        // the state is made before the gradient is borrowed, which may be what `new_state` looks at
+        plain(grad, &grad_name)?;
+        let absent = match (names.first(), scalar_names.is_empty()) {
+            (None, _) => false,
+            (Some(buffer), true) => entry.get_item(buffer)?.is_none_or(|value| value.is_none()),
+            (Some(_), false) => entry.is_empty(),
+        };
+        let fresh =
+            if absent { Some(self.new_state.call1((param, self.values))?.cast_into::<PyDict>()?) } else { None };
+        let source = fresh.as_ref().unwrap_or(&entry);
+
+        let dtype = |object: &Bound<'py, PyAny>| PyResult::Ok(object.cast::<PyUntypedArray>()?.dtype());
+        let same_dtype = |what: &str, object: &Bound<'py, PyAny>| {
+            let (got, expected) = (dtype(object)?, dtype(param)?);
+            if got.is_equiv_to(&expected) {
+                return Ok(());
+            }
+            Err(PyTypeError::new_err(format!(
+                "{what} has dtype {got}, expected {expected} like {name}: convert it with .astype({expected})"
+            )))
+        };
+        let same_shape = |what: &str, object: &Bound<'py, PyAny>| {
+            let (got, expected) = (object.cast::<PyUntypedArray>()?, param.cast::<PyUntypedArray>()?);
+            if got.shape() == expected.shape() {
+                return Ok(());
+            }
+            Err(PyValueError::new_err(format!(
+                "{what} has shape {}, expected {} like {name}",
+                tuple(got.shape()),
+                tuple(expected.shape())
+            )))
+        };
+
+        same_dtype(&grad_name, grad)?;
+        same_shape(&grad_name, grad)?;
+        let mut arrays = vec![param_array, accept(grad, &grad_name, false)?];
+        for state_name in names {
+            let what = format!("state {state_name:?} of {name}");
+            let state = source.get_item(self.keys.get(py, state_name))?.ok_or_else(|| {
+                PyValueError::new_err(format!("{what} is missing: load a state dict that has it, or start afresh"))
+            })?;
+            plain(&state, &what)?;
+            same_dtype(&what, &state)?;
+            same_shape(&what, &state)?;
+            arrays.push(accept(&state, &what, true)?);
+        }
+
+        let (mut scalars, mut values) = (Vec::new(), [0.0; MAX_SCALARS]);
+        for (k, scalar_name) in scalar_names.iter().enumerate() {
+            let what = format!("state {scalar_name:?} of {name}");
+            let wrong = || PyTypeError::new_err(format!("{what} must be a writeable array of one float32 or float64"));
+            let value = source.get_item(self.keys.get(py, scalar_name))?.ok_or_else(wrong)?;
+            let scalar = if let Ok(array) = value.cast::<PyArrayDyn<f32>>() {
+                Scalar::Single(array.try_readwrite().map_err(|_| wrong())?)
+            } else {
+                let array = value.cast::<PyArrayDyn<f64>>().map_err(|_| wrong())?;
+                Scalar::Double(array.try_readwrite().map_err(|_| wrong())?)
+            };
+            if value.cast::<PyUntypedArray>()?.len() != 1 {
+                return Err(wrong());
+            }
+            values[k] = scalar.get().ok_or_else(wrong)?;
+            scalars.push(scalar);
+        }
+        let single = scalars.iter().all(|scalar| matches!(scalar, Scalar::Single(_)));
+        let (extents, layout) = place(&arrays);
+        let scalar_values = Scalars::new(values, single);
+        Ok(Item { first: absent, arrays, extents, layout, scalars, scalar_values, entry, fresh })
+    }
+}
+
+/// Refuses what is no plain ndarray.
+fn plain(object: &Bound<'_, PyAny>, name: &str) -> PyResult<()> {
+    let py = object.py();
+    let class = object.get_type();
+    if object.cast::<PyUntypedArray>().is_err() {
+        let hint = if object.is_instance(&py.import("numpy")?.getattr("generic")?)? {
+            "a NumPy scalar cannot be changed in place: use np.array(value)"
+        } else {
+            "convert it with np.asarray"
+        };
+        return Err(PyTypeError::new_err(format!("{name} must be a numpy.ndarray, got {}: {hint}", class.name()?)));
+    }
+    if object.is_instance(&py.import("numpy.ma")?.getattr("MaskedArray")?)? {
+        return Err(PyTypeError::new_err(format!(
+            "{name} is a masked array, whose mask a step would ignore: pass its .data, or .filled(0) for a gradient"
+        )));
+    }
+    Ok(())
+}
+
+/// Borrows an array, or says what is wrong with it.
+fn accept<'py>(object: &Bound<'py, PyAny>, name: &str, write: bool) -> PyResult<Array<'py>> {
+    plain(object, name)?;
+    let untyped = object.cast::<PyUntypedArray>()?;
+    let dtype = untyped.dtype();
+    let Some(borrowed) = Array::borrow(object, write) else {
+        if dtype.kind() == b'f' && dtype.byteorder() != b'=' && dtype.byteorder() != b'|' && dtype.itemsize() <= 8 {
+            return Err(PyValueError::new_err(format!(
+                "{name} is byte-swapped ({dtype}): convert it with .astype({:?})",
+                format!("float{}", dtype.itemsize() * 8)
+            )));
+        }
+        return Err(PyTypeError::new_err(format!(
+            "{name} has dtype {dtype}, expected float32, float64 or float16: convert it with .astype(np.float32)"
+        )));
+    };
+    let array = borrowed.map_err(|error| match error {
+        BorrowError::NotWriteable => {
+            PyValueError::new_err(format!("{name} is read-only, but a step changes it in place: pass a copy, .copy()"))
+        }
+        _ => PyValueError::new_err(format!(
+            "{name} shares memory with another array of this step: pass a copy, .copy(), of one of them"
+        )),
+    })?;
+    let itemsize = dtype.itemsize();
+    if untyped.len() > 0 {
+        let fits = |stride: &isize| stride.unsigned_abs().is_multiple_of(itemsize);
+        if !array.address().is_multiple_of(itemsize) || !untyped.strides().iter().all(fits) {
+            return Err(PyValueError::new_err(format!(
+                "{name} is not aligned to its element size of {itemsize} bytes: pass a copy, .copy()"
+            )));
+        }
+        if write && overlaps_itself(untyped) {
+            return Err(PyValueError::new_err(format!(
+                "several elements of {name} share memory (a broadcast or window view): pass a copy, .copy()"
+            )));
+        }
+    }
+    Ok(array)
+}
+
+/// Whether two indices may name the same element.
+fn overlaps_itself(array: &Bound<'_, PyUntypedArray>) -> bool {
+    let mut dims: Vec<(usize, usize)> = array
+        .shape()
+        .iter()
+        .zip(array.strides())
+        .filter(|(n, _)| **n > 1)
+        .map(|(&n, s)| (s.unsigned_abs(), n))
+        .collect();
+    dims.sort_unstable();
+    let mut covered = 1;
+    dims.iter().any(|&(stride, n)| {
+        let overlap = stride < covered;
+        covered += stride * (n - 1);
+        overlap
+    })
+}
+
+fn tuple(shape: &[usize]) -> String {
+    match shape {
+        [n] => format!("({n},)"),
+        _ => format!("({})", shape.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+/// Where the arrays lie, and how their elements correspond; no layout if all lie one after the other in one order.
+fn place(arrays: &[Array<'_>]) -> (Vec<Extent>, Option<Layout>) {
+    let mut strides = vec![[0isize; STREAMS]; arrays[0].untyped().ndim()];
+    let mut extents = Vec::with_capacity(arrays.len());
+    for (s, array) in arrays.iter().enumerate() {
+        let untyped = array.untyped();
+        let itemsize = untyped.dtype().itemsize();
+        let (mut low, mut high) = (0, 0);
+        for (d, (&n, &stride)) in untyped.shape().iter().zip(untyped.strides()).enumerate() {
+            strides[d][s] = stride / itemsize as isize;
+            let reach = strides[d][s] * (n as isize - 1);
+            if reach < 0 { low += reach } else { high += reach }
+        }
+        extents.push(if untyped.len() == 0 {
+            Extent { first: array.address(), len: 0, start: 0 }
+        } else {
+            Extent {
+                first: array.address().wrapping_add_signed(low * itemsize as isize),
+                len: (high - low) as usize + 1,
+                start: low.unsigned_abs(),
+            }
+        });
+    }
+    let shape = arrays[0].untyped().shape();
+    let len = arrays[0].untyped().len();
+    let alike = |d: usize| shape[d] == 1 || (0..arrays.len()).all(|s| strides[d][s] == strides[d][0]);
+    if len == 0 || (extents.iter().all(|e| e.len == len && e.start == 0) && (0..shape.len()).all(alike)) {
+        return (extents, None);
+    }
+    let mut starts = [0; STREAMS];
+    starts.iter_mut().zip(&extents).for_each(|(start, extent)| *start = extent.start);
+    let layout = Layout::new(shape, &strides, starts);
+    (extents, Some(layout))
+}
+
+/// For each item, whether the extent of one of its arrays reaches into that of another array of the step, so that both
+/// cannot be slices at once. (Their elements are distinct: borrowing has seen to that.)
+fn overlapping_extents(items: &[(usize, Item<'_>)]) -> Vec<bool> {
+    let mut apart = vec![false; items.len()];
+    let mut written = Written::default();
+    written.begin();
+    let range = |array: &Array<'_>, extent: &Extent| {
+        (extent.first, extent.first + extent.len * array.untyped().dtype().itemsize())
+    };
+    for (k, (_, item)) in items.iter().enumerate() {
+        let arrays = item.arrays.iter().zip(&item.extents).enumerate();
+        arrays.filter(|(s, _)| *s != 1).for_each(|(_, (array, extent))| written.add(k, range(array, extent)));
+    }
+    written.conflicts().iter().for_each(|&k| apart[k] = true);
+    for (k, (_, item)) in items.iter().enumerate() {
+        let mut met = Vec::new();
+        written.meeting(range(&item.arrays[1], &item.extents[1]), &mut 0, |other| met.push(other));
+        if !met.is_empty() {
+            apart[k] = true;
+            met.into_iter().for_each(|other| apart[other] = true);
+        }
+    }
+    apart
+}
+
+impl Item<'_> {
+    /// # Safety
+    /// The borrows are held for all of `'a`, and no slice that is written overlaps any other in use in `'a`.
+    unsafe fn tensors<'a>(&'a self) -> Tensors<'a> {
+        let mut states: [SliceMut<'a>; MAX_STATES] = Default::default();
+        // SAFETY: the caller's contract is that of `slice` and `slice_mut`.
+        unsafe {
+            for (s, state) in states.iter_mut().enumerate().take(self.arrays.len() - 2) {
+                *state = self.arrays[2 + s].slice_mut(self.extents[2 + s]);
+            }
+            Tensors {
+                param: self.arrays[0].slice_mut(self.extents[0]),
+                grad: self.arrays[1].slice(self.extents[1]),
+                states,
+                layout: self.layout.as_ref(),
+            }
+        }
+    }
+}
+
+/// Copies of an item's arrays, for the rare item whose elements lie between those of another array of the step.
+#[derive(Default)]
+struct Copies(Vec<Buffer>);
+
+impl Copies {
+    fn in_use(&self) -> bool {
+        !self.0.is_empty()
+    }
+
+    fn fill(&mut self, item: &Item<'_>) {
+        self.0 = item.arrays.iter().map(Array::to_buffer).collect();
+    }
+
+    fn tensors(&mut self) -> Tensors<'_> {
+        let mut states: [SliceMut<'_>; MAX_STATES] = Default::default();
+        let (head, tail) = self.0.split_at_mut(2);
+        states.iter_mut().zip(tail).for_each(|(state, buffer)| *state = buffer.slice_mut());
+        let (param, grad) = head.split_at_mut(1);
+        Tensors { param: param[0].slice_mut(), grad: grad[0].slice(), states, layout: None }
+    }
+
+    fn write_back(&self, item: &mut Item<'_>) {
+        for (s, (array, buffer)) in item.arrays.iter_mut().zip(&self.0).enumerate() {
+            if s != 1 {
+                array.assign(buffer);
+            }
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Reading the hyperparameters of a param group.
+
+use oxistep_kernels::{AnyRule, Hyperparameters, Kind};
+use pyo3::exceptions::{PyKeyError, PyTypeError};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyFloat, PyString, PyTuple};
+
+/// Python strings made once, for looking names up in dicts.
+#[derive(Default)]
+pub(crate) struct Keys(Vec<(&'static str, Py<PyString>)>);
+
+impl Keys {
+    pub(crate) fn get<'py>(&mut self, py: Python<'py>, name: &'static str) -> &Bound<'py, PyString> {
+        let known = self.0.iter().position(|(known, _)| std::ptr::eq(*known, name));
+        let index = known.unwrap_or_else(|| {
+            self.0.push((name, PyString::intern(py, name).unbind()));
+            self.0.len() - 1
+        });
+        self.0[index].1.bind(py)
+    }
+}
+
+/// One group's values, by name.
+pub(crate) struct Group<'a, 'py> {
+    pub(crate) values: &'a Bound<'py, PyDict>,
+    pub(crate) keys: &'a mut Keys,
+    /// Stands in for the group's `lr`, which may be a function of the step.
+    pub(crate) lr: Option<f64>,
+}
+
+impl<'py> Group<'_, 'py> {
+    /// The value under `key`, if there is one.
+    pub(crate) fn find(&mut self, key: &'static str) -> PyResult<Option<Bound<'py, PyAny>>> {
+        self.values.get_item(self.keys.get(self.values.py(), key))
+    }
+
+    fn value(&mut self, key: &'static str) -> PyResult<Bound<'py, PyAny>> {
+        self.find(key)?.ok_or_else(|| PyKeyError::new_err(key))
+    }
+
+    /// Whether the flag under `key` is there and set.
+    pub(crate) fn is_set(&mut self, key: &'static str) -> PyResult<bool> {
+        self.find(key)?.map_or(Ok(false), |value| value.is_truthy())
+    }
+
+    /// Reads the rule's hyperparameters, and the factor on the gradient that `maximize` asks for.
+    pub(crate) fn read(&mut self, kind: Kind) -> PyResult<(AnyRule, f64)> {
+        let rule = kind.read(self)?;
+        let factor = if self.is_set("maximize")? { -1.0 } else { 1.0 };
+        Ok((rule, factor))
+    }
+}
+
+/// A number given as one, or as a tensor or array of one element.
+fn number(value: &Bound<'_, PyAny>, key: &str) -> PyResult<f64> {
+    if let Ok(float) = value.cast_exact::<PyFloat>() {
+        return Ok(float.value());
+    }
+    let py = value.py();
+    if value.getattr_opt(pyo3::intern!(py, "requires_grad"))?.is_some_and(|flag| flag.is_truthy().unwrap_or(true)) {
+        return Err(PyTypeError::new_err(format!("{key} requires grad")));
+    }
+    match value.getattr_opt(pyo3::intern!(py, "item"))? {
+        Some(item) => item.call0()?.extract(),
+        None => value.extract(),
+    }
+}
+
+impl Hyperparameters for Group<'_, '_> {
+    type Error = PyErr;
+
+    fn number(&mut self, key: &'static str) -> PyResult<f64> {
+        match self.lr {
+            Some(lr) if key == "lr" => Ok(lr),
+            _ => number(&self.value(key)?, key),
+        }
+    }
+
+    fn pair(&mut self, key: &'static str) -> PyResult<(f64, f64)> {
+        let value = self.value(key)?;
+        if let Ok(tuple) = value.cast::<PyTuple>()
+            && tuple.len() == 2
+        {
+            return Ok((number(&tuple.get_item(0)?, key)?, number(&tuple.get_item(1)?, key)?));
+        }
+        let (first, second): (Bound<'_, PyAny>, Bound<'_, PyAny>) = value.extract::<(_, _)>().or_else(|_| {
+            let list: [Bound<'_, PyAny>; 2] = value.extract()?;
+            let [first, second] = list;
+            PyResult::Ok((first, second))
+        })?;
+        Ok((number(&first, key)?, number(&second, key)?))
+    }
+
+    fn flag(&mut self, key: &'static str) -> PyResult<bool> {
+        self.value(key)?.is_truthy()
+    }
+}

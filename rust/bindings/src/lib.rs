@@ -1,0 +1,37 @@
+//! The Python module `oxistep._core`: checks, borrows, releases the interpreter, calls the kernels, translates errors.
+//!
+//! `unsafe` stands in `tensors.rs` (torch's memory), `arrays.rs` (NumPy's), `plan.rs` (where the contract of both is
+//! met) and `threads.rs` (torch's thread pool), each with the reason why it holds.
+
+use pyo3::prelude::*;
+
+mod arrays;
+mod dlpack;
+mod error;
+mod group;
+mod plan;
+mod processor;
+mod tensors;
+mod threads;
+
+/// Native kernels of oxistep. Private: use oxistep.optim, oxistep.numpy and the functions of oxistep.
+#[pymodule]
+mod _core {
+    use super::PyModule;
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use super::arrays::{rule_states, step_arrays};
+    #[pymodule_export]
+    use super::plan::Plan;
+    #[pymodule_export]
+    use super::processor::{cpu_features, force_simd, simd_levels};
+    #[pymodule_export]
+    use super::threads::{get_num_threads, set_num_threads, use_torch_threads};
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::threads::set_up();
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}

@@ -1,0 +1,347 @@
+//! torch tensors: the only place where a pointer of torch's becomes a slice.
+//!
+//! A tensor is described afresh at every step through torch's DLPack exchange table. [`Memory`] is what the description
+//! says, checked; [`Memory::slice`] and [`Memory::slice_mut`] are where it is believed.
+#![allow(unsafe_code)]
+
+use std::ffi::c_void;
+
+use oxistep_kernels::{STREAMS, Slice, SliceMut, bf16, f16};
+use pyo3::exceptions::PyImportError;
+use pyo3::prelude::*;
+use pyo3::types::{PyCapsule, PyCapsuleMethods, PyType};
+
+use crate::dlpack;
+
+/// Storage types of tensors that kernels can read or write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DType {
+    F64,
+    F32,
+    F16,
+    Bf16,
+}
+
+impl DType {
+    pub(crate) fn size(self) -> usize {
+        match self {
+            Self::F64 => 8,
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
+/// Why a tensor is left to torch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unfit {
+    /// A subclass or wrapper of Tensor, or no tensor at all.
+    Class,
+    /// Sparse, quantised, meta, freed: nothing that DLPack could describe.
+    NoMemory,
+    /// Not in main memory.
+    Device,
+    /// Integer, complex, ...
+    DType,
+    /// A pointer that is no multiple of the element size.
+    Misaligned,
+    /// Lazily negated (`is_neg`).
+    Negated,
+}
+
+/// The dimensions of a tensor: sizes and strides, in elements.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape<'a> {
+    pub(crate) sizes: &'a [i64],
+    pub(crate) strides: &'a [i64],
+}
+
+impl Shape<'_> {
+    /// Whether both place equal indices at equal offsets. The strides of dimensions of size one mean nothing.
+    pub(crate) fn same_order(&self, other: &Shape<'_>) -> bool {
+        self.sizes.iter().zip(self.strides).zip(other.strides).all(|((&n, a), b)| n == 1 || a == b)
+    }
+
+    /// Whether the elements fill their memory without gaps or overlap, in any order of dimensions.
+    pub(crate) fn is_dense(&self) -> bool {
+        let mut expected = 1;
+        let contiguous = self.sizes.iter().zip(self.strides).rev().all(|(&n, &stride)| {
+            let fits = n == 1 || stride == expected;
+            expected *= n;
+            fits
+        });
+        contiguous || self.nested(|stride, covered| stride == covered)
+    }
+
+    /// Whether no two indices can name the same element: each stride steps over all that smaller strides reach.
+    pub(crate) fn is_free_of_overlap(&self) -> bool {
+        self.nested(|stride, covered| stride >= covered)
+    }
+
+    fn nested(&self, steps_over: impl Fn(i64, i64) -> bool) -> bool {
+        const MOST: usize = 16;
+        if self.sizes.len() > MOST || self.sizes.contains(&0) {
+            return self.sizes.contains(&0);
+        }
+        let mut dims = [(0, 0); MOST];
+        let mut count = 0;
+        for (&n, &stride) in self.sizes.iter().zip(self.strides).filter(|(n, _)| **n != 1) {
+            dims[count] = (stride, n);
+            count += 1;
+        }
+        dims[..count].sort_unstable();
+        let mut covered = 1;
+        dims[..count].iter().all(|&(stride, n)| {
+            let fits = stride > 0 && steps_over(stride, covered);
+            covered = stride.saturating_mul(n - 1).saturating_add(covered);
+            fits
+        })
+    }
+
+    /// One past the largest offset, counted from the first element.
+    pub(crate) fn extent(&self) -> usize {
+        if self.sizes.contains(&0) {
+            return 0;
+        }
+        let reach: i64 = self.sizes.iter().zip(self.strides).map(|(&n, &stride)| (n - 1) * stride).sum();
+        reach as usize + 1
+    }
+}
+
+/// Where a tensor's elements lie: what describing it told, good until Python code runs again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Memory {
+    data: *mut c_void,
+    pub(crate) dtype: DType,
+    /// Elements.
+    pub(crate) len: usize,
+    /// Elements from the first to the last in memory, gaps counted.
+    pub(crate) extent: usize,
+}
+
+// SAFETY: numbers and an address; it is only followed in functions whose contracts say when that is allowed.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+/// A tensor's memory with its sizes and strides, which lie inside the tensor that was described.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Described<'t> {
+    pub(crate) memory: Memory,
+    pub(crate) shape: Shape<'t>,
+    pub(crate) is_dense: bool,
+}
+
+impl Memory {
+    /// First byte and one past the last.
+    pub(crate) fn interval(&self) -> (usize, usize) {
+        let start = self.data as usize;
+        (start, start + self.extent * self.dtype.size())
+    }
+
+    /// The elements, from the first to the last in memory.
+    ///
+    /// # Safety
+    /// The tensor that was described lives and owns its memory, unchanged, for all of `'a`, and nothing writes to the
+    /// memory in `'a`.
+    pub(crate) unsafe fn slice<'a>(&self) -> Slice<'a> {
+        // SAFETY: `describe` has checked pointer and alignment, and `extent` follows from the tensor's own sizes and
+        // strides, which torch keeps within its storage; lifetime and aliasing are the caller's (contract).
+        unsafe {
+            match self.dtype {
+                DType::F64 => Slice::F64(raw(self.data, self.extent)),
+                DType::F32 => Slice::F32(raw(self.data, self.extent)),
+                DType::F16 => Slice::F16(raw::<f16>(self.data, self.extent)),
+                DType::Bf16 => Slice::Bf16(raw::<bf16>(self.data, self.extent)),
+            }
+        }
+    }
+
+    /// The elements, from the first to the last in memory, to be written.
+    ///
+    /// # Safety
+    /// As for [`Memory::slice`], and nothing else reads or writes the memory in `'a`.
+    pub(crate) unsafe fn slice_mut<'a>(&self) -> SliceMut<'a> {
+        // SAFETY: as in `slice`; that no other reference to the memory is used in `'a` is the caller's (contract).
+        unsafe {
+            match self.dtype {
+                DType::F64 => SliceMut::F64(raw_mut(self.data, self.extent)),
+                DType::F32 => SliceMut::F32(raw_mut(self.data, self.extent)),
+                DType::F16 => SliceMut::F16(raw_mut::<f16>(self.data, self.extent)),
+                DType::Bf16 => SliceMut::Bf16(raw_mut::<bf16>(self.data, self.extent)),
+            }
+        }
+    }
+
+    /// The value of a tensor of one element; `None` for half types, which torch does not use for counters.
+    ///
+    /// # Safety
+    /// The tensor that was described lives and owns its memory, unchanged.
+    pub(crate) unsafe fn read_scalar(&self) -> Option<f64> {
+        // SAFETY: one element of the checked type, aligned; the tensor lives (contract).
+        unsafe {
+            match self.dtype {
+                _ if self.len != 1 => None,
+                DType::F64 => Some(self.data.cast::<f64>().read()),
+                DType::F32 => Some(f64::from(self.data.cast::<f32>().read())),
+                _ => None,
+            }
+        }
+    }
+
+    /// Sets the value of a tensor of one element that [`Memory::read_scalar`] could read.
+    ///
+    /// # Safety
+    /// As for [`Memory::read_scalar`], and nothing else reads or writes the memory now.
+    pub(crate) unsafe fn write_scalar(&self, x: f64) {
+        // SAFETY: as in `read_scalar`; exclusive by contract.
+        unsafe {
+            match self.dtype {
+                _ if self.len != 1 => {}
+                DType::F64 => self.data.cast::<f64>().write(x),
+                DType::F32 => self.data.cast::<f32>().write(x as f32),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As for `std::slice::from_raw_parts`, but an empty slice may have a null pointer.
+unsafe fn raw<'a, T>(data: *mut c_void, len: usize) -> &'a [T] {
+    if len == 0 {
+        return &[];
+    }
+    // SAFETY: the caller's contract.
+    unsafe { std::slice::from_raw_parts(data.cast(), len) }
+}
+
+/// # Safety
+/// As for `std::slice::from_raw_parts_mut`, but an empty slice may have a null pointer.
+unsafe fn raw_mut<'a, T>(data: *mut c_void, len: usize) -> &'a mut [T] {
+    if len == 0 {
+        return &mut [];
+    }
+    // SAFETY: the caller's contract.
+    unsafe { std::slice::from_raw_parts_mut(data.cast(), len) }
+}
+
+/// torch's classes and its exchange table.
+pub(crate) struct Torch {
+    tensor: Py<PyType>,
+    parameter: Py<PyType>,
+    describe: dlpack::DescribeFn,
+}
+
+impl Torch {
+    /// Looks torch up; it must have been imported.
+    pub(crate) fn new(py: Python<'_>) -> PyResult<Self> {
+        let torch = py.import("torch")?;
+        let tensor = torch.getattr("Tensor")?.cast_into::<PyType>()?;
+        let parameter = torch.getattr("nn")?.getattr("Parameter")?.cast_into::<PyType>()?;
+        let too_old =
+            || PyImportError::new_err("oxistep.optim needs torch >= 2.10 (its tensors lack __dlpack_c_exchange_api__)");
+        let capsule = tensor.getattr("__dlpack_c_exchange_api__").map_err(|_| too_old())?;
+        let capsule = capsule.cast_into::<PyCapsule>().map_err(|_| too_old())?;
+        let api = capsule.pointer_checked(Some(c"dlpack_exchange_api"))?.cast::<dlpack::ExchangeApi>();
+        // SAFETY: a capsule of this name holds a static table that begins with a version; the fields read beyond the
+        // version are those of major version 1, asked for first.
+        let describe = unsafe {
+            let major = (*api.as_ptr()).version.major;
+            if major != 1 {
+                return Err(PyImportError::new_err(format!(
+                    "oxistep understands version 1 of torch's DLPack exchange table, this torch has version {major}"
+                )));
+            }
+            (*api.as_ptr()).describe
+        };
+        Ok(Self { tensor: tensor.unbind(), parameter: parameter.unbind(), describe: describe.ok_or_else(too_old)? })
+    }
+
+    /// Whether the class is exactly Tensor or Parameter: subclasses may keep their elements elsewhere.
+    pub(crate) fn is_plain(&self, object: &Bound<'_, PyAny>) -> bool {
+        let class = object.get_type_ptr();
+        class == self.tensor.as_ptr().cast() || class == self.parameter.as_ptr().cast()
+    }
+
+    /// Describes a tensor, or says why it is left to torch. Changes nothing. The description borrows from the object,
+    /// so the caller keeps it alive; it must not run Python code that could reshape it while using the description.
+    #[inline]
+    pub(crate) fn describe<'t>(&self, object: &'t Bound<'_, PyAny>) -> Result<Described<'t>, Unfit> {
+        let described = self.describe_values(object)?;
+        // A lazily negated real tensor is the imaginary part of a conjugated one, with stride two: asking costs a
+        // call, so only those are asked that could be one.
+        if (described.memory.len == 1 || !described.is_dense) && is_negated(object) {
+            return Err(Unfit::Negated);
+        }
+        Ok(described)
+    }
+
+    /// Describes a counter: as [`Torch::describe`], without asking whether it is lazily negated.
+    #[inline]
+    pub(crate) fn describe_values<'t>(&self, object: &'t Bound<'_, PyAny>) -> Result<Described<'t>, Unfit> {
+        if !self.is_plain(object) {
+            return Err(Unfit::Class);
+        }
+        let mut tensor = std::mem::MaybeUninit::<dlpack::Tensor>::uninit();
+        // SAFETY: the object is a torch tensor, the class that the table was found on; on success the table has
+        // filled the description.
+        let tensor = unsafe {
+            if (self.describe)(object.as_ptr().cast(), tensor.as_mut_ptr()) != 0 {
+                drop(PyErr::take(object.py()));
+                return Err(Unfit::NoMemory);
+            }
+            tensor.assume_init()
+        };
+        if tensor.device.kind != dlpack::DEVICE_CPU {
+            return Err(Unfit::Device);
+        }
+        let dtype = match (tensor.dtype.code, tensor.dtype.bits, tensor.dtype.lanes) {
+            (2, 32, 1) => DType::F32,
+            (2, 64, 1) => DType::F64,
+            (2, 16, 1) => DType::F16,
+            (4, 16, 1) => DType::Bf16,
+            _ => return Err(Unfit::DType),
+        };
+        let ndim = tensor.ndim as usize;
+        let shape = if ndim == 0 {
+            Shape { sizes: &[], strides: &[] }
+        } else {
+            // SAFETY: the description points at `ndim` sizes and strides inside the tensor, which the borrow of its
+            // object keeps alive.
+            unsafe {
+                Shape {
+                    sizes: std::slice::from_raw_parts(tensor.shape, ndim),
+                    strides: std::slice::from_raw_parts(tensor.strides, ndim),
+                }
+            }
+        };
+        let data = tensor.data.cast::<u8>().wrapping_add(tensor.byte_offset as usize);
+        let len = shape.sizes.iter().product::<i64>() as usize;
+        let is_dense = shape.is_dense();
+        let extent = if is_dense { len } else { shape.extent() };
+        if len > 0 && data.is_null() {
+            return Err(Unfit::NoMemory);
+        }
+        if !(data as usize).is_multiple_of(dtype.size()) {
+            return Err(Unfit::Misaligned);
+        }
+        Ok(Described { memory: Memory { data: data.cast(), dtype, len, extent }, shape, is_dense })
+    }
+}
+
+fn is_negated(tensor: &Bound<'_, PyAny>) -> bool {
+    let name = pyo3::intern!(tensor.py(), "is_neg");
+    tensor.call_method0(name).and_then(|answer| answer.is_truthy()).unwrap_or(true)
+}
+
+/// Strides of the streams of a step, dimension by dimension, for a layout.
+pub(crate) fn strides_of(shapes: &[Shape<'_>]) -> Vec<[isize; STREAMS]> {
+    (0..shapes[0].sizes.len())
+        .map(|d| {
+            let mut strides = [0; STREAMS];
+            shapes.iter().zip(&mut strides).for_each(|(shape, stride)| *stride = shape.strides[d] as isize);
+            strides
+        })
+        .collect()
+}

@@ -1,0 +1,485 @@
+//! The only loop: tensors -> chunks -> threads -> SIMD level -> formula.
+
+use std::fmt;
+
+use crate::element::{Element, Real, bf16, f16};
+use crate::layout::{Layout, STREAMS};
+use crate::pool::{Panic, Pool, for_each};
+use crate::rule::{Formula, MAX_STATES, States, Visitor};
+use crate::rules::Constants;
+use crate::simd::{Level, Vectorized, prefetch};
+
+/// Elements of a chunk: small enough to share a step evenly between threads, large enough that handing one out costs
+/// nothing. A multiple of the cache line for every type.
+const CHUNK: usize = 64 * 1024;
+/// Elements of a block: the inner loop, of constant length, between two rounds of prefetching.
+const BLOCK: usize = 64;
+/// How many blocks ahead memory is prefetched.
+const AHEAD: usize = 8;
+/// Elements of a tile: what is gathered from a strided tensor at a time, and stays in the first-level cache.
+const TILE: usize = 256;
+/// Below this many elements a step runs on the calling thread alone: a fork-join would cost more than it gains.
+pub const SERIAL: usize = 128 * 1024;
+
+macro_rules! storage {
+    ($($Variant:ident($t:ty)),*) => {
+        /// The elements of a tensor that is read.
+        #[derive(Clone, Copy, Debug)]
+        #[allow(missing_docs)]
+        pub enum Slice<'a> { $($Variant(&'a [$t]),)* }
+
+        /// The elements of a tensor that is read and written.
+        #[derive(Debug, Default)]
+        #[allow(missing_docs)]
+        pub enum SliceMut<'a> {
+            $($Variant(&'a mut [$t]),)*
+            /// No tensor: a state that the rule does not keep.
+            #[default]
+            Absent,
+        }
+
+        impl<'a> Slice<'a> {
+            /// How many elements there are.
+            pub fn len(&self) -> usize {
+                match self { $(Self::$Variant(x) => x.len(),)* }
+            }
+
+            /// Whether there are none.
+            pub fn is_empty(&self) -> bool {
+                self.len() == 0
+            }
+
+            fn split_at(self, n: usize) -> (Self, Self) {
+                match self { $(Self::$Variant(x) => {
+                    let (a, b) = x.split_at(n);
+                    (Self::$Variant(a), Self::$Variant(b))
+                })* }
+            }
+        }
+
+        impl<'a> SliceMut<'a> {
+            /// How many elements there are; zero for `Absent`.
+            pub fn len(&self) -> usize {
+                match self { $(Self::$Variant(x) => x.len(),)* Self::Absent => 0 }
+            }
+
+            /// Whether there are none.
+            pub fn is_empty(&self) -> bool {
+                self.len() == 0
+            }
+
+            fn split_at(self, n: usize) -> (Self, Self) {
+                match self {
+                    $(Self::$Variant(x) => {
+                        let (a, b) = x.split_at_mut(n);
+                        (Self::$Variant(a), Self::$Variant(b))
+                    })*
+                    Self::Absent => (Self::Absent, Self::Absent),
+                }
+            }
+        }
+
+        $(impl Storage for $t {
+            fn slice<'a>(slice: &Slice<'a>) -> Option<&'a [Self]> {
+                match slice { Slice::$Variant(x) => Some(x), _ => None }
+            }
+            fn slice_mut<'s>(slice: &'s mut SliceMut<'_>) -> Option<&'s mut [Self]> {
+                match slice { SliceMut::$Variant(x) => Some(x), _ => None }
+            }
+            fn wrap(x: &[Self]) -> Slice<'_> {
+                Slice::$Variant(x)
+            }
+            fn wrap_mut(x: &mut [Self]) -> SliceMut<'_> {
+                SliceMut::$Variant(x)
+            }
+        })*
+    };
+}
+storage!(F64(f64), F32(f32), F16(f16), Bf16(bf16));
+
+/// An element type together with its variants of [`Slice`] and [`SliceMut`].
+trait Storage: Element {
+    fn slice<'a>(slice: &Slice<'a>) -> Option<&'a [Self]>;
+    fn slice_mut<'s>(slice: &'s mut SliceMut<'_>) -> Option<&'s mut [Self]>;
+    fn wrap(x: &[Self]) -> Slice<'_>;
+    fn wrap_mut(x: &mut [Self]) -> SliceMut<'_>;
+}
+
+/// Calls `$then!(P, G, S)` for the storage types of parameter, gradient and states that match. The list of types that
+/// the kernels serve; all states of a parameter share one type.
+macro_rules! match_types {
+    ($param:expr, $grad:expr, $state:expr, $then:ident, $otherwise:expr) => {
+        match ($param, $grad, $state) {
+            (SliceMut::F64(_), Slice::F64(_), SliceMut::F64(_) | SliceMut::Absent) => $then!(f64, f64, f64),
+            (SliceMut::F32(_), Slice::F32(_), SliceMut::F32(_) | SliceMut::Absent) => $then!(f32, f32, f32),
+            (SliceMut::F32(_), Slice::Bf16(_), SliceMut::F32(_) | SliceMut::Absent) => $then!(f32, bf16, f32),
+            (SliceMut::F32(_), Slice::F16(_), SliceMut::F32(_) | SliceMut::Absent) => $then!(f32, f16, f32),
+            (SliceMut::Bf16(_), Slice::Bf16(_), SliceMut::Bf16(_) | SliceMut::Absent) => $then!(bf16, bf16, bf16),
+            (SliceMut::Bf16(_), Slice::Bf16(_), SliceMut::F32(_)) => $then!(bf16, bf16, f32),
+            (SliceMut::F16(_), Slice::F16(_), SliceMut::F16(_) | SliceMut::Absent) => $then!(f16, f16, f16),
+            (SliceMut::F16(_), Slice::F16(_), SliceMut::F32(_)) => $then!(f16, f16, f32),
+            _ => $otherwise,
+        }
+    };
+}
+
+/// What a step reads and writes for one parameter. Without a layout, element i of each belongs together.
+#[derive(Debug)]
+pub struct Tensors<'a> {
+    /// The parameter.
+    pub param: SliceMut<'a>,
+    /// Its gradient.
+    pub grad: Slice<'a>,
+    /// Its states, in the order of the rule, [`SliceMut::Absent`] beyond them.
+    pub states: [SliceMut<'a>; MAX_STATES],
+    /// Where the elements lie if not one after the other; its streams are parameter, gradient, states.
+    pub layout: Option<&'a Layout>,
+}
+
+/// Why tensors were not accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The kernels do not serve this combination of storage types.
+    Types,
+    /// The slices differ in length, or are too short for the layout.
+    Lengths,
+    /// The rule keeps another number of states.
+    States,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Types => "no kernel for these storage types",
+            Self::Lengths => "tensors of different lengths",
+            Self::States => "wrong number of states",
+        })
+    }
+}
+
+impl std::error::Error for Refused {}
+
+impl Tensors<'_> {
+    fn check(&self, states: usize) -> Result<(), Refused> {
+        macro_rules! known {
+            ($p:ty, $g:ty, $s:ty) => {
+                true
+            };
+        }
+        if !match_types!(&self.param, &self.grad, &self.states[0], known, false) {
+            return Err(Refused::Types);
+        }
+        let kept = |state: &SliceMut<'_>| !matches!(state, SliceMut::Absent);
+        if self.states.iter().position(|state| !kept(state)).unwrap_or(MAX_STATES) != states
+            || self.states.iter().skip(states).any(kept)
+        {
+            return Err(Refused::States);
+        }
+        if self.states[..states].iter().any(|s| std::mem::discriminant(s) != std::mem::discriminant(&self.states[0])) {
+            return Err(Refused::Types);
+        }
+        let mut lengths = [0; STREAMS];
+        lengths[0] = self.param.len();
+        lengths[1] = self.grad.len();
+        self.states.iter().zip(&mut lengths[2..]).for_each(|(state, length)| *length = state.len());
+        let fits = |(s, &length): (usize, &usize)| match self.layout {
+            None => length == lengths[0],
+            Some(layout) => layout.extent(s).is_some_and(|extent| extent <= length),
+        };
+        if lengths.iter().take(2 + states).enumerate().all(fits) { Ok(()) } else { Err(Refused::Lengths) }
+    }
+}
+
+/// A part of one parameter's tensors, with the constants of its step: what is handed to a thread.
+#[derive(Debug)]
+struct Chunk<'a> {
+    tensors: Tensors<'a>,
+    /// Place of its constants in the step's list.
+    constants: u32,
+    /// The range of a strided tensor's elements in walking order.
+    range: (usize, usize),
+    /// Multiplies the gradient as it is read: minus one to maximise, and whatever unscales or clips.
+    grad_factor: f64,
+}
+
+/// A step over many tensors: filled, run once, and emptied for reuse without giving memory back.
+#[derive(Debug, Default)]
+pub struct Step<'a> {
+    chunks: Vec<Chunk<'a>>,
+    constants: Vec<Constants>,
+    elements: usize,
+}
+
+impl<'a> Step<'a> {
+    /// Registers constants; tensors pushed from now on use them.
+    pub fn constants(&mut self, constants: Constants) {
+        self.constants.push(constants);
+    }
+
+    /// How many elements are to be updated.
+    pub fn elements(&self) -> usize {
+        self.elements
+    }
+
+    /// Adds one parameter, to be updated with the constants registered last.
+    ///
+    /// # Errors
+    /// If the tensors do not fit together or their types are not served; nothing was added.
+    pub fn push(&mut self, tensors: Tensors<'a>, grad_factor: f64) -> Result<(), Refused> {
+        let constants = self.constants.len().checked_sub(1).ok_or(Refused::States)?;
+        tensors.check(state_count(&self.constants[constants]))?;
+        let chunk = |tensors, range| Chunk { tensors, constants: constants as u32, range, grad_factor };
+        if let Some(layout) = tensors.layout {
+            self.elements += layout.len();
+            self.chunks.push(chunk(tensors, (0, layout.len())));
+            return Ok(());
+        }
+        self.elements += tensors.param.len();
+        let mut rest = tensors;
+        while rest.param.len() > CHUNK + CHUNK / 2 {
+            let (param, param_rest) = rest.param.split_at(CHUNK);
+            let (grad, grad_rest) = rest.grad.split_at(CHUNK);
+            let mut rest_states: [SliceMut<'a>; MAX_STATES] = Default::default();
+            let mut states: [SliceMut<'a>; MAX_STATES] = Default::default();
+            for (i, state) in rest.states.into_iter().enumerate() {
+                let at = CHUNK.min(state.len());
+                (states[i], rest_states[i]) = state.split_at(at);
+            }
+            self.chunks.push(chunk(Tensors { param, grad, states, layout: None }, (0, CHUNK)));
+            rest = Tensors { param: param_rest, grad: grad_rest, states: rest_states, layout: None };
+        }
+        let len = rest.param.len();
+        if len > 0 {
+            self.chunks.push(chunk(rest, (0, len)));
+        }
+        Ok(())
+    }
+
+    /// Updates every tensor.
+    ///
+    /// # Errors
+    /// The payload of a panic in a kernel, which would be a defect of this crate: some tensors are then half written.
+    pub fn run(&mut self, pool: &dyn Pool, level: Level) -> Result<(), Panic> {
+        let Self { chunks, constants, elements } = self;
+        let constants = constants.as_slice();
+        let pool = if *elements < SERIAL { &crate::pool::Serial } else { pool };
+        // a fixed share per chunk stands for what it costs to take one up
+        for_each(pool, chunks, |chunk| chunk.range.1 + 64, |chunk| chunk.run(constants, level))
+    }
+
+    /// Empties the step, keeping its memory for tensors of any lifetime.
+    pub fn recycle<'b>(mut self) -> Step<'b> {
+        self.chunks.clear();
+        self.constants.clear();
+        // An empty vector collected from one of the same layout keeps its allocation.
+        let chunks = self.chunks.into_iter().map(|_| unreachable!("the vector is empty")).collect();
+        Step { chunks, constants: self.constants, elements: 0 }
+    }
+}
+
+fn state_count(constants: &Constants) -> usize {
+    struct Count<'c>(&'c mut usize);
+    impl Visitor for Count<'_> {
+        fn visit<F: Formula>(self, _: F) {
+            *self.0 = F::STATES;
+        }
+    }
+    let mut count = 0;
+    constants.visit(Count(&mut count));
+    count
+}
+
+impl Chunk<'_> {
+    fn run(&mut self, constants: &[Constants], level: Level) {
+        let constants = &constants[self.constants as usize];
+        let Tensors { param, grad, states, layout } = &mut self.tensors;
+        match layout {
+            None => dense(constants, level, self.grad_factor, param, *grad, states),
+            Some(layout) => strided(constants, level, self.grad_factor, param, *grad, states, layout, self.range),
+        }
+    }
+}
+
+/// Updates slices whose elements lie one after the other.
+fn dense<'a>(
+    constants: &Constants,
+    level: Level,
+    factor: f64,
+    param: &mut SliceMut<'a>,
+    grad: Slice<'a>,
+    states: &mut [SliceMut<'a>; MAX_STATES],
+) {
+    struct Run<'r, 's>(Level, f64, &'r mut SliceMut<'s>, Slice<'s>, &'r mut [SliceMut<'s>; MAX_STATES]);
+    impl Visitor for Run<'_, '_> {
+        #[inline(always)]
+        fn visit<F: Formula>(self, formula: F) {
+            let Self(level, factor, param, grad, states) = self;
+            macro_rules! sweep {
+                ($p:ty, $g:ty, $s:ty) => {
+                    if let (Some(param), Some(grad)) = (<$p>::slice_mut(param), <$g>::slice(&grad)) {
+                        let states = states.each_mut().map(|s| <$s>::slice_mut(s).unwrap_or_default());
+                        level.run(Sweep { formula, factor, param, grad, states });
+                    }
+                };
+            }
+            match_types!(&*param, &grad, &states[0], sweep, unreachable!("checked when pushed"));
+        }
+    }
+    constants.visit(Run(level, factor, param, grad, states));
+}
+
+/// Updates strided tensors: gathers a tile, updates it, scatters it back.
+fn strided(
+    constants: &Constants,
+    level: Level,
+    factor: f64,
+    param: &mut SliceMut<'_>,
+    grad: Slice<'_>,
+    states: &mut [SliceMut<'_>; MAX_STATES],
+    layout: &Layout,
+    (start, end): (usize, usize),
+) {
+    macro_rules! tiles {
+        ($p:ty, $g:ty, $s:ty) => {
+            if let (Some(param), Some(grad)) = (<$p>::slice_mut(param), <$g>::slice(&grad)) {
+                let mut states = states.each_mut().map(|s| <$s>::slice_mut(s));
+                let mut first = start;
+                while first < end {
+                    let n = TILE.min(end - first);
+                    let mut p = [<$p>::default(); TILE];
+                    let mut g = [<$g>::default(); TILE];
+                    let mut s = [[<$s>::default(); TILE]; MAX_STATES];
+                    layout.walk(0, first, n, |i, at| p[i] = param[at]);
+                    layout.walk(1, first, n, |i, at| g[i] = grad[at]);
+                    for (k, state) in states.iter().enumerate() {
+                        if let Some(state) = state {
+                            layout.walk(2 + k, first, n, |i, at| s[k][i] = state[at]);
+                        }
+                    }
+                    {
+                        let mut kept = 0;
+                        let mut tile_states = s.each_mut().map(|tile| {
+                            kept += 1;
+                            if states[kept - 1].is_some() { <$s>::wrap_mut(&mut tile[..n]) } else { SliceMut::Absent }
+                        });
+                        let mut tile_param = <$p>::wrap_mut(&mut p[..n]);
+                        dense(constants, level, factor, &mut tile_param, <$g>::wrap(&g[..n]), &mut tile_states);
+                    }
+                    layout.walk(0, first, n, |i, at| param[at] = p[i]);
+                    for (k, state) in states.iter_mut().enumerate() {
+                        if let Some(state) = state {
+                            layout.walk(2 + k, first, n, |i, at| state[at] = s[k][i]);
+                        }
+                    }
+                    first += n;
+                }
+            }
+        };
+    }
+    match_types!(&*param, &grad, &states[0], tiles, unreachable!("checked when pushed"));
+}
+
+/// One formula over one chunk: what is compiled once per SIMD level.
+struct Sweep<'a, F, P, G, S> {
+    formula: F,
+    factor: f64,
+    param: &'a mut [P],
+    grad: &'a [G],
+    states: [&'a mut [S]; MAX_STATES],
+}
+
+impl<F, P, G, S> Vectorized for Sweep<'_, F, P, G, S>
+where
+    F: Formula,
+    P: Element,
+    G: Element<Arith = P::Arith>,
+    S: Element<Arith = P::Arith>,
+{
+    #[inline(always)]
+    fn run(self) {
+        let Self { formula, factor, param, grad, states: [s0, s1, s2] } = self;
+        let update = formula.formula::<P::Arith>();
+        let factor = P::Arith::of(factor);
+        match F::STATES {
+            0 => sweep0::<P, G, S, P::Arith>(&update, factor, param, grad),
+            1 => sweep1::<P, G, S, P::Arith>(&update, factor, param, grad, s0),
+            2 => sweep2::<P, G, S, P::Arith>(&update, factor, param, grad, s0, s1),
+            _ => sweep3::<P, G, S, P::Arith>(&update, factor, param, grad, s0, s1, s2),
+        }
+    }
+}
+
+/// The loops for 0 to 3 states. Each stream is an argument of its own because the compiler then knows that they do not
+/// overlap, and vectorises without asking at run time.
+macro_rules! sweeps {
+    ($($sweep:ident, $each:ident: $($state:ident -> $new:ident),* ; $($absent:ident),*;)*) => {$(
+        #[inline(always)]
+        fn $sweep<P, G, S, A>(
+            update: &impl Fn(A, A, States<A>) -> (A, States<A>),
+            factor: A,
+            param: &mut [P],
+            grad: &[G],
+            $($state: &mut [S],)*
+        ) where
+            P: Element<Arith = A>,
+            G: Element<Arith = A>,
+            S: Element<Arith = A>,
+            A: Real,
+        {
+            let n = param.len();
+            let (param, param_tail) = param.as_chunks_mut::<BLOCK>();
+            let (grad, grad_tail) = grad[..n].as_chunks::<BLOCK>();
+            $(let $state = $state[..n].as_chunks_mut::<BLOCK>();)*
+            for b in 0..param.len() {
+                prefetch_block(param, b + AHEAD);
+                prefetch_block(grad, b + AHEAD);
+                $(prefetch_block($state.0, b + AHEAD);)*
+                $each::<P, G, S, A>(update, factor, &mut param[b], &grad[b], $(&mut $state.0[b],)*);
+            }
+            $each::<P, G, S, A>(update, factor, param_tail, grad_tail, $($state.1,)*);
+        }
+
+        #[inline(always)]
+        #[allow(clippy::extra_unused_type_parameters)] // S, where there are no states
+        fn $each<P, G, S, A>(
+            update: &impl Fn(A, A, States<A>) -> (A, States<A>),
+            factor: A,
+            param: &mut [P],
+            grad: &[G],
+            $($state: &mut [S],)*
+        ) where
+            P: Element<Arith = A>,
+            G: Element<Arith = A>,
+            S: Element<Arith = A>,
+            A: Real,
+        {
+            let n = param.len();
+            let grad = &grad[..n];
+            $(let $state = &mut $state[..n];)*
+            for i in 0..n {
+                $(let $absent = A::ZERO;)*
+                let states = [$($state[i].load(),)* $($absent,)*];
+                let (new_param, [$($new,)* $($absent,)*]) = update(param[i].load(), factor * grad[i].load(), states);
+                param[i] = P::store(new_param);
+                $($state[i] = S::store($new);)*
+                $(let _ = $absent;)*
+            }
+        }
+    )*};
+}
+sweeps! {
+    sweep0, each0: ; s0, s1, s2;
+    sweep1, each1: s0 -> new0; s1, s2;
+    sweep2, each2: s0 -> new0, s1 -> new1; s2;
+    sweep3, each3: s0 -> new0, s1 -> new1, s2 -> new2; ;
+}
+
+/// Prefetches every cache line of a block; it may lie beyond the end.
+#[inline(always)]
+fn prefetch_block<T>(blocks: &[[T; BLOCK]], b: usize) {
+    let flat = blocks.as_flattened();
+    let per_line = 64 / size_of::<T>();
+    for line in 0..BLOCK / per_line {
+        prefetch(flat, b * BLOCK + line * per_line);
+    }
+}

@@ -1,0 +1,26 @@
+//! The update rules of oxistep's optimizers.
+//!
+//! This crate knows nothing of Python or torch: it takes slices and changes them. What it promises:
+//!
+//! - A rule's formula is written once, for one element, in the file named after the optimizer (`rules/`). It does not
+//!   know threads, chunks, processors or storage types; [`driver`] does.
+//! - The same bits for any number of threads and any SIMD level: the source decides where a multiply-add is fused, and
+//!   no operation is approximate.
+//! - No allocation in the steady state, no temporary the size of a tensor, no panic in a formula.
+//! - `unsafe` stands only in `simd.rs` (running code compiled for a processor feature that was detected, prefetching,
+//!   the denormal mode) and `pool.rs` (handing the items of a slice to several threads).
+
+pub mod driver;
+pub mod element;
+mod layout;
+pub mod overlap;
+pub mod pool;
+pub mod rule;
+pub mod rules;
+pub mod simd;
+
+pub use driver::{Slice, SliceMut, Step, Tensors};
+pub use element::{bf16, f16};
+pub use layout::{Layout, STREAMS};
+pub use rule::{Hyperparameters, MAX_SCALARS, MAX_STATES, Rule, Scalars};
+pub use rules::{AnyRule, Constants, Kind};

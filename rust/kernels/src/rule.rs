@@ -1,0 +1,87 @@
+//! What an optimizer tells the driver: hyperparameters (f64) -> constants of a step -> formula for one element.
+
+use crate::element::Real;
+
+/// The most state arrays that a rule keeps for one parameter.
+pub const MAX_STATES: usize = 3;
+/// The most scalar states (`step` and the like) that a rule keeps for one parameter.
+pub const MAX_SCALARS: usize = 3;
+
+/// The states of one element. A rule that keeps fewer leaves the rest alone; they cost nothing.
+pub type States<A> = [A; MAX_STATES];
+
+/// Where hyperparameters come from: a param group, under torch's names.
+pub trait Hyperparameters {
+    /// What goes wrong when one is missing or is no number.
+    type Error;
+    /// A number, such as `lr`.
+    fn number(&mut self, key: &'static str) -> Result<f64, Self::Error>;
+    /// A pair of numbers, such as `betas`.
+    fn pair(&mut self, key: &'static str) -> Result<(f64, f64), Self::Error>;
+    /// A flag, such as `amsgrad`.
+    fn flag(&mut self, key: &'static str) -> Result<bool, Self::Error>;
+}
+
+/// The scalar states of one parameter, kept by their owner as `f32` or `f64`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scalars {
+    values: [f64; MAX_SCALARS],
+    single: bool,
+}
+
+impl Scalars {
+    /// Scalars read from their owner; `single` if it keeps them as `f32`.
+    pub fn new(values: [f64; MAX_SCALARS], single: bool) -> Self {
+        Self { values, single }
+    }
+
+    /// The value of scalar `i`.
+    pub fn get(&self, i: usize) -> f64 {
+        self.values[i]
+    }
+
+    /// Sets scalar `i`, rounded as its owner will round it, so that this step computes with what the next one reads.
+    pub fn set(&mut self, i: usize, x: f64) {
+        self.values[i] = if self.single { f64::from(x as f32) } else { x };
+    }
+
+    /// Adds one to the counter `step`, by convention the first scalar, and returns the new count.
+    pub fn count(&mut self) -> f64 {
+        self.set(0, self.values[0] + 1.0);
+        self.values[0]
+    }
+}
+
+/// An optimizer: its hyperparameters, read once per group and step.
+pub trait Rule: Copy + Send + Sync + Sized {
+    /// Its constants of a step.
+    type Constants;
+
+    /// Reads the hyperparameters of a group. (`maximize` is the driver's: it is a factor on the gradient.)
+    fn read<H: Hyperparameters>(group: &mut H) -> Result<Self, H::Error>;
+
+    /// The state arrays it keeps with these hyperparameters, by torch's names, in the order that formulas take them.
+    fn states(&self) -> &'static [&'static str];
+
+    /// The scalar states it keeps, by torch's names; `step` first.
+    fn scalars(&self) -> &'static [&'static str];
+
+    /// Advances the scalars to this step and returns its constants. `first`: the states were made for this step.
+    fn constants(&self, scalars: &mut Scalars, first: bool) -> Self::Constants;
+}
+
+/// One variant of a rule with the constants of a step: all that a loop needs.
+pub trait Formula: Copy + Send + Sync {
+    /// How many state arrays this variant reads and writes.
+    const STATES: usize;
+
+    /// Rounds the constants to the arithmetic type, once, and returns the formula for one element:
+    /// (parameter, gradient, states) -> (parameter, states).
+    fn formula<A: Real>(&self) -> impl Fn(A, A, States<A>) -> (A, States<A>);
+}
+
+/// Something to do with whichever formula a rule's flags select.
+pub trait Visitor {
+    /// Does it.
+    fn visit<F: Formula>(self, formula: F);
+}

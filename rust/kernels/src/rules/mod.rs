@@ -1,0 +1,82 @@
+//! The list of rules: one file per optimizer, one line in the table below.
+
+use crate::rule::{Hyperparameters, Rule, Scalars, Visitor};
+
+pub mod adagrad;
+pub mod adam;
+pub mod rmsprop;
+pub mod sgd;
+
+macro_rules! table {
+    ($($name:literal => $module:ident :: $Rule:ident),* $(,)?) => {
+        /// The rules by name.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Kind {
+            $(#[doc = concat!("`", $name, "`")] $Rule,)*
+        }
+
+        /// A rule with the hyperparameters of one group.
+        #[derive(Clone, Copy, Debug)]
+        pub enum AnyRule {
+            $(#[doc = concat!("`", $name, "`")] $Rule($module::$Rule),)*
+        }
+
+        /// A rule's constants of one step.
+        #[derive(Clone, Copy, Debug)]
+        pub enum Constants {
+            $(#[doc = concat!("`", $name, "`")] $Rule($module::Constants),)*
+        }
+
+        impl Kind {
+            /// The names of all rules.
+            pub const NAMES: &'static [&'static str] = &[$($name),*];
+
+            /// The rule called `name`.
+            pub fn from_name(name: &str) -> Option<Self> {
+                match name {
+                    $($name => Some(Self::$Rule),)*
+                    _ => None,
+                }
+            }
+
+            /// Reads this rule's hyperparameters from a group.
+            pub fn read<H: Hyperparameters>(self, group: &mut H) -> Result<AnyRule, H::Error> {
+                Ok(match self {
+                    $(Self::$Rule => AnyRule::$Rule(<$module::$Rule as Rule>::read(group)?),)*
+                })
+            }
+        }
+
+        impl AnyRule {
+            /// See [`Rule::states`].
+            pub fn states(&self) -> &'static [&'static str] {
+                match self { $(Self::$Rule(rule) => rule.states(),)* }
+            }
+
+            /// See [`Rule::scalars`].
+            pub fn scalars(&self) -> &'static [&'static str] {
+                match self { $(Self::$Rule(rule) => rule.scalars(),)* }
+            }
+
+            /// See [`Rule::constants`].
+            pub fn constants(&self, scalars: &mut Scalars, first: bool) -> Constants {
+                match self { $(Self::$Rule(rule) => Constants::$Rule(rule.constants(scalars, first)),)* }
+            }
+        }
+
+        impl Constants {
+            /// Hands `visitor` the formula that the rule's flags select.
+            #[inline(always)]
+            pub fn visit(&self, visitor: impl Visitor) {
+                match self { $(Self::$Rule(constants) => constants.visit(visitor),)* }
+            }
+        }
+    };
+}
+
+table! {
+    "sgd" => sgd::Sgd,
+    "adagrad" => adagrad::Adagrad,
+    "rmsprop" => rmsprop::RmsProp,
+    "adam" => adam::Adam,
+}

@@ -1,0 +1,291 @@
+//! What the tests share: tensors of any storage type that own their elements, random values, every rule and variant.
+#![allow(dead_code)] // each test file uses its own part
+
+use std::panic::resume_unwind;
+
+use oxistep_kernels::pool::Pool;
+use oxistep_kernels::rules::{adagrad::Adagrad, adam::Adam, rmsprop::RmsProp, sgd::Sgd};
+use oxistep_kernels::simd::Level;
+use oxistep_kernels::{AnyRule, Layout, MAX_SCALARS, Scalars, Slice, SliceMut, Step, Tensors, bf16, f16};
+use proptest::test_runner::Config;
+
+/// A storage type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Type {
+    F64,
+    F32,
+    F16,
+    Bf16,
+}
+use Type::{Bf16, F16, F32, F64};
+
+pub(crate) const TYPES: [Type; 4] = [F64, F32, F16, Bf16];
+
+/// The storage types of parameter, gradient and states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Types(pub(crate) Type, pub(crate) Type, pub(crate) Type);
+
+/// Every combination that the kernels serve.
+pub(crate) const COMBINATIONS: [Types; 8] = [
+    Types(F64, F64, F64),
+    Types(F32, F32, F32),
+    Types(F32, Bf16, F32),
+    Types(F32, F16, F32),
+    Types(Bf16, Bf16, Bf16),
+    Types(Bf16, Bf16, F32),
+    Types(F16, F16, F16),
+    Types(F16, F16, F32),
+];
+
+/// The elements of one tensor.
+#[derive(Clone, Debug)]
+pub(crate) enum Buffer {
+    F64(Vec<f64>),
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    Bf16(Vec<bf16>),
+}
+
+impl Buffer {
+    /// The values, rounded to the type.
+    pub(crate) fn new(ty: Type, values: impl Iterator<Item = f64>) -> Self {
+        match ty {
+            F64 => Self::F64(values.collect()),
+            F32 => Self::F32(values.map(|x| x as f32).collect()),
+            F16 => Self::F16(values.map(|x| f16::from_f32(x as f32)).collect()),
+            Bf16 => Self::Bf16(values.map(|x| bf16::from_f32(x as f32)).collect()),
+        }
+    }
+
+    pub(crate) fn zeros(ty: Type, len: usize) -> Self {
+        Self::new(ty, std::iter::repeat_n(0.0, len))
+    }
+
+    pub(crate) fn ty(&self) -> Type {
+        match self {
+            Self::F64(_) => F64,
+            Self::F32(_) => F32,
+            Self::F16(_) => F16,
+            Self::Bf16(_) => Bf16,
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.slice().len()
+    }
+
+    pub(crate) fn get(&self, i: usize) -> f64 {
+        match self {
+            Self::F64(x) => x[i],
+            Self::F32(x) => f64::from(x[i]),
+            Self::F16(x) => f64::from(x[i]),
+            Self::Bf16(x) => f64::from(x[i]),
+        }
+    }
+
+    pub(crate) fn set(&mut self, i: usize, value: f64) {
+        match self {
+            Self::F64(x) => x[i] = value,
+            Self::F32(x) => x[i] = value as f32,
+            Self::F16(x) => x[i] = f16::from_f32(value as f32),
+            Self::Bf16(x) => x[i] = bf16::from_f32(value as f32),
+        }
+    }
+
+    pub(crate) fn values(&self) -> impl Iterator<Item = f64> + '_ {
+        (0..self.len()).map(|i| self.get(i))
+    }
+
+    /// The bits of every element, all NaNs alike: their payloads are not promised.
+    pub(crate) fn bits(&self) -> Vec<u64> {
+        fn same<T: Copy>(x: &[T], nan: impl Fn(T) -> bool, bits: impl Fn(T) -> u64) -> Vec<u64> {
+            x.iter().map(|&x| if nan(x) { u64::MAX } else { bits(x) }).collect()
+        }
+        match self {
+            Self::F64(x) => same(x, f64::is_nan, f64::to_bits),
+            Self::F32(x) => same(x, f32::is_nan, |x| x.to_bits().into()),
+            Self::F16(x) => same(x, f16::is_nan, |x| x.to_bits().into()),
+            Self::Bf16(x) => same(x, bf16::is_nan, |x| x.to_bits().into()),
+        }
+    }
+
+    pub(crate) fn slice(&self) -> Slice<'_> {
+        match self {
+            Self::F64(x) => Slice::F64(x),
+            Self::F32(x) => Slice::F32(x),
+            Self::F16(x) => Slice::F16(x),
+            Self::Bf16(x) => Slice::Bf16(x),
+        }
+    }
+
+    pub(crate) fn slice_mut(&mut self) -> SliceMut<'_> {
+        match self {
+            Self::F64(x) => SliceMut::F64(x),
+            Self::F32(x) => SliceMut::F32(x),
+            Self::F16(x) => SliceMut::F16(x),
+            Self::Bf16(x) => SliceMut::Bf16(x),
+        }
+    }
+}
+
+/// A parameter with all that belongs to it.
+#[derive(Clone, Debug)]
+pub(crate) struct Parameter {
+    pub(crate) rule: AnyRule,
+    pub(crate) param: Buffer,
+    pub(crate) grad: Buffer,
+    pub(crate) states: Vec<Buffer>,
+    pub(crate) layout: Option<Layout>,
+    pub(crate) scalars: Scalars,
+    /// The next step is the one that the states were made for.
+    pub(crate) first: bool,
+    pub(crate) grad_factor: f64,
+}
+
+impl Parameter {
+    /// Before its first step: states are zero.
+    pub(crate) fn new(rule: AnyRule, types: Types, len: usize, values: Values, rng: &mut Random) -> Self {
+        Self {
+            rule,
+            param: values.buffer(types.0, len, rng),
+            grad: values.buffer(types.1, len, rng),
+            states: rule.states().iter().map(|_| Buffer::zeros(types.2, len)).collect(),
+            layout: None,
+            scalars: Scalars::new([0.0; MAX_SCALARS], true),
+            first: true,
+            grad_factor: 1.0,
+        }
+    }
+
+    /// As if `steps` had been made before: states of that age. Averages of squares are never negative, nor smaller than
+    /// the square of the average.
+    pub(crate) fn aged(mut self, steps: u32, values: Values, rng: &mut Random) -> Self {
+        for (name, state) in self.rule.states().iter().zip(&mut self.states) {
+            let squares = matches!(*name, "sum" | "square_avg" | "exp_avg_sq" | "max_exp_avg_sq");
+            let drawn = values.buffer(state.ty(), state.len(), rng);
+            *state = Buffer::new(state.ty(), drawn.values().map(|x| if squares { x.abs() } else { x }));
+        }
+        if let Some(average) = self.rule.states().iter().position(|&name| name == "grad_avg") {
+            let roots = self.states[0].values().map(|square| square.sqrt() * rng.between(-0.9, 0.9));
+            self.states[average] = Buffer::new(self.states[average].ty(), roots);
+        }
+        self.scalars = Scalars::new([f64::from(steps), 0.0, 0.0], true);
+        self.first = false;
+        self
+    }
+
+    pub(crate) fn tensors(&mut self) -> Tensors<'_> {
+        let mut states: [SliceMut<'_>; 3] = Default::default();
+        for (slot, state) in states.iter_mut().zip(&mut self.states) {
+            *slot = state.slice_mut();
+        }
+        Tensors { param: self.param.slice_mut(), grad: self.grad.slice(), states, layout: self.layout.as_ref() }
+    }
+
+    /// Parameter and states, bit for bit.
+    pub(crate) fn bits(&self) -> Vec<Vec<u64>> {
+        std::iter::once(&self.param).chain(&self.states).map(Buffer::bits).collect()
+    }
+}
+
+/// One step of all parameters together.
+pub(crate) fn update(parameters: &mut [Parameter], pool: &dyn Pool, level: Level) {
+    let mut step = Step::default();
+    for parameter in parameters {
+        step.constants(parameter.rule.constants(&mut parameter.scalars, parameter.first));
+        parameter.first = false;
+        let grad_factor = parameter.grad_factor;
+        step.push(parameter.tensors(), grad_factor).unwrap();
+    }
+    step.run(pool, level).unwrap_or_else(|panic| resume_unwind(panic));
+}
+
+/// So many random cases. A failing one is printed whole, seed included, so none is kept in a file.
+pub(crate) fn cases(n: u32) -> Config {
+    Config { cases: n, failure_persistence: None, ..Config::default() }
+}
+
+/// The levels of this processor.
+pub(crate) fn levels() -> impl Iterator<Item = Level> {
+    Level::ALL.into_iter().filter(|level| level.available())
+}
+
+/// Random numbers from a seed (splitmix64), so that a case stays small enough to print and shrink.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    /// A whole number below `n`.
+    pub(crate) fn below(&mut self, n: usize) -> usize {
+        (self.bits() % n as u64) as usize
+    }
+
+    pub(crate) fn between(&mut self, low: f64, high: f64) -> f64 {
+        low + (high - low) * ((self.bits() >> 11) as f64 / (1u64 << 53) as f64)
+    }
+}
+
+/// What random elements look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Values {
+    /// Between 0.01 and 10, either sign, some zero: what training looks like.
+    Scaled,
+    /// Over many decades; zeros and denormals among them.
+    Wide,
+    /// Any bits at all: NaN, infinities, denormals.
+    Any,
+}
+
+impl Values {
+    pub(crate) fn buffer(self, ty: Type, len: usize, rng: &mut Random) -> Buffer {
+        Buffer::new(ty, (0..len).map(|_| self.draw(ty, rng)))
+    }
+
+    fn draw(self, ty: Type, rng: &mut Random) -> f64 {
+        let sign = if rng.below(2) == 0 { 1.0 } else { -1.0 };
+        let (decades, smallest) = match ty {
+            F64 => ((-60.0, 60.0), f64::from_bits(1)),
+            F32 => ((-12.0, 12.0), f64::from(f32::from_bits(1))),
+            Bf16 => ((-12.0, 12.0), f64::from(bf16::from_bits(1))),
+            F16 => ((-6.0, 2.0), f64::from(f16::from_bits(1))),
+        };
+        match (self, rng.below(16)) {
+            (Self::Any, _) => match ty {
+                F64 => f64::from_bits(rng.bits()),
+                F32 => f64::from(f32::from_bits(rng.bits() as u32)),
+                F16 => f64::from(f16::from_bits(rng.bits() as u16)),
+                Bf16 => f64::from(bf16::from_bits(rng.bits() as u16)),
+            },
+            (_, 0) => sign * 0.0,
+            (Self::Scaled, _) => sign * 10f64.powf(rng.between(-2.0, 1.0)),
+            (Self::Wide, 1) => sign * smallest * rng.below(1000) as f64,
+            (Self::Wide, _) => sign * 10f64.powf(rng.between(decades.0, decades.1)),
+        }
+    }
+}
+
+/// Every rule in every variant of its formula.
+pub(crate) fn every_rule() -> Vec<AnyRule> {
+    let mut rules = Vec::new();
+    for weight_decay in [0.0, 0.01] {
+        for (momentum, dampening, nesterov) in [(0.0, 0.0, false), (0.9, 0.2, false), (0.8, 0.0, true)] {
+            rules.push(AnyRule::Sgd(Sgd { lr: 0.1, momentum, dampening, weight_decay, nesterov }));
+        }
+        rules.push(AnyRule::Adagrad(Adagrad { lr: 0.1, lr_decay: 0.05, weight_decay, eps: 1e-10 }));
+        for (momentum, centered) in [(0.0, false), (0.9, false), (0.0, true), (0.9, true)] {
+            rules.push(AnyRule::RmsProp(RmsProp { lr: 0.1, alpha: 0.99, eps: 1e-8, weight_decay, momentum, centered }));
+        }
+        for (amsgrad, decoupled_weight_decay) in [(false, false), (false, true), (true, false), (true, true)] {
+            let (beta1, beta2) = (0.9, 0.999);
+            let (lr, eps) = (0.1, 1e-8);
+            rules.push(AnyRule::Adam(Adam { lr, beta1, beta2, eps, weight_decay, amsgrad, decoupled_weight_decay }));
+        }
+    }
+    rules
+}

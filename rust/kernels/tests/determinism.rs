@@ -1,0 +1,170 @@
+//! The same bits for any number of threads, any order of the work and any SIMD level.
+
+mod common;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use common::{COMBINATIONS, Parameter, Random, Types, Values, cases, every_rule, levels, update};
+use oxistep_kernels::AnyRule;
+use oxistep_kernels::driver::SERIAL;
+use oxistep_kernels::pool::{Pool, Rayon, Serial};
+use oxistep_kernels::simd::Level;
+use proptest::prelude::*;
+
+/// Starts the tasks in reverse order, each on a thread of its own.
+struct Reversed(usize);
+
+impl Pool for Reversed {
+    fn threads(&self) -> usize {
+        self.0
+    }
+    fn fork_join(&self, n: usize, task: &(dyn Fn(usize) + Sync)) {
+        thread::scope(|scope| (0..n).rev().for_each(|i| drop(scope.spawn(move || task(i)))));
+    }
+}
+
+/// Claims many threads and has one, so that the first task does all the others' work.
+struct Lonely(usize);
+
+impl Pool for Lonely {
+    fn threads(&self) -> usize {
+        self.0
+    }
+    fn fork_join(&self, n: usize, task: &(dyn Fn(usize) + Sync)) {
+        (0..n).for_each(task);
+    }
+}
+
+const POOLS: [&dyn Pool; 6] =
+    [&Serial, &Rayon { threads: 2 }, &Rayon { threads: 3 }, &Rayon { threads: 1000 }, &Reversed(3), &Lonely(4)];
+
+/// Two steps; the bits of parameters and states.
+fn outcome(parameters: &[Parameter], pool: &dyn Pool, level: Level) -> Vec<Vec<Vec<u64>>> {
+    let mut parameters = parameters.to_vec();
+    update(&mut parameters, pool, level);
+    update(&mut parameters, pool, level);
+    parameters.iter().map(Parameter::bits).collect()
+}
+
+/// Parameters of these lengths, every second one with states of some age.
+fn parameters(rules: &[AnyRule], types: Types, lengths: &[usize], values: Values, seed: u64) -> Vec<Parameter> {
+    let mut rng = Random(seed);
+    let parameter = |(i, &len): (usize, &usize)| {
+        let parameter = Parameter::new(rules[i % rules.len()], types, len, values, &mut rng);
+        if i % 2 == 0 { parameter } else { parameter.aged(3, values, &mut rng) }
+    };
+    lengths.iter().enumerate().map(parameter).collect()
+}
+
+/// The first place where two outcomes differ, if they do. (The outcomes themselves are too long to print.)
+fn difference(a: &[Vec<Vec<u64>>], b: &[Vec<Vec<u64>>]) -> Option<String> {
+    for (tensor, (a, b)) in a.iter().zip(b).enumerate() {
+        for (stream, (a, b)) in a.iter().zip(b).enumerate() {
+            if let Some(i) = (0..a.len()).find(|&i| a[i] != b[i]) {
+                return Some(format!("tensor {tensor}, stream {stream}, element {i}: {:#x}, {:#x}", a[i], b[i]));
+            }
+        }
+    }
+    None
+}
+
+/// Every variant of every rule in every combination of types, at every level, on values of any bits.
+#[test]
+fn every_level_gives_the_same_bits() {
+    let lengths = [257, 1, 63, 130];
+    for rule in every_rule() {
+        for types in COMBINATIONS {
+            for values in [Values::Scaled, Values::Wide, Values::Any] {
+                let parameters = parameters(&[rule], types, &lengths, values, 1);
+                let expected = outcome(&parameters, &Serial, Level::Baseline);
+                for level in levels() {
+                    let found = difference(&expected, &outcome(&parameters, &Serial, level));
+                    assert_eq!(found, None, "{rule:?} {types:?} {values:?} {level:?}");
+                }
+            }
+        }
+    }
+}
+
+/// Every variant of every rule in every combination of types, on every pool, on tensors long enough to be cut.
+#[test]
+fn every_pool_gives_the_same_bits() {
+    let lengths = [300, 98_305, 64, 70_001];
+    let mut seed = 0;
+    for rule in every_rule() {
+        for types in COMBINATIONS {
+            seed += 1;
+            let parameters = parameters(&[rule], types, &lengths, Values::Any, seed);
+            let expected = outcome(&parameters, &Serial, Level::best());
+            for pool in POOLS {
+                let found = difference(&expected, &outcome(&parameters, pool, Level::best()));
+                assert_eq!(found, None, "{rule:?} {types:?} {} threads", pool.threads());
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(24))]
+
+    /// Different rules in one step, random lengths, every level on every pool.
+    #[test]
+    fn every_level_on_every_pool_gives_the_same_bits(
+        rules in prop::collection::vec(prop::sample::select(every_rule()), 1..5),
+        types in prop::sample::select(&COMBINATIONS),
+        short in prop::collection::vec(0..500usize, 0..20),
+        long in prop::collection::vec(40_000..110_000usize, 1..3),
+        values in prop::sample::select(&[Values::Scaled, Values::Wide, Values::Any]),
+        seed: u64,
+    ) {
+        let lengths: Vec<usize> = short.into_iter().chain(long).collect();
+        let parameters = parameters(&rules, types, &lengths, values, seed);
+        let expected = outcome(&parameters, &Serial, Level::Baseline);
+        for level in levels() {
+            for pool in POOLS {
+                let found = difference(&expected, &outcome(&parameters, pool, level));
+                prop_assert_eq!(found, None, "{:?}, {} threads", level, pool.threads());
+            }
+        }
+    }
+}
+
+/// Counts fork-joins and the threads asked for.
+struct Counting {
+    threads: usize,
+    calls: AtomicUsize,
+    tasks: AtomicUsize,
+}
+
+impl Pool for Counting {
+    fn threads(&self) -> usize {
+        self.threads
+    }
+    fn fork_join(&self, n: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.tasks.fetch_add(n, Ordering::Relaxed);
+        Rayon { threads: n }.fork_join(n, task);
+    }
+}
+
+/// The comparisons above are worth something only if threads take part: one fork-join for a long step, none for a short
+/// one, and never more threads than there are chunks.
+#[test]
+fn a_long_step_is_one_fork_join_and_a_short_one_none() {
+    for (lengths, threads, expected) in [
+        (vec![SERIAL - 1], 3, (0, 0)),
+        (vec![SERIAL / 2, SERIAL / 2], 3, (1, 2)),
+        (vec![98_304], 3, (0, 0)),
+        (vec![98_305], 3, (1, 2)),
+        (vec![300_000], 3, (1, 3)),
+        (vec![1; SERIAL], 2, (1, 2)),
+        (vec![300_000], 1, (0, 0)),
+    ] {
+        let mut parameters = parameters(&every_rule()[..1], COMBINATIONS[1], &lengths, Values::Scaled, 1);
+        let pool = Counting { threads, calls: AtomicUsize::new(0), tasks: AtomicUsize::new(0) };
+        update(&mut parameters, &pool, Level::best());
+        let counted = (pool.calls.into_inner(), pool.tasks.into_inner());
+        assert_eq!(counted, expected, "{} tensors, {threads} threads", lengths.len());
+    }
+}

@@ -1,0 +1,214 @@
+//! Strided tensors: the very bits of the same elements laid out one after the other, and nothing else touched.
+
+mod common;
+
+use common::{Buffer, COMBINATIONS, Parameter, Random, Types, Values, cases, every_rule, levels, update};
+use oxistep_kernels::pool::{Rayon, Serial};
+use oxistep_kernels::simd::Level;
+use oxistep_kernels::{AnyRule, Layout, STREAMS};
+use proptest::prelude::*;
+
+/// Where the elements of one stream lie: permuted, with gaps, backwards, not from the start of its slice.
+#[derive(Clone, Debug)]
+struct Placement {
+    strides: Vec<isize>,
+    start: usize,
+    /// Length of the slice.
+    len: usize,
+}
+
+impl Placement {
+    /// Any placement at which no two elements coincide; of what is only read they may, as after `expand`.
+    fn random(sizes: &[usize], read_only: bool, rng: &mut Random) -> Self {
+        let mut strides = vec![0; sizes.len()];
+        let mut start = rng.below(4);
+        // elements that the dimensions placed so far span; the next one steps over them, and perhaps over a gap
+        let mut span = 1;
+        let mut dimensions: Vec<usize> = (0..sizes.len()).collect();
+        while !dimensions.is_empty() {
+            // mostly the last one first, as in a dense tensor
+            let last = dimensions.len() - 1;
+            let d = dimensions.remove(if rng.below(2) == 0 { last } else { rng.below(last + 1) });
+            let stride = if sizes[d] == 1 { rng.below(1000) } else { span + rng.below(3) / 2 * rng.below(5) };
+            let reach = stride * sizes[d].saturating_sub(1);
+            if sizes[d] == 1 || (read_only && rng.below(4) == 0) {
+                strides[d] = if sizes[d] == 1 { stride as isize } else { 0 };
+                continue;
+            }
+            let backwards = rng.below(3) == 0;
+            strides[d] = if backwards { -(stride as isize) } else { stride as isize };
+            start += if backwards { reach } else { 0 };
+            span += reach;
+        }
+        let before = if start > 0 { rng.below(start + 1).min(3) } else { 0 };
+        Self { len: start + span + before + rng.below(4), strides, start }
+    }
+
+    /// The place of each element, in the order of the dimensions.
+    fn positions(&self, sizes: &[usize]) -> Vec<usize> {
+        let count = sizes.iter().product();
+        let position = |mut i: usize| {
+            let mut at = self.start as isize;
+            for (&size, &stride) in sizes.iter().zip(&self.strides).rev() {
+                at += (i % size) as isize * stride;
+                i /= size;
+            }
+            usize::try_from(at).unwrap()
+        };
+        (0..count).map(position).collect()
+    }
+}
+
+fn layout(sizes: &[usize], placements: &[Placement]) -> Layout {
+    let mut strides = vec![[0; STREAMS]; sizes.len()];
+    let mut starts = [0; STREAMS];
+    for (s, placement) in placements.iter().enumerate() {
+        starts[s] = placement.start;
+        strides.iter_mut().zip(&placement.strides).for_each(|(all, &stride)| all[s] = stride);
+    }
+    Layout::new(sizes, &strides, starts)
+}
+
+/// A strided parameter with random elements, in the gaps too, and where they lie: parameter, gradient, states.
+fn strided(rule: AnyRule, types: Types, sizes: &[usize], rng: &mut Random) -> (Parameter, Vec<Placement>) {
+    let streams = 2 + rule.states().len();
+    let placements: Vec<Placement> = if rng.below(4) == 0 {
+        vec![Placement::random(sizes, false, rng); streams]
+    } else {
+        (0..streams).map(|s| Placement::random(sizes, s == 1, rng)).collect()
+    };
+    let mut parameter = Parameter::new(rule, types, 0, Values::Scaled, rng).aged(3, Values::Scaled, rng);
+    parameter.param = Values::Scaled.buffer(types.0, placements[0].len, rng);
+    parameter.grad = Values::Scaled.buffer(types.1, placements[1].len, rng);
+    for (state, placement) in parameter.states.iter_mut().zip(&placements[2..]) {
+        *state = Values::Scaled.buffer(types.2, placement.len, rng);
+    }
+    parameter.layout = Some(layout(sizes, &placements));
+    (parameter, placements)
+}
+
+/// The same elements one after the other.
+fn gathered(parameter: &Parameter, placements: &[Placement], sizes: &[usize]) -> Parameter {
+    let gather = |buffer: &Buffer, s: usize| {
+        let positions = placements[s].positions(sizes);
+        Buffer::new(buffer.ty(), positions.into_iter().map(|at| buffer.get(at)))
+    };
+    Parameter {
+        param: gather(&parameter.param, 0),
+        grad: gather(&parameter.grad, 1),
+        states: parameter.states.iter().enumerate().map(|(k, state)| gather(state, 2 + k)).collect(),
+        layout: None,
+        ..parameter.clone()
+    }
+}
+
+/// What the bits must be afterwards: those from before, and at the elements' places those of the dense update.
+fn expected(before: &Parameter, dense: &Parameter, placements: &[Placement], sizes: &[usize]) -> Vec<Vec<u64>> {
+    let mut bits = before.bits();
+    for (stream, (bits, updated)) in bits.iter_mut().zip(dense.bits()).enumerate() {
+        let placement = &placements[if stream == 0 { 0 } else { stream + 1 }];
+        for (at, new) in placement.positions(sizes).into_iter().zip(updated) {
+            bits[at] = new;
+        }
+    }
+    bits
+}
+
+fn sizes() -> impl Strategy<Value = Vec<usize>> {
+    prop_oneof![
+        4 => prop::collection::vec(1..7usize, 0..5),
+        1 => prop::collection::vec(0..4usize, 0..5),
+        // more than a tile, whose rows a tile does not divide
+        2 => prop::collection::vec(1..40usize, 2..4),
+        1 => prop::collection::vec(200..600usize, 1),
+    ]
+}
+
+proptest! {
+    #![proptest_config(cases(600))]
+
+    #[test]
+    fn strided_is_as_good_as_dense(
+        rule in prop::sample::select(every_rule()),
+        types in prop::sample::select(&COMBINATIONS),
+        sizes in sizes(),
+        level in prop::sample::select(levels().collect::<Vec<_>>()),
+        seed: u64,
+    ) {
+        let (mut parameter, placements) = strided(rule, types, &sizes, &mut Random(seed));
+        let before = parameter.clone();
+        let mut dense = gathered(&parameter, &placements, &sizes);
+        update(std::slice::from_mut(&mut dense), &Serial, Level::best());
+        update(std::slice::from_mut(&mut parameter), &Serial, level);
+        prop_assert_eq!(parameter.bits(), expected(&before, &dense, &placements, &sizes));
+    }
+
+    /// The extent of a stream is one more than the last place that it touches.
+    #[test]
+    fn an_extent_is_where_the_last_element_ends(sizes in sizes(), seed: u64) {
+        let placement = Placement::random(&sizes, true, &mut Random(seed));
+        let positions = placement.positions(&sizes);
+        let layout = layout(&sizes, std::slice::from_ref(&placement));
+        prop_assert_eq!(layout.len(), positions.len());
+        prop_assert_eq!(layout.is_empty(), positions.is_empty());
+        prop_assert_eq!(layout.extent(0), Some(positions.iter().max().map_or(0, |last| last + 1)));
+        // moved so far forward that some element would lie before the slice
+        let first = positions.iter().copied().min().unwrap_or(0);
+        if let Some(start) = placement.start.checked_sub(first + 1) {
+            let strides: Vec<[isize; STREAMS]> = placement.strides.iter().map(|&stride| [stride; STREAMS]).collect();
+            let outside = Layout::new(&sizes, &strides, [start; STREAMS]).extent(0);
+            prop_assert_eq!(outside, if positions.is_empty() { Some(0) } else { None });
+        }
+    }
+}
+
+/// Strided and dense tensors of one step, long enough for threads.
+#[test]
+fn long_strided_tensors_share_a_step_with_dense_ones() {
+    let mut rng = Random(11);
+    for (i, rule) in every_rule().into_iter().enumerate() {
+        let types = COMBINATIONS[i % COMBINATIONS.len()];
+        let shapes: [&[usize]; 4] = [&[70, 3, 90], &[99_000], &[7], &[33, 1025]];
+        let mut parameters = vec![Parameter::new(rule, types, 98_305, Values::Scaled, &mut rng)];
+        let mut denses = parameters.clone();
+        let mut places = Vec::new();
+        for sizes in shapes {
+            let (parameter, placements) = strided(rule, types, sizes, &mut rng);
+            denses.push(gathered(&parameter, &placements, sizes));
+            parameters.push(parameter);
+            places.push(placements);
+        }
+        let before = parameters.clone();
+        update(&mut denses, &Serial, Level::best());
+        update(&mut parameters, &Rayon { threads: 3 }, Level::best());
+        assert!(parameters[0].bits() == denses[0].bits(), "{rule:?} {types:?}");
+        for (k, sizes) in shapes.into_iter().enumerate() {
+            let expected = expected(&before[k + 1], &denses[k + 1], &places[k], sizes);
+            assert!(parameters[k + 1].bits() == expected, "{rule:?} {types:?} {sizes:?}");
+        }
+    }
+}
+
+/// A tensor without dimensions is one element; a tensor with an empty dimension is none, and needs no memory.
+#[test]
+fn one_element_and_none() {
+    let mut rng = Random(3);
+    for rule in every_rule() {
+        let streams = 2 + rule.states().len();
+        let types = COMBINATIONS[0];
+        for sizes in [&[][..], &[1, 1, 1], &[0], &[3, 0, 2]] {
+            let empty = sizes.contains(&0);
+            let placement = Placement { strides: vec![1; sizes.len()], start: 2, len: if empty { 0 } else { 3 } };
+            let placements = vec![placement; streams];
+            let len = placements[0].len;
+            let mut parameter = Parameter::new(rule, types, len, Values::Scaled, &mut rng);
+            parameter.layout = Some(layout(sizes, &placements));
+            let before = parameter.clone();
+            let mut dense = gathered(&parameter, &placements, sizes);
+            update(std::slice::from_mut(&mut dense), &Serial, Level::best());
+            update(std::slice::from_mut(&mut parameter), &Serial, Level::best());
+            assert_eq!(dense.param.len(), usize::from(!empty));
+            assert_eq!(parameter.bits(), expected(&before, &dense, &placements, sizes), "{rule:?} {sizes:?}");
+        }
+    }
+}

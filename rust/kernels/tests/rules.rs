@@ -1,0 +1,436 @@
+//! Every rule against its readable reference: parameters and states, for every combination of storage types.
+//!
+//! Each step is judged on what it was given, so that errors do not pile up and the bound stays that of a few roundings.
+
+mod common;
+mod reference;
+
+use std::cell::Cell;
+use std::collections::HashMap;
+
+use common::{Buffer, COMBINATIONS, Parameter, Random, Type, Types, Values, cases, every_rule, update};
+use oxistep_kernels::pool::Serial;
+use oxistep_kernels::rules::{adagrad::Adagrad, adam::Adam, rmsprop::RmsProp, sgd::Sgd};
+use oxistep_kernels::simd::Level;
+use oxistep_kernels::{AnyRule, Hyperparameters, Kind, MAX_SCALARS, MAX_STATES, Scalars, bf16, f16};
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+use reference::{Arithmetic, Interval, States};
+
+/// How many random cases a rule gets for each combination of types.
+const CASES: u32 = 128;
+
+/// Some steps of one parameter.
+#[derive(Clone, Debug)]
+struct Case {
+    rule: AnyRule,
+    len: usize,
+    /// Steps made before, with states of that age.
+    age: u32,
+    steps: u32,
+    grad_factor: f64,
+    values: Values,
+    seed: u64,
+}
+
+/// Lengths around those of a block, a tile, a chunk, the longest tensor that is not cut, and twice a chunk.
+const EDGES: [usize; 15] =
+    [63, 64, 65, 255, 256, 257, 65_535, 65_536, 65_537, 98_303, 98_304, 98_305, 131_071, 131_072, 131_073];
+
+fn case(rule: impl Strategy<Value = AnyRule>) -> impl Strategy<Value = Case> {
+    let len = prop_oneof![40 => 0..200usize, 4 => 250..260usize, 1 => prop::sample::select(&EDGES)];
+    let age = prop_oneof![Just(0u32), 1..20u32, 1..100_000u32];
+    let grad_factor = prop_oneof![3 => Just(1.0), 3 => Just(-1.0), 1 => Just(1.0 / 65536.0), 1 => -2.0..2.0f64];
+    let values = prop_oneof![2 => Just(Values::Scaled), 1 => Just(Values::Wide)];
+    (rule, len, age, 1..5u32, grad_factor, values, any::<u64>()).prop_map(
+        |(rule, len, age, steps, grad_factor, values, seed)| Case { rule, len, age, steps, grad_factor, values, seed },
+    )
+}
+
+impl Case {
+    fn parameter(&self, types: Types, rng: &mut Random) -> Parameter {
+        let mut parameter = Parameter::new(self.rule, types, self.len, self.values, rng);
+        if self.age > 0 {
+            parameter = parameter.aged(self.age, self.values, rng);
+        } else if matches!(self.rule, AnyRule::Sgd(_)) {
+            // the buffer of a first step is written, never read
+            parameter
+                .states
+                .iter_mut()
+                .for_each(|state| *state = Buffer::new(state.ty(), vec![f64::NAN; self.len].into_iter()));
+        }
+        parameter.grad_factor = self.grad_factor;
+        parameter
+    }
+
+    fn check(&self, types: Types, tally: impl Fn(f64)) -> Result<(), TestCaseError> {
+        let mut rng = Random(self.seed);
+        let mut parameter = self.parameter(types, &mut rng);
+        for step in 0..self.steps {
+            if step > 0 {
+                parameter.grad = self.values.buffer(types.1, self.len, &mut rng);
+            }
+            let before = parameter.clone();
+            update(std::slice::from_mut(&mut parameter), &Serial, Level::best());
+            let t = f64::from(self.age + step + 1);
+            if !self.rule.scalars().is_empty() {
+                prop_assert_eq!(parameter.scalars.get(0), t, "the step counter");
+            }
+            tally(judge(&before, &parameter, t)?);
+        }
+        Ok(())
+    }
+}
+
+/// Whether every element of `after` is what the reference allows, `before` given. Returns the share of bounds that are
+/// too wide to mean much.
+fn judge(before: &Parameter, after: &Parameter, t: f64) -> Result<f64, TestCaseError> {
+    let arithmetic = if before.param.ty() == Type::F64 { Arithmetic::Double } else { Arithmetic::Single };
+    let read = |buffer: &Buffer, i| Interval::exact(buffer.get(i), arithmetic);
+    let names = before.rule.states();
+    let mut blunt = 0;
+    for i in 0..before.param.len() {
+        let mut states: Vec<Interval> = before.states.iter().map(|buffer| read(buffer, i)).collect();
+        let g = before.grad_factor * read(&before.grad, i);
+        let mut named = States { names, values: &mut states };
+        let theta = reference::step(&before.rule, t, before.first, read(&before.param, i), g, &mut named);
+
+        let expected = std::iter::once(theta).chain(states);
+        let got = std::iter::once(&after.param).chain(&after.states);
+        for ((expected, got), name) in expected.zip(got).zip(std::iter::once(&"param").chain(names)) {
+            let (low, high) = stored(expected, got.ty());
+            let x = got.get(i);
+            let inside = !expected.is_bounded() || low <= x && x <= high;
+            prop_assert!(inside, "{name}[{i}] at step {t} is {x:e}, expected {low:e} to {high:e}");
+            let sharp = high - low <= sharpness(got.ty()) * (1e-2 + low.abs().max(high.abs()));
+            blunt += usize::from(!expected.is_bounded() || !sharp);
+        }
+    }
+    Ok(blunt as f64 / ((1 + names.len()) * before.param.len()).max(1) as f64)
+}
+
+/// The bounds after rounding to the storage type. (Rounding is monotone, so the bounds of what is rounded will do.)
+fn stored(interval: Interval, ty: Type) -> (f64, f64) {
+    let round = |x: f64| match ty {
+        Type::F64 | Type::F32 => x,
+        Type::F16 => f64::from(f16::from_f32(x as f32)),
+        Type::Bf16 => f64::from(bf16::from_f32(x as f32)),
+    };
+    (round(interval.low), round(interval.high))
+}
+
+/// How wide the bounds may be, relative to the value, on values such as training has: what makes agreement with the
+/// reference worth something. f64: many roundings, each 2e-16; f32: a hundred roundings; halves: the two neighbours.
+fn sharpness(ty: Type) -> f64 {
+    match ty {
+        Type::F64 => 1e-12,
+        Type::F32 => 100.0 * f64::from(f32::EPSILON),
+        Type::F16 => 2.0 * f64::from(f16::EPSILON),
+        Type::Bf16 => 2.0 * f64::from(bf16::EPSILON),
+    }
+}
+
+/// Checks random cases for every combination of types. On ordinary values hardly any number may be hard to judge, as it
+/// is after much cancellation.
+fn check(rule: impl Strategy<Value = AnyRule>) {
+    let strategy = case(rule);
+    for types in COMBINATIONS {
+        let (steps, blunt) = (Cell::new(0.0), Cell::new(0.0));
+        let check = |case: Case| {
+            case.check(types, |share| {
+                if case.values == Values::Scaled {
+                    steps.set(steps.get() + 1.0);
+                    blunt.set(blunt.get() + share);
+                }
+            })
+        };
+        TestRunner::new(cases(CASES)).run(&strategy, check).unwrap_or_else(|failure| panic!("{types:?}: {failure}"));
+        assert!(blunt.get() < 0.05 * steps.get(), "{types:?}: too many bounds are too wide");
+    }
+}
+
+/// Zero, which often selects a variant of its own, or a number of the range.
+fn maybe(range: std::ops::Range<f64>) -> impl Strategy<Value = f64> {
+    prop_oneof![Just(0.0), range]
+}
+
+/// A learning rate, or another positive number.
+fn decades(low: f64, high: f64) -> impl Strategy<Value = f64> {
+    (low..high).prop_map(|exponent| 10f64.powf(exponent))
+}
+
+/// The decay of an average: `lerp` changes its form at one half, and the simple fractions are exact in f32.
+fn decay() -> impl Strategy<Value = f64> {
+    prop_oneof![1 => Just(0.0), 5 => positive_decay()]
+}
+
+/// Without zero, where the variance of a centered average is nothing but rounding.
+fn positive_decay() -> impl Strategy<Value = f64> {
+    prop_oneof![prop::sample::select(&[0.25, 0.5, 0.75, 0.9, 0.99, 0.999][..]), 0.1..0.9999]
+}
+
+fn sgd() -> impl Strategy<Value = AnyRule> {
+    (decades(-4.0, 0.0), maybe(0.0..1.0), maybe(0.0..1.0), maybe(0.0..0.5), any::<bool>()).prop_map(
+        |(lr, momentum, dampening, weight_decay, nesterov)| {
+            AnyRule::Sgd(Sgd { lr, momentum, dampening, weight_decay, nesterov })
+        },
+    )
+}
+
+fn adagrad() -> impl Strategy<Value = AnyRule> {
+    (decades(-4.0, 0.0), maybe(0.0..0.5), maybe(0.0..0.5), decades(-10.0, -2.0))
+        .prop_map(|(lr, lr_decay, weight_decay, eps)| AnyRule::Adagrad(Adagrad { lr, lr_decay, weight_decay, eps }))
+}
+
+fn rmsprop() -> impl Strategy<Value = AnyRule> {
+    (decades(-4.0, 0.0), positive_decay(), decades(-8.0, -2.0), maybe(0.0..0.5), maybe(0.0..1.0), any::<bool>())
+        .prop_map(|(lr, alpha, eps, weight_decay, momentum, centered)| {
+            AnyRule::RmsProp(RmsProp { lr, alpha, eps, weight_decay, momentum, centered })
+        })
+}
+
+fn adam() -> impl Strategy<Value = AnyRule> {
+    (decades(-4.0, 0.0), decay(), decay(), decades(-10.0, -2.0), maybe(0.0..0.5), any::<bool>(), any::<bool>())
+        .prop_map(|(lr, beta1, beta2, eps, weight_decay, amsgrad, decoupled_weight_decay)| {
+            AnyRule::Adam(Adam { lr, beta1, beta2, eps, weight_decay, amsgrad, decoupled_weight_decay })
+        })
+}
+
+#[test]
+fn sgd_is_its_reference() {
+    check(sgd());
+}
+
+#[test]
+fn adagrad_is_its_reference() {
+    check(adagrad());
+}
+
+#[test]
+fn rmsprop_is_its_reference() {
+    check(rmsprop());
+}
+
+#[test]
+fn adam_is_its_reference() {
+    check(adam());
+}
+
+fn combination() -> impl Strategy<Value = Types> {
+    prop::sample::select(&COMBINATIONS)
+}
+
+fn variant() -> impl Strategy<Value = AnyRule> {
+    prop::sample::select(every_rule())
+}
+
+/// A parameter after a first step, so that its states are in use.
+fn started(rule: AnyRule, types: Types, len: usize, rng: &mut Random) -> Parameter {
+    let mut parameter = Parameter::new(rule, types, len, Values::Scaled, rng);
+    update(std::slice::from_mut(&mut parameter), &Serial, Level::best());
+    parameter.grad = Values::Scaled.buffer(types.1, len, rng);
+    parameter
+}
+
+proptest! {
+    #![proptest_config(cases(256))]
+
+    /// `maximize` is the factor minus one, and a power of two only moves the exponent: both exact.
+    #[test]
+    fn an_exact_factor_is_as_good_as_another_gradient(
+        rule in variant(),
+        types in combination(),
+        len in 0..300usize,
+        factor in prop::sample::select(&[-1.0, 0.0625, 8.0, -0.5]),
+        seed: u64,
+    ) {
+        let mut plain = started(rule, types, len, &mut Random(seed));
+        let mut scaled = plain.clone();
+        scaled.grad = Buffer::new(types.1, plain.grad.values().map(|g| g / factor));
+        scaled.grad_factor = factor;
+        update(std::slice::from_mut(&mut plain), &Serial, Level::best());
+        update(std::slice::from_mut(&mut scaled), &Serial, Level::best());
+        prop_assert_eq!(plain.bits(), scaled.bits());
+    }
+
+    /// A step over many parameters keeps apart whose constants, factors and states are whose.
+    #[test]
+    fn together_is_as_good_as_alone(
+        kinds in prop::collection::vec((variant(), combination(), 0..300usize, 0..10u32, -2.0..2.0f64), 0..12),
+        seed: u64,
+    ) {
+        let mut rng = Random(seed);
+        let mut together: Vec<Parameter> = kinds
+            .into_iter()
+            .map(|(rule, types, len, age, factor)| {
+                let mut parameter = Parameter::new(rule, types, len, Values::Scaled, &mut rng);
+                if age > 0 {
+                    parameter = parameter.aged(age, Values::Scaled, &mut rng);
+                }
+                parameter.grad_factor = factor;
+                parameter
+            })
+            .collect();
+        let mut alone = together.clone();
+        update(&mut together, &Serial, Level::best());
+        for (i, (alone, together)) in alone.iter_mut().zip(&together).enumerate() {
+            update(std::slice::from_mut(alone), &Serial, Level::best());
+            prop_assert_eq!(alone.bits(), together.bits(), "parameter {}", i);
+        }
+    }
+
+    /// A gradient that is no number is seen in its parameter and all its states, and nowhere else.
+    #[test]
+    fn nan_spoils_its_own_element_and_no_other(
+        rule in variant(),
+        types in combination(),
+        len in 1..300usize,
+        seed: u64,
+    ) {
+        let mut rng = Random(seed);
+        let mut sound = started(rule, types, len, &mut rng);
+        let mut spoiled = sound.clone();
+        let at = rng.below(len);
+        spoiled.grad.set(at, f64::NAN);
+        update(std::slice::from_mut(&mut sound), &Serial, Level::best());
+        update(std::slice::from_mut(&mut spoiled), &Serial, Level::best());
+        let mut expected = sound.bits();
+        expected.iter_mut().for_each(|stream| stream[at] = u64::MAX);
+        prop_assert_eq!(spoiled.bits(), expected);
+    }
+}
+
+/// Chance seldom meets them, so each of them is tried: all lengths at which blocks, tiles and chunks begin and end.
+#[test]
+fn every_element_is_met_around_the_edges_of_chunks() {
+    let mut rng = Random(7);
+    for rule in [every_rule()[1], every_rule()[3], every_rule()[7], every_rule()[10]] {
+        for (i, len) in EDGES.into_iter().chain([0, 1, 2, 163_840, 163_841]).enumerate() {
+            let types = COMBINATIONS[i % COMBINATIONS.len()];
+            let mut parameter =
+                Parameter::new(rule, types, len, Values::Scaled, &mut rng).aged(5, Values::Scaled, &mut rng);
+            let before = parameter.clone();
+            update(std::slice::from_mut(&mut parameter), &Serial, Level::best());
+            judge(&before, &parameter, 6.0).unwrap_or_else(|failure| panic!("{rule:?} {types:?} {len}: {failure}"));
+        }
+    }
+}
+
+/// A param group of numbers; flags are zero or one, pairs two numbers.
+struct Group(HashMap<&'static str, Vec<f64>>);
+
+impl Hyperparameters for Group {
+    type Error = &'static str;
+    fn number(&mut self, key: &'static str) -> Result<f64, Self::Error> {
+        self.0.get(key).map(|x| x[0]).ok_or(key)
+    }
+    fn pair(&mut self, key: &'static str) -> Result<(f64, f64), Self::Error> {
+        self.0.get(key).map(|x| (x[0], x[1])).ok_or(key)
+    }
+    fn flag(&mut self, key: &'static str) -> Result<bool, Self::Error> {
+        self.0.get(key).map(|x| x[0] != 0.0).ok_or(key)
+    }
+}
+
+/// Each hyperparameter comes from the key that torch gives it, and each one missing is told.
+#[test]
+fn hyperparameters_are_read_by_torchs_names() {
+    let group = || {
+        let numbers: [(&'static str, &[f64]); 13] = [
+            ("lr", &[0.125]),
+            ("lr_decay", &[0.25]),
+            ("weight_decay", &[0.375]),
+            ("eps", &[0.5]),
+            ("momentum", &[0.625]),
+            ("dampening", &[0.75]),
+            ("alpha", &[0.875]),
+            ("betas", &[0.1, 0.2]),
+            ("nesterov", &[1.0]),
+            ("centered", &[1.0]),
+            ("amsgrad", &[1.0]),
+            ("decoupled_weight_decay", &[0.0]),
+            ("maximize", &[0.0]),
+        ];
+        Group(numbers.into_iter().map(|(key, values)| (key, values.to_vec())).collect())
+    };
+    let (lr, weight_decay, eps, momentum) = (0.125, 0.375, 0.5, 0.625);
+    let expected: [(&str, AnyRule, &[&'static str]); 4] = [
+        (
+            "sgd",
+            AnyRule::Sgd(Sgd { lr, momentum, dampening: 0.75, weight_decay, nesterov: true }),
+            &["lr", "momentum", "dampening", "weight_decay", "nesterov"],
+        ),
+        (
+            "adagrad",
+            AnyRule::Adagrad(Adagrad { lr, lr_decay: 0.25, weight_decay, eps }),
+            &["lr", "lr_decay", "weight_decay", "eps"],
+        ),
+        (
+            "rmsprop",
+            AnyRule::RmsProp(RmsProp { lr, alpha: 0.875, eps, weight_decay, momentum, centered: true }),
+            &["lr", "alpha", "eps", "weight_decay", "momentum", "centered"],
+        ),
+        (
+            "adam",
+            AnyRule::Adam(Adam {
+                lr,
+                beta1: 0.1,
+                beta2: 0.2,
+                eps,
+                weight_decay,
+                amsgrad: true,
+                decoupled_weight_decay: false,
+            }),
+            &["lr", "betas", "eps", "weight_decay", "amsgrad", "decoupled_weight_decay"],
+        ),
+    ];
+    for (name, rule, keys) in expected {
+        let kind = Kind::from_name(name).expect("a known rule");
+        assert!(Kind::NAMES.contains(&name));
+        assert_eq!(format!("{:?}", kind.read(&mut group()).unwrap()), format!("{rule:?}"));
+        for key in keys {
+            let mut group = group();
+            group.0.remove(key);
+            assert_eq!(kind.read(&mut group).unwrap_err(), *key);
+        }
+    }
+    assert_eq!(Kind::from_name("adamw"), None);
+}
+
+/// The states that torch keeps, in the flags' every combination.
+#[test]
+fn states_have_torchs_names() {
+    for rule in every_rule() {
+        let expected: &[&str] = match rule {
+            AnyRule::Sgd(h) if h.momentum == 0.0 => &[],
+            AnyRule::Sgd(_) => &["momentum_buffer"],
+            AnyRule::Adagrad(_) => &["sum"],
+            AnyRule::RmsProp(h) => match (h.momentum > 0.0, h.centered) {
+                (false, false) => &["square_avg"],
+                (false, true) => &["square_avg", "grad_avg"],
+                (true, false) => &["square_avg", "momentum_buffer"],
+                (true, true) => &["square_avg", "momentum_buffer", "grad_avg"],
+            },
+            AnyRule::Adam(h) if h.amsgrad => &["exp_avg", "exp_avg_sq", "max_exp_avg_sq"],
+            AnyRule::Adam(_) => &["exp_avg", "exp_avg_sq"],
+        };
+        assert_eq!(rule.states(), expected, "{rule:?}");
+        assert!(expected.len() <= MAX_STATES);
+        let counter: &[&str] = if matches!(rule, AnyRule::Sgd(_)) { &[] } else { &["step"] };
+        assert_eq!(rule.scalars(), counter, "{rule:?}");
+    }
+}
+
+/// A counter kept as f32 stands still at 2^24, as torch's does; kept as f64 it goes on.
+#[test]
+fn steps_are_counted_in_the_precision_of_their_owner() {
+    for rule in every_rule().into_iter().filter(|rule| !rule.scalars().is_empty()) {
+        for (single, expected) in [(true, 16_777_216.0), (false, 16_777_217.0)] {
+            let mut values = [0.0; MAX_SCALARS];
+            values[0] = 16_777_216.0;
+            let mut scalars = Scalars::new(values, single);
+            rule.constants(&mut scalars, false);
+            assert_eq!(scalars.get(0), expected, "{rule:?}");
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! After the first step nothing is allocated any more, nor given back.
+#![allow(unsafe_code)] // a global allocator that counts
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout as Memory, System};
+use std::cell::Cell;
+
+use common::{COMBINATIONS, Parameter, Random, Values, every_rule, levels};
+use oxistep_kernels::pool::Serial;
+use oxistep_kernels::{Layout, STREAMS, Step};
+
+/// Counts what this thread asks of the system's allocator; tests on other threads do not disturb.
+struct Counting;
+
+thread_local! {
+    static CALLS: Cell<usize> = const { Cell::new(0) };
+}
+
+fn count() {
+    CALLS.with(|calls| calls.set(calls.get() + 1));
+}
+
+// SAFETY: every call goes to `System`, which keeps the contract; counting touches a `Cell` that needs neither memory
+// nor a destructor.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, memory: Memory) -> *mut u8 {
+        count();
+        // SAFETY: the caller's obligations are those of this method.
+        unsafe { System.alloc(memory) }
+    }
+    unsafe fn dealloc(&self, at: *mut u8, memory: Memory) {
+        count();
+        // SAFETY: as above; `at` came from `System`.
+        unsafe { System.dealloc(at, memory) }
+    }
+    unsafe fn realloc(&self, at: *mut u8, memory: Memory, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: as above.
+        unsafe { System.realloc(at, memory, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// How often `f` called the allocator.
+fn allocations(f: impl FnOnce()) -> usize {
+    let before = CALLS.get();
+    f();
+    CALLS.get() - before
+}
+
+/// Every rule and every combination of types, short, cut into chunks, and strided.
+fn parameters() -> Vec<Parameter> {
+    let mut rng = Random(2);
+    let mut parameters = Vec::new();
+    for rule in every_rule() {
+        for types in COMBINATIONS {
+            parameters.push(Parameter::new(rule, types, 300, Values::Scaled, &mut rng));
+            let mut strided = Parameter::new(rule, types, 600, Values::Scaled, &mut rng);
+            strided.layout = Some(Layout::new(&[20, 15], &[[1; STREAMS], [40; STREAMS]], [0; STREAMS]));
+            parameters.push(strided);
+        }
+        parameters.push(Parameter::new(rule, COMBINATIONS[1], 140_000, Values::Scaled, &mut rng));
+    }
+    parameters
+}
+
+#[test]
+fn the_allocator_counts() {
+    assert_eq!(allocations(|| drop(std::hint::black_box(Box::new(1)))), 2);
+    assert_eq!(allocations(|| ()), 0);
+}
+
+#[test]
+fn filling_and_running_a_step_allocates_nothing_after_the_first() {
+    let mut parameters = parameters();
+    let mut idle: Step<'static> = Step::default();
+    let mut first = true;
+    for _ in 0..3 {
+        for level in levels() {
+            let calls = allocations(|| {
+                let mut step = std::mem::take(&mut idle).recycle();
+                for parameter in &mut parameters {
+                    step.constants(parameter.rule.constants(&mut parameter.scalars, parameter.first));
+                    parameter.first = false;
+                    let grad_factor = parameter.grad_factor;
+                    assert!(step.push(parameter.tensors(), grad_factor).is_ok());
+                }
+                assert!(step.run(&Serial, level).is_ok());
+                idle = step.recycle();
+            });
+            assert_eq!(calls > 0, first, "{calls} calls at {level:?}");
+            first = false;
+        }
+    }
+}
