@@ -1,0 +1,160 @@
+# Everything that is done to this project, by hand or by CI, is a target here. Nothing is presumed but Python >= 3.11
+# and cargo. What depends on files is a stamp, so a second call repeats nothing that did not change.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+# ---- knobs (make NAME=value ...) ----
+TORCH ?=#              another torch than the locked one, in an environment of its own: make test TORCH=2.10
+VENV ?= .venv$(if $(TORCH),-torch$(TORCH))
+TESTS ?= tests#        make test TESTS=tests/test_adam.py
+PYTEST_ARGS ?=#        make test PYTEST_ARGS='-x -k adam'
+BENCH_ARGS ?=#         make bench BENCH_ARGS=--markdown
+LOCK_ARGS ?=#          make lock LOCK_ARGS=--upgrade
+# The first Python that is new enough; `python3` may be an old one that the system needs.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.1{5,4,3,2,1}; do $$p -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$p && break; done)
+
+UV_VERSION := 0.13.8
+BIN := $(abspath $(VENV))/bin
+PY := $(BIN)/python
+# Where programs run that must see the installed wheel and not the sources.
+OUTSIDE := target/outside
+
+# rustup's default place, for a shell that has not read ~/.cargo/env yet.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+# pyo3's build script asks this interpreter, not whichever comes first in PATH.
+export PYO3_PYTHON := $(PY)
+
+NEED_CARGO := command -v cargo >/dev/null || { echo "cargo is missing: install Rust from https://rustup.rs" >&2; exit 1; }
+NEED_PYTHON := [ -n "$(PYTHON)" ] && $(PYTHON) -c '$(NEW_ENOUGH)' || \
+	{ echo "Python >= 3.11 is missing: install one, or name it: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':[^#]*## ' '/^[a-z-]+:[^#]*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@echo; echo "Variables:"
+	@awk -F ' [?]=[^#]*# *' '/^[A-Z_]+ [?]=[^#]*# / { printf "  %-17s %s\n", $$1, $$2 }' Makefile
+
+# ---- environment ----
+UV := $(VENV)/.uv-$(UV_VERSION)
+ENV := $(VENV)/.stamp
+
+.PHONY: env
+env: $(ENV) ## make the environment (.venv) with the locked versions
+
+$(UV):
+	@$(NEED_PYTHON)
+	@$(NEED_CARGO)
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@$(PY) -c '$(NEW_ENOUGH)' || { echo "$(VENV) holds a Python older than 3.11: remove it" >&2; exit 1; }
+	$(PY) -m pip install --quiet uv==$(UV_VERSION)
+	@touch $@
+
+# With another torch its own dependencies, which it pins exactly, are left to it. The lock is used as constraints, so
+# that UV_TORCH_BACKEND=cpu can drop the CUDA packages it names.
+$(ENV): requirements/dev.in requirements/dev.txt | $(UV)
+	$(if $(TORCH),grep -vE '^(torch|triton|nvidia-.*|cuda-.*)==',cat) requirements/dev.txt > $(VENV)/.constraints.txt
+	$(BIN)/uv pip install --python $(PY) -r requirements/dev.in -c $(VENV)/.constraints.txt $(if $(TORCH),'torch==$(TORCH).*')
+	@touch $@
+
+.PHONY: lock
+lock: $(UV) ## write requirements/dev.txt anew from dev.in (LOCK_ARGS=--upgrade for newer versions)
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' $(LOCK_ARGS) \
+		requirements/dev.in --output-file requirements/dev.txt
+
+# ---- wheel ----
+# Folders are listed too: their time changes when a file goes away.
+SOURCES := pyproject.toml README.md Cargo.toml Cargo.lock $(wildcard LICENSE-*) \
+	$(shell find rust python -name __pycache__ -prune -o \
+		\( -type d -o -name '*.rs' -o -name '*.toml' -o -name '*.py' -o -name '*.pyi' -o -name py.typed \) -print 2>/dev/null)
+WHEEL := target/wheels/.stamp
+INSTALLED := $(VENV)/.wheel-stamp
+
+.PHONY: wheel
+wheel: $(INSTALLED) ## build the release wheel and install it into the environment
+
+$(WHEEL): $(SOURCES) | $(ENV)
+	@$(NEED_CARGO)
+	@rm -f target/wheels/oxistep-*.whl
+	$(BIN)/maturin build --release --locked --interpreter $(PY) --out target/wheels
+	@touch $@
+
+$(INSTALLED): $(WHEEL) | $(ENV)
+	$(BIN)/uv pip install --python $(PY) --force-reinstall --no-deps target/wheels/oxistep-*.whl
+	@touch $@
+
+# ---- use ----
+.PHONY: demo
+demo: $(INSTALLED) ## train the example cases with oxistep beside torch.optim: tables, a figure, a short benchmark
+	@mkdir -p target/demo
+	cd target/demo && $(PY) $(CURDIR)/examples/demo.py --output .
+
+.PHONY: bench
+bench: $(INSTALLED) ## the whole benchmark, with ratios to torch.optim
+	@mkdir -p target/bench
+	cd target/bench && $(PY) $(CURDIR)/benches/run.py $(BENCH_ARGS)
+
+.PHONY: bench-quick
+bench-quick: $(INSTALLED) ## the benchmark in under two minutes
+	@mkdir -p target/bench
+	cd target/bench && $(PY) $(CURDIR)/benches/run.py --quick $(BENCH_ARGS)
+
+# ---- checks ----
+.PHONY: check
+check: lint types stub test ## everything CI runs
+
+.PHONY: test
+test: test-rust test-python ## Rust tests, then Python tests against the installed wheel
+
+# The bindings have no Rust tests: a test program would have to link libpython, and they are tested from Python.
+# A folder of their own, because other RUSTFLAGS than the wheel's would rebuild everything each time.
+.PHONY: test-rust
+test-rust: ## the Rust tests, warnings as errors
+	@$(NEED_CARGO)
+	RUSTFLAGS="$${RUSTFLAGS:-} -D warnings" cargo test --workspace --exclude oxistep --locked --target-dir target/rust-tests
+
+.PHONY: test-python
+test-python: $(INSTALLED) ## the Python tests, against the installed wheel
+	@mkdir -p $(OUTSIDE)
+	cd $(OUTSIDE) && $(PY) -m pytest -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) $(addprefix $(CURDIR)/,$(TESTS)) $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: $(ENV) ## formatting, clippy and ruff, without changing anything
+	@$(NEED_CARGO)
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: $(ENV) ## type-check the Python sources
+	$(PY) -m mypy
+
+.PHONY: stub
+stub: $(INSTALLED) ## does _core.pyi say what the built module holds?
+	@mkdir -p $(OUTSIDE)
+	cd $(OUTSIDE) && $(PY) -m mypy.stubtest --concise oxistep
+
+.PHONY: deny
+deny: ## licences and origins of the Rust dependencies, if cargo-deny is there
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny check licenses bans sources; \
+	else echo "skipped: cargo-deny is not installed (cargo install --locked cargo-deny)"; fi
+
+# ---- housekeeping ----
+.PHONY: format
+format: $(ENV) ## format Rust and Python, with the safe fixes of ruff
+	cargo fmt --all
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+.PHONY: clean
+clean: ## remove what was built; the environments stay
+	rm -rf target
+
+.PHONY: distclean
+distclean: clean ## remove the environments too
+	rm -rf .venv .venv-torch*

@@ -1,0 +1,82 @@
+"""The optimizer step of PyTorch and NumPy training on the CPU, as fast as memory allows.
+
+Change one import line::
+
+    import oxistep.optim as optim        # was: import torch.optim as optim
+
+Importing ``oxistep`` imports neither torch nor the optimizers; they are loaded when first touched.
+"""
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+from oxistep import _core
+from oxistep._core import __version__, get_num_threads, set_num_threads
+
+if TYPE_CHECKING:
+    from oxistep._explain import Explanation as Explanation
+    from oxistep._explain import explain as explain
+    from oxistep.optim import SGD as SGD
+    from oxistep.optim import Adagrad as Adagrad
+    from oxistep.optim import Adam as Adam
+    from oxistep.optim import AdamW as AdamW
+    from oxistep.optim import RMSprop as RMSprop
+
+# Where each name lives that is loaded when first touched.
+_LAZY = {
+    "SGD": "oxistep.optim",
+    "Adagrad": "oxistep.optim",
+    "Adam": "oxistep.optim",
+    "AdamW": "oxistep.optim",
+    "RMSprop": "oxistep.optim",
+    "explain": "oxistep._explain",
+    "Explanation": "oxistep._explain",
+}
+
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Explanation",
+    "RMSprop",
+    "__version__",
+    "cpu_features",
+    "explain",
+    "get_num_threads",
+    "set_num_threads",
+]
+
+
+def cpu_features() -> dict[str, Any]:
+    """What this processor offers and what oxistep uses of it.
+
+    Returns:
+        dict: ``arch`` (such as ``"x86_64"``), ``simd`` (the level in use) and ``available`` (all levels of this
+        processor, weakest first). The environment variable ``OXISTEP_SIMD`` forces one of them; every level
+        gives the same bits.
+
+    Example:
+        >>> import oxistep
+        >>> oxistep.cpu_features()["simd"] in oxistep.cpu_features()["available"]
+        True
+    """
+    arch, simd = _core.cpu_features()
+    return {"arch": arch, "simd": simd, "available": _core.simd_levels()}
+
+
+if level := os.environ.get("OXISTEP_SIMD"):
+    _core.force_simd(level)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'oxistep' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,0 +1,74 @@
+"""What a hyperparameter may be: each checker takes the value given and returns the one kept, or raises.
+
+Ranges and wording are torch's. Stricter than torch in two ways: NaN is refused everywhere, and a switch must
+be a bool (``Adam(params, 1e-3, betas, 1e-8, 0, 1)`` is a mistake more often than a wish for AMSGrad).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+LearningRate = float | Callable[[int], float]
+Check = Callable[[Any], Any]
+
+
+def real(value: Any, what: str) -> float:
+    """`value` as a plain int or float; TypeError for everything that is not one real number."""
+    if isinstance(value, np.bool_ | bool) or not isinstance(value, Real):
+        raise TypeError(f"{what} must be a number, got {type(value).__name__}: {value!r}")
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether `value` is an integer of Python or NumPy; a bool is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def number(name: str, *, low: float = -np.inf, below: float | None = None) -> Check:
+    """A checker for numbers with ``low <= value`` and, where given, ``value < below``."""
+
+    def check(value: Any) -> float:
+        checked = real(value, name)
+        # Written so that NaN fails: every comparison with it is false.
+        if not (low <= checked and (below is None or checked < below)):
+            raise ValueError(f"Invalid {name}: {checked}")
+        return checked
+
+    return check
+
+
+def flag(name: str) -> Check:
+    """A checker for switches."""
+
+    def check(value: Any) -> bool:
+        if not isinstance(value, np.bool_ | bool):
+            raise TypeError(f"{name} must be True or False, got {value!r}")
+        return bool(value)
+
+    return check
+
+
+def learning_rate(value: Any) -> LearningRate:
+    """A number that is not negative, or a function of the number of steps done."""
+    if callable(value):
+        function: Callable[[int], float] = value
+        return function
+    if isinstance(value, np.bool_ | bool) or not isinstance(value, Real):
+        raise TypeError(
+            f"lr must be a number or a function of the number of steps done, got {type(value).__name__}: {value!r}"
+        )
+    return float(number("learning rate", low=0.0)(value))
+
+
+def betas(value: Any) -> tuple[float, float]:
+    """Two numbers in [0, 1)."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TypeError(f"betas must be a tuple of two numbers, got {value!r}")
+    first, second = (
+        float(number(f"beta parameter at index {i}", low=0.0, below=1.0)(beta)) for i, beta in enumerate(value)
+    )
+    return first, second

@@ -1,0 +1,101 @@
+"""Adagrad."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from oxistep.numpy._base import Array, Group, Optimizer, Params, State, new_step
+from oxistep.numpy._hyper import Check, LearningRate, flag, learning_rate, number
+
+
+class Adagrad(Optimizer):
+    r"""Adagrad: each element's learning rate shrinks with the gradients that it has seen.
+
+    For the parameter x, its gradient g, the learning rate lr, its decay c, weight decay w and the step
+    t = 1, 2, ...::
+
+        g <- -g                    if maximize
+        g <- g + w x               if weight_decay
+        h <- h + g^2
+        x <- x - lr / (1 + (t - 1) c) * g / (sqrt(h) + eps)
+
+    Args:
+        params: what to update, in place: a list of arrays, a dict from name to array, or a list of group
+            dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
+            float64 or float16 arrays of any shape and any layout that does not overlap.
+        lr: learning rate, a number or a function of the number of steps done, counted from 0 (default: 1e-2).
+        lr_decay: c (default: 0).
+        weight_decay: w, L2 penalty (default: 0).
+        initial_accumulator_value: what h starts from (default: 0).
+        eps: added to the denominator (default: 1e-10).
+        maximize: ascend instead of descend (default: False).
+
+    Raises:
+        TypeError: something in `params` is not an array of one of these types, or an argument has a wrong
+            type.
+        ValueError: an argument is out of range or NaN, an array cannot be written, or `params` is empty.
+
+    Example:
+        >>> import numpy as np
+        >>> from oxistep.numpy import Adagrad
+        >>> x = np.array([4.0, 3.0])
+        >>> optimizer = Adagrad([x], lr=0.1, eps=1e-8)
+        >>> for _ in range(100):
+        ...     optimizer.step([np.array([2.0, 20.0]) * x])  # gradient of x1^2 + 10 x2^2
+        >>> print(x.round(5))
+        [2.32355 1.39497]
+
+    References:
+        Duchi, Hazan, Singer, `Adaptive Subgradient Methods for Online Learning and Stochastic Optimization
+        <https://jmlr.org/papers/v12/duchi11a.html>`_, 2011.
+
+    State: ``step`` (t, 0-dimensional float32) and ``sum`` (h), made when the parameter is added, as in torch.
+    """
+
+    _rule = "adagrad"
+    _checks: ClassVar[dict[str, Check]] = {
+        "lr": learning_rate,
+        "lr_decay": number("lr_decay value", low=0.0),
+        "weight_decay": number("weight_decay value", low=0.0),
+        "initial_accumulator_value": number("initial_accumulator_value value", low=0.0),
+        "eps": number("epsilon value", low=0.0),
+        "maximize": flag("maximize"),
+    }
+    _state_keys = ("step", "sum")
+    _added_later: ClassVar[Group] = {"maximize": False}
+
+    def __init__(
+        self,
+        params: Params,
+        lr: LearningRate = 1e-2,
+        lr_decay: float = 0,
+        weight_decay: float = 0,
+        initial_accumulator_value: float = 0,
+        eps: float = 1e-10,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "lr_decay": lr_decay,
+                "weight_decay": weight_decay,
+                "initial_accumulator_value": initial_accumulator_value,
+                "eps": eps,
+                "maximize": maximize,
+            },
+        )
+
+    def _first_state(self, array: Array, group: Group) -> State:
+        # At once, not at the first gradient: torch's Adagrad cannot step from a checkpoint that lacks a
+        # state.
+        return self._new_state(array, group)
+
+    def _new_state(self, array: Array, group: Group) -> State:
+        return {
+            "step": new_step(),
+            "sum": np.full_like(array, group["initial_accumulator_value"], subok=False),
+        }

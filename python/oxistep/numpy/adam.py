@@ -1,0 +1,111 @@
+"""Adam."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from oxistep.numpy._base import Array, Group, Optimizer, Params, State, new_step
+from oxistep.numpy._hyper import Check, LearningRate, betas, flag, learning_rate, number
+
+# The argument's name hides the checker's inside __init__.
+_betas = betas
+
+
+class Adam(Optimizer):
+    r"""Adam: momentum over a running average of the gradient's size, both corrected for their start at zero.
+
+    For the parameter x, its gradient g, the learning rate lr, weight decay w and the step t = 1, 2, ...::
+
+        g <- -g                        if maximize
+        x <- x - lr w x                if weight_decay and decoupled_weight_decay
+        g <- g + w x                   else, if weight_decay
+        m <- b1 m + (1 - b1) g
+        h <- b2 h + (1 - b2) g^2
+        s <- max(s, h)                 if amsgrad, else s = h
+        x <- x - lr (m / (1 - b1^t)) / (sqrt(s / (1 - b2^t)) + eps)
+
+    Args:
+        params: what to update, in place: a list of arrays, a dict from name to array, or a list of group
+            dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
+            float64 or float16 arrays of any shape and any layout that does not overlap.
+        lr: learning rate, a number or a function of the number of steps done, counted from 0 (default: 1e-3).
+        betas: b1 and b2, how slowly the averages of gradient and square forget (default: (0.9, 0.999)).
+        eps: added to the denominator, outside the root (default: 1e-8).
+        weight_decay: w (default: 0).
+        amsgrad: divide by the largest average of squares seen so far (default: False).
+        maximize: ascend instead of descend (default: False).
+        decoupled_weight_decay: shrink the parameter itself, as `AdamW` does, instead of adding to the
+            gradient (default: False).
+
+    Raises:
+        TypeError: something in `params` is not an array of one of these types, or an argument has a wrong
+            type.
+        ValueError: an argument is out of range or NaN, an array cannot be written, or `params` is empty.
+
+    Example:
+        >>> import numpy as np
+        >>> from oxistep.numpy import Adam
+        >>> x = np.array([4.0, 3.0])
+        >>> optimizer = Adam([x], lr=0.1)
+        >>> for _ in range(100):
+        ...     optimizer.step([np.array([2.0, 20.0]) * x])  # gradient of x1^2 + 10 x2^2
+        >>> print(x.round(5))
+        [-0.02143  0.01934]
+
+    References:
+        Kingma, Ba, `Adam: A Method for Stochastic Optimization <https://arxiv.org/abs/1412.6980>`_, 2014.
+        Reddi, Kale, Kumar, `On the Convergence of Adam and Beyond
+        <https://openreview.net/forum?id=ryQu7f-RZ>`_, 2018 (amsgrad).
+
+    State: ``step`` (t, 0-dimensional float32), ``exp_avg`` (m), ``exp_avg_sq`` (h) and ``max_exp_avg_sq`` (s)
+    if amsgrad.
+    """
+
+    _rule = "adam"
+    _checks: ClassVar[dict[str, Check]] = {
+        "lr": learning_rate,
+        "betas": _betas,
+        "eps": number("epsilon value", low=0.0),
+        "weight_decay": number("weight_decay value", low=0.0),
+        "amsgrad": flag("amsgrad"),
+        "maximize": flag("maximize"),
+        "decoupled_weight_decay": flag("decoupled_weight_decay"),
+    }
+    _state_keys = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    _added_later: ClassVar[Group] = {"amsgrad": False, "maximize": False, "decoupled_weight_decay": False}
+
+    def __init__(
+        self,
+        params: Params,
+        lr: LearningRate = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        decoupled_weight_decay: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "amsgrad": amsgrad,
+                "maximize": maximize,
+                "decoupled_weight_decay": decoupled_weight_decay,
+            },
+        )
+
+    def _required_state(self, group: Group) -> tuple[str, ...]:
+        return self._state_keys if group["amsgrad"] else self._state_keys[:3]
+
+    def _new_state(self, array: Array, group: Group) -> State:
+        return {
+            key: new_step() if key == "step" else np.zeros_like(array, subok=False)
+            for key in self._required_state(group)
+        }

@@ -1,0 +1,78 @@
+"""AdamW: Adam with one thing different."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from oxistep.numpy._base import Group, Params
+from oxistep.numpy._hyper import LearningRate
+from oxistep.numpy.adam import Adam
+
+
+class AdamW(Adam):
+    r"""AdamW: `Adam` whose weight decay shrinks the parameter and does not enter the averages.
+
+    For the parameter x, its gradient g, the learning rate lr, weight decay w and the step t = 1, 2, ...::
+
+        g <- -g                        if maximize
+        x <- x - lr w x
+        m <- b1 m + (1 - b1) g
+        h <- b2 h + (1 - b2) g^2
+        s <- max(s, h)                 if amsgrad, else s = h
+        x <- x - lr (m / (1 - b1^t)) / (sqrt(s / (1 - b2^t)) + eps)
+
+    Args:
+        params: what to update, in place: a list of arrays, a dict from name to array, or a list of group
+            dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
+            float64 or float16 arrays of any shape and any layout that does not overlap.
+        lr: learning rate, a number or a function of the number of steps done, counted from 0 (default: 1e-3).
+        betas: b1 and b2, how slowly the averages of gradient and square forget (default: (0.9, 0.999)).
+        eps: added to the denominator, outside the root (default: 1e-8).
+        weight_decay: w (default: 1e-2).
+        amsgrad: divide by the largest average of squares seen so far (default: False).
+        maximize: ascend instead of descend (default: False).
+
+    Raises:
+        TypeError: something in `params` is not an array of one of these types, or an argument has a wrong
+            type.
+        ValueError: an argument is out of range or NaN, an array cannot be written, or `params` is empty.
+
+    Example:
+        >>> import numpy as np
+        >>> from oxistep.numpy import AdamW
+        >>> x = np.array([4.0, 3.0])
+        >>> optimizer = AdamW([x], lr=0.1)
+        >>> for _ in range(100):
+        ...     optimizer.step([np.array([2.0, 20.0]) * x])  # gradient of x1^2 + 10 x2^2
+        >>> print(x.round(5))
+        [-0.01616  0.01787]
+
+    References:
+        Loshchilov, Hutter, `Decoupled Weight Decay Regularization <https://arxiv.org/abs/1711.05101>`_, 2017.
+
+    State: that of `Adam`.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: LearningRate = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, decoupled_weight_decay=True)
+
+    def _checked(self, given: Group, where: str = "") -> Group:
+        checked = super()._checked(given, where)
+        if not checked["decoupled_weight_decay"]:
+            raise ValueError(f"AdamW's weight decay is decoupled{where}; use Adam for the other kind")
+        return checked
+
+    def _saved_group(self, saved: Mapping[str, Any]) -> Group:
+        # Whatever a checkpoint of Adam says, as in torch.
+        return {**super()._saved_group(saved), "decoupled_weight_decay": True}

@@ -1,0 +1,113 @@
+"""RMSprop."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from oxistep.numpy._base import Array, Group, Optimizer, Params, State, new_step
+from oxistep.numpy._hyper import Check, LearningRate, flag, learning_rate, number
+
+
+class RMSprop(Optimizer):
+    r"""RMSprop: the gradient over a running average of its size, optionally centered and with momentum.
+
+    For the parameter x, its gradient g, the learning rate lr, smoothing a, momentum mu and weight decay w::
+
+        g <- -g                            if maximize
+        g <- g + w x                       if weight_decay
+        h <- a h + (1 - a) g^2
+        m <- a m + (1 - a) g               if centered
+        d <- sqrt(h - m^2) + eps           if centered, else sqrt(h) + eps
+        b <- mu b + g / d;  x <- x - lr b  if momentum > 0
+        x <- x - lr g / d                  else
+
+    Args:
+        params: what to update, in place: a list of arrays, a dict from name to array, or a list of group
+            dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
+            float64 or float16 arrays of any shape and any layout that does not overlap.
+        lr: learning rate, a number or a function of the number of steps done, counted from 0 (default: 1e-2).
+        alpha: a, how slowly the average forgets (default: 0.99).
+        eps: added to the denominator, outside the root (default: 1e-8).
+        weight_decay: w, L2 penalty (default: 0).
+        momentum: mu (default: 0).
+        centered: divide by an estimate of the standard deviation (default: False).
+        maximize: ascend instead of descend (default: False).
+
+    Raises:
+        TypeError: something in `params` is not an array of one of these types, or an argument has a wrong
+            type.
+        ValueError: an argument is out of range or NaN, an array cannot be written, or `params` is empty.
+
+    Example:
+        >>> import numpy as np
+        >>> from oxistep.numpy import RMSprop
+        >>> x = np.array([4.0, 3.0])
+        >>> optimizer = RMSprop([x], lr=0.1, alpha=0.9)
+        >>> for _ in range(100):
+        ...     optimizer.step([np.array([2.0, 20.0]) * x])  # gradient of x1^2 + 10 x2^2
+        >>> print(abs(x).max() < 1e-4)
+        True
+
+    References:
+        Tieleman, Hinton, `Neural Networks for Machine Learning, lecture 6
+        <https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf>`_, 2012.
+        Graves, `Generating Sequences With Recurrent Neural Networks <https://arxiv.org/abs/1308.0850>`_, 2013
+        (centered).
+
+    State: ``step`` (0-dimensional float32), ``square_avg`` (h), ``momentum_buffer`` (b) if momentum > 0 and
+    ``grad_avg`` (m) if centered.
+    """
+
+    _rule = "rmsprop"
+    _checks: ClassVar[dict[str, Check]] = {
+        "lr": learning_rate,
+        "alpha": number("alpha value", low=0.0),
+        "eps": number("epsilon value", low=0.0),
+        "weight_decay": number("weight_decay value", low=0.0),
+        "momentum": number("momentum value", low=0.0),
+        "centered": flag("centered"),
+        "maximize": flag("maximize"),
+    }
+    _state_keys = ("step", "square_avg", "momentum_buffer", "grad_avg")
+    _added_later: ClassVar[Group] = {"momentum": 0, "centered": False, "maximize": False}
+
+    def __init__(
+        self,
+        params: Params,
+        lr: LearningRate = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum: float = 0,
+        centered: bool = False,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "alpha": alpha,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "momentum": momentum,
+                "centered": centered,
+                "maximize": maximize,
+            },
+        )
+
+    def _required_state(self, group: Group) -> tuple[str, ...]:
+        keys = ["step", "square_avg"]
+        if group["momentum"] > 0:
+            keys.append("momentum_buffer")
+        if group["centered"]:
+            keys.append("grad_avg")
+        return tuple(keys)
+
+    def _new_state(self, array: Array, group: Group) -> State:
+        return {
+            key: new_step() if key == "step" else np.zeros_like(array, subok=False)
+            for key in self._required_state(group)
+        }

@@ -1,0 +1,112 @@
+"""Stochastic gradient descent, with momentum and Nesterov momentum."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from oxistep.numpy._base import Array, Group, Optimizer, Params, State
+from oxistep.numpy._hyper import Check, LearningRate, flag, learning_rate, number
+
+
+class SGD(Optimizer):
+    r"""Stochastic gradient descent, optionally with (Nesterov) momentum.
+
+    For the parameter x, its gradient g, the learning rate lr, momentum mu, dampening d and weight decay w::
+
+        g <- -g                    if maximize
+        g <- g + w x               if weight_decay
+        v <- g                     first step of this parameter, if momentum
+        v <- mu v + (1 - d) g      every later one
+        g <- g + mu v              if nesterov
+        g <- v                     else, if momentum
+        x <- x - lr g
+
+    As in torch, lr multiplies the velocity where it is used and is not part of it, so changing lr changes the
+    speed at once.
+
+    Args:
+        params: what to update, in place: a list of arrays, a dict from name to array, or a list of group
+            dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
+            float64 or float16 arrays of any shape and any layout that does not overlap.
+        lr: learning rate, a number or a function of the number of steps done, counted from 0 (default: 1e-3).
+        momentum: mu (default: 0).
+        dampening: d, weakens what a gradient adds to the velocity (default: 0).
+        weight_decay: w, L2 penalty (default: 0).
+        nesterov: take Nesterov's momentum; needs momentum > 0 and dampening 0 (default: False).
+        maximize: ascend instead of descend (default: False).
+
+    Raises:
+        TypeError: something in `params` is not an array of one of these types, or an argument has a wrong
+            type.
+        ValueError: an argument is out of range or NaN, an array cannot be written, or `params` is empty.
+
+    Example:
+        >>> import numpy as np
+        >>> from oxistep.numpy import SGD
+        >>> x = np.array([4.0, 3.0])
+        >>> optimizer = SGD([x], lr=0.01, momentum=0.9)
+        >>> for _ in range(100):
+        ...     optimizer.step([np.array([2.0, 20.0]) * x])  # gradient of x1^2 + 10 x2^2
+        >>> print(x.round(5))
+        [ 0.01691 -0.00855]
+
+    References:
+        Polyak, `Some methods of speeding up the convergence of iteration methods
+        <https://doi.org/10.1016/0041-5553(64)90137-5>`_, 1964.
+        Sutskever et al., `On the importance of initialization and momentum in deep learning
+        <https://proceedings.mlr.press/v28/sutskever13.html>`_, 2013.
+
+    State: ``momentum_buffer`` (v), only if momentum is not 0. No step counter, as in torch.
+    """
+
+    _rule = "sgd"
+    _checks: ClassVar[dict[str, Check]] = {
+        "lr": learning_rate,
+        "momentum": number("momentum value", low=0.0),
+        "dampening": number("dampening value"),
+        "weight_decay": number("weight_decay value", low=0.0),
+        "nesterov": flag("nesterov"),
+        "maximize": flag("maximize"),
+    }
+    _state_keys = ("momentum_buffer",)
+    _added_later: ClassVar[Group] = {"nesterov": False, "maximize": False}
+
+    def __init__(
+        self,
+        params: Params,
+        lr: LearningRate = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "dampening": dampening,
+                "weight_decay": weight_decay,
+                "nesterov": nesterov,
+                "maximize": maximize,
+            },
+        )
+
+    def _checked(self, given: Group, where: str = "") -> Group:
+        checked = super()._checked(given, where)
+        if checked["nesterov"] and (checked["momentum"] <= 0 or checked["dampening"] != 0):
+            raise ValueError(f"Nesterov momentum requires a momentum and zero dampening{where}")
+        return checked
+
+    def _required_state(self, group: Group) -> tuple[str, ...]:
+        # Nothing is required of a loaded state: torch saves the buffer as None, or not at all, before the
+        # first gradient, and the buffer is then born from that gradient.
+        return ()
+
+    def _new_state(self, array: Array, group: Group) -> State:
+        # Not zeros: on its first step the buffer is overwritten with the gradient.
+        return {"momentum_buffer": np.empty_like(array, subok=False)}

@@ -1,0 +1,52 @@
+"""A drop-in for ``torch.optim``: the same classes, functions and modules, with the step in native code.
+
+``SGD``, ``Adagrad``, ``RMSprop``, ``Adam`` and ``AdamW`` are oxistep's; every other public name is torch's own, handed
+on. The list of names follows the installed torch.
+"""
+
+try:
+    import torch.optim as _torch_optim
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise ModuleNotFoundError(
+        "oxistep.optim needs PyTorch: pip install 'oxistep[torch]' (torch >= 2.10). "
+        "For NumPy arrays alone there is oxistep.numpy.",
+        name="torch",
+    ) from error
+
+from typing import Any
+
+from torch.optim import ASGD as ASGD
+from torch.optim import LBFGS as LBFGS
+from torch.optim import Adadelta as Adadelta
+from torch.optim import Adafactor as Adafactor
+from torch.optim import Adamax as Adamax
+from torch.optim import Muon as Muon
+from torch.optim import NAdam as NAdam
+from torch.optim import Optimizer as Optimizer
+from torch.optim import RAdam as RAdam
+from torch.optim import Rprop as Rprop
+from torch.optim import SparseAdam as SparseAdam
+from torch.optim import lr_scheduler as lr_scheduler
+from torch.optim import swa_utils as swa_utils
+
+from oxistep.optim.adagrad import Adagrad as Adagrad
+from oxistep.optim.adam import Adam as Adam
+from oxistep.optim.adamw import AdamW as AdamW
+from oxistep.optim.rmsprop import RMSprop as RMSprop
+from oxistep.optim.sgd import SGD as SGD
+
+__all__ = list(_torch_optim.__all__)
+
+
+def __getattr__(name: str) -> Any:
+    """Hands on what else the installed torch has."""
+    try:
+        return getattr(_torch_optim, name)
+    except AttributeError:
+        raise AttributeError(f"module 'oxistep.optim' has no attribute {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

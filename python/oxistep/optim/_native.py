@@ -1,0 +1,214 @@
+"""The step that all native optimizers share.
+
+An optimizer class names its rule (``_rule``) and its class in torch (``_torch``), and makes states (``_new_state``);
+everything else is here and in the native ``Plan``.
+"""
+
+import os
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any, ClassVar, overload
+
+import torch
+import torch.optim.optimizer as torch_optimizer
+from torch import Tensor
+from torch.utils._device import DeviceContext
+
+from oxistep import _core
+
+_LIBRARY = {"Darwin": "libtorch_cpu.dylib", "Windows": "torch_cpu.dll"}
+
+# OXISTEP_BACKEND=torch leaves everything to torch.
+_backend = os.environ.get("OXISTEP_BACKEND", "native")
+if _backend not in ("native", "torch"):
+    raise ValueError(f"OXISTEP_BACKEND: expected 'native' or 'torch', got {_backend!r}")
+_FORCED = _backend == "torch"
+
+_core.use_torch_threads(
+    str(
+        Path(torch.__file__).parent
+        / "lib"
+        / _LIBRARY.get(os.uname().sysname if hasattr(os, "uname") else "Windows", "libtorch_cpu.so")
+    )
+)
+
+_is_compiling = torch.compiler.is_compiling
+_profiler_enabled = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
+
+
+def scalar_dtype(group: dict[str, Any]) -> torch.dtype:
+    """The dtype of ``step``: float32, or float64 where that is torch's default, unless fused."""
+    if not group.get("fused") and torch.get_default_dtype() == torch.float64:
+        return torch.float64
+    return torch.float32
+
+
+def zero_step(p: Tensor, group: dict[str, Any]) -> Tensor:
+    """A step counter at zero; on the CPU whatever the default device, unless fused."""
+    return torch.zeros((), dtype=scalar_dtype(group), device=p.device if group.get("fused") else "cpu")
+
+
+def zeros(p: Tensor) -> Tensor:
+    """A state of zeros laid out as its parameter."""
+    return torch.zeros_like(p, memory_format=torch.preserve_format)
+
+
+class NativeStep(torch.optim.Optimizer):
+    """Replaces ``step`` of a torch optimizer by one native call; whatever that cannot serve takes torch's own step."""
+
+    _rule: ClassVar[str]
+    _torch: ClassVar[type[torch.optim.Optimizer]]
+
+    # On CUDA-only attributes torch sets and reads: see GradScaler in torch.amp.
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
+
+    def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        """Makes the states that ``p`` starts with, under torch's names. Must not change anything."""
+        raise NotImplementedError
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Perform a single optimization step.
+
+        Everything is checked before the first write: a step that raises has changed nothing of what oxistep updates.
+
+        Args:
+            closure: a function that evaluates the model again and returns the loss. Runs with grad enabled.
+
+        Returns:
+            The loss that ``closure`` returned, else ``None``.
+        """
+        if _is_compiling():
+            return _step_outside_graph(self, closure)  # type: ignore[no-any-return]
+        if (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or torch_optimizer._global_optimizer_pre_hooks
+            or torch_optimizer._global_optimizer_post_hooks
+            or _profiler_enabled()
+        ) and type(self).step is NativeStep.step:
+            # a subclass that overrides `step` was given torch's wrapper, which has run the hooks already
+            return self._observed_step((self,) if closure is None else (self, closure))
+        return self._plain_step(closure)
+
+    # torch wraps `step` of every class for hooks and profiler, unless it says that it does so itself.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _plain_step(self, closure: Callable[[], float] | None = None) -> float | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if "found_inf" in self.__dict__ or "grad_scale" in self.__dict__:
+            self._scaled_update()
+        else:
+            self._update()
+        return loss
+
+    def _update(self) -> None:
+        if _FORCED or ((_dispatch_modes() or _function_modes()) and _modes_want_operations()):
+            self._torch_step([(g, p) for g, group in enumerate(self.param_groups) for p in group["params"]])
+            return
+        try:
+            plan = self.__dict__["_plan"]
+        except KeyError:
+            plan = self.__dict__["_plan"] = _core.Plan(self._rule)
+        plan.step(self)
+
+    def _explain(self) -> list[tuple[int, int, str, str]]:
+        if _FORCED:
+            return [
+                (g, i, "torch" if p.grad is not None else "skipped", "OXISTEP_BACKEND=torch")
+                for g, group in enumerate(self.param_groups)
+                for i, p in enumerate(group["params"])
+            ]
+        return _core.Plan(self._rule).explain(self)
+
+    def _observed_step(self, args: tuple[Any, ...]) -> float | None:
+        """A step with hooks and a profiler record, as torch's wrapper does it."""
+        kwargs: dict[str, Any] = {}
+        with torch.autograd.profiler.record_function(f"Optimizer.step#{type(self).__name__}.step"):
+            for pre_hook in chain(
+                torch_optimizer._global_optimizer_pre_hooks.values(), self._optimizer_step_pre_hooks.values()
+            ):
+                result: Any = pre_hook(self, args, kwargs)
+                if result is not None:
+                    if not (isinstance(result, tuple) and len(result) == 2):
+                        raise RuntimeError(
+                            f"{type(self).step} must return None or a tuple of (new_args, new_kwargs), "
+                            f"but got {result}."
+                        )
+                    args, kwargs = result
+            loss = NativeStep._plain_step(*args, **kwargs)
+            self._optimizer_step_code()
+            for post_hook in chain(
+                self._optimizer_step_post_hooks.values(), torch_optimizer._global_optimizer_post_hooks.values()
+            ):
+                post_hook(self, args, kwargs)
+        return loss
+
+    def _scaled_update(self) -> None:
+        """The step inside ``GradScaler.step`` of an optimizer made with ``fused=True``.
+
+        Gradients are left unscaled, as torch's fused kernels leave them; with an infinity among them the step is
+        skipped whole: no state is made and no counter moves.
+        """
+        found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        if found_inf is not None and found_inf.item():
+            return
+        if scale is not None:
+            grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+            with torch.no_grad():
+                for grad in grads:
+                    grad.div_(scale.to(grad.device))
+        scaling = ("grad_scale", "found_inf")
+        hidden: dict[str, Any] = {key: self.__dict__.pop(key) for key in scaling if key in self.__dict__}
+        try:
+            self._update()
+        finally:
+            self.__dict__.update(hidden)
+
+    def _torch_step(self, left: list[tuple[int, Tensor]]) -> None:
+        """Runs torch's own step for the parameters in ``left``, given with the index of their group."""
+        groups = self.param_groups
+        copies: dict[tuple[int, bool], dict[str, Any]] = {}
+        for g, p in left:
+            on_cpu = p.device.type == "cpu"
+            if (g, on_cpu) not in copies:
+                copy = copies[g, on_cpu] = {**groups[g], "params": []}
+                if on_cpu:
+                    # torch's fused CPU kernels are wrong on strided tensors, foreach is no faster than the loop
+                    copy.update({flag: False for flag in ("foreach", "fused") if copy.get(flag)})
+            copies[g, on_cpu]["params"].append(p)
+        self.param_groups = list(copies.values())
+        try:
+            _unwrapped(self._torch.step)(self)
+        finally:
+            self.param_groups = groups
+
+
+def _unwrapped(step: Callable[..., Any]) -> Callable[..., Any]:
+    """torch's step without the wrapper that would run the hooks a second time."""
+    while getattr(step, "hooked", False):
+        step = step.__wrapped__  # type: ignore[attr-defined]
+    return step
+
+
+def _modes_want_operations() -> bool:
+    """Whether an active mode intercepts torch's operations, so that only torch's step shows it what it came for."""
+    if _dispatch_modes():
+        return True
+    # `torch.set_default_device` is a mode too, but only of functions that make tensors
+    return any(type(torch._C._get_function_stack_at(i)) is not DeviceContext for i in range(_function_modes()))
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _step_outside_graph(optimizer: NativeStep, closure: Callable[[], float] | None) -> Any:
+    return optimizer.step() if closure is None else optimizer.step(closure)

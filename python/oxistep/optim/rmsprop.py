@@ -1,0 +1,66 @@
+"""RMSprop."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.rmsprop import rmsprop as rmsprop
+
+from oxistep.optim._native import NativeStep, zero_step, zeros
+
+__all__ = ["RMSprop", "rmsprop"]
+
+
+class RMSprop(NativeStep, torch.optim.RMSprop):
+    r"""RMSprop: the gradient divided by a running root mean square of itself.
+
+    .. math::
+        g &\leftarrow g + \lambda \theta \\
+        v &\leftarrow \alpha v + (1 - \alpha) g^2 \\
+        a &\leftarrow \alpha a + (1 - \alpha) g, \quad \tilde v = v - a^2 \text{ if centered, else } v \\
+        b &\leftarrow \mu b + g / (\sqrt{\tilde v} + \epsilon) \\
+        \theta &\leftarrow \theta - \gamma b
+
+    Equal to torch's for-loop bit for bit in float32 and float64.
+
+    Args:
+        params: parameters, named parameters, or dicts of parameter groups.
+        lr: learning rate :math:`\gamma`, a number or a tensor of one element (default: 1e-2).
+        alpha: decay of the running averages (default: 0.99).
+        eps: :math:`\epsilon`, outside the root (default: 1e-8).
+        weight_decay: :math:`\lambda` (default: 0).
+        momentum: :math:`\mu`; zero keeps no buffer (default: 0).
+        centered: divide by the standard deviation instead of the root mean square (default: False).
+        maximize: ascend instead of descend (default: False).
+        capturable, foreach, differentiable: as in torch; they choose among torch's own paths.
+
+    State: ``step`` (0-dimensional float32), ``square_avg``, ``momentum_buffer`` with momentum, ``grad_avg`` if centered
+    (shape and dtype of the parameter).
+
+    Raises:
+        ValueError: for what ``torch.optim.RMSprop`` refuses, in its words.
+
+    Example:
+        >>> import torch, oxistep.optim as optim
+        >>> w = torch.tensor(1.0, requires_grad=True)
+        >>> optimizer = optim.RMSprop([w], lr=0.01, alpha=0.75)
+        >>> (w * w).backward()
+        >>> optimizer.step()
+        >>> round(w.item(), 6)
+        0.98
+
+    Reference:
+        Hinton, lecture 6 of "Neural Networks for Machine Learning", 2012; centered: Graves, "Generating Sequences With
+        Recurrent Neural Networks", 2013.
+    """
+
+    _rule = "rmsprop"
+    _torch = torch.optim.RMSprop
+
+    def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        state = {"step": zero_step(p, group), "square_avg": zeros(p)}
+        if group["momentum"] > 0:
+            state["momentum_buffer"] = zeros(p)
+        if group["centered"]:
+            state["grad_avg"] = zeros(p)
+        return state

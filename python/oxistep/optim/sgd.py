@@ -1,0 +1,58 @@
+"""Stochastic gradient descent."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.sgd import sgd as sgd
+
+from oxistep.optim._native import NativeStep
+
+__all__ = ["SGD", "sgd"]
+
+
+class SGD(NativeStep, torch.optim.SGD):
+    r"""Stochastic gradient descent, with momentum or Nesterov's.
+
+    .. math::
+        g &\leftarrow g + \lambda \theta \\
+        b &\leftarrow \mu b + (1 - \tau) g \qquad (b \leftarrow g \text{ at the first step}) \\
+        g &\leftarrow g + \mu b \text{ if nesterov, else } b \\
+        \theta &\leftarrow \theta - \gamma g
+
+    Equal to torch's for-loop bit for bit in float32 and float64.
+
+    Args:
+        params: parameters, named parameters, or dicts of parameter groups.
+        lr: learning rate :math:`\gamma`, a number or a tensor of one element (default: 1e-3).
+        momentum: :math:`\mu`; zero keeps no buffer (default: 0).
+        dampening: :math:`\tau` (default: 0).
+        weight_decay: :math:`\lambda` (default: 0).
+        nesterov: look ahead along the buffer; needs momentum and no dampening (default: False).
+        maximize: ascend instead of descend (default: False).
+        foreach, fused, differentiable: as in torch; they choose among torch's own paths.
+
+    State: ``momentum_buffer`` (shape, dtype and layout of the gradient), if momentum is not zero.
+
+    Raises:
+        ValueError: for what ``torch.optim.SGD`` refuses, in its words.
+
+    Example:
+        >>> import torch, oxistep.optim as optim
+        >>> w = torch.tensor(1.0, requires_grad=True)
+        >>> optimizer = optim.SGD([w], lr=0.1)
+        >>> (w * w).backward()
+        >>> optimizer.step()
+        >>> w.item()
+        0.800000011920929
+
+    Reference:
+        Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013.
+    """
+
+    _rule = "sgd"
+    _torch = torch.optim.SGD
+
+    def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        # torch clones the gradient; the first step writes every element, so nothing needs to be copied here
+        return {"momentum_buffer": torch.empty_like(grad, memory_format=torch.preserve_format)}
