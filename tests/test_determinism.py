@@ -1,0 +1,87 @@
+"""The same bits for any number of threads, SIMD level and order of parameters."""
+
+import pytest
+import torch
+
+import oxistep
+from optimizers import CASES
+from oxistep import _core
+
+SHAPES = [(), (5,), (64,), (1000, 7), (300_000,), (63,), (17, 33), (150_001,)]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(autouse=True)
+def restored():
+    """Leaves threads and SIMD level as they were."""
+    level = oxistep.cpu_features()["simd"]
+    threads = torch.get_num_threads()
+    yield
+    _core.force_simd(level)
+    oxistep.set_num_threads(None)
+    torch.set_num_threads(threads)
+
+
+def run(case, dtype, order=1):
+    """All parameters and states after three steps, as integers, so that NaN equals itself."""
+    generator = torch.Generator().manual_seed(3)
+    params = [torch.randn(s, generator=generator).to(dtype).requires_grad_() for s in SHAPES]
+    optimizer = case.ours(params[::order], **case.kwargs)
+    for _ in range(3):
+        for p in params:
+            p.grad = (torch.randn(p.shape, generator=generator) * 3).to(dtype)
+            if p.numel() > 60:
+                p.grad.view(-1)[:4] = torch.tensor([float("inf"), 0.0, -0.0, 1e-40]).to(dtype)
+        optimizer.step()
+    values = [p.detach() for p in params] + [v for p in params for v in optimizer.state[p].values()]
+    integers = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+    return [torch.nan_to_num(v, nan=12345.0).view(integers[v.element_size()]) for v in values]
+
+
+def assert_same(a, b):
+    assert len(a) == len(b)
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_bits_do_not_depend_on_threads_level_or_order(case, dtype):
+    expected = run(case, dtype)
+    for level in oxistep.cpu_features()["available"]:
+        _core.force_simd(level)
+        assert_same(run(case, dtype), expected)
+    for threads in (1, 2, 3):
+        oxistep.set_num_threads(threads)
+        assert oxistep.get_num_threads() == threads
+        assert_same(run(case, dtype), expected)
+    oxistep.set_num_threads(None)
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        assert oxistep.get_num_threads() == threads
+        assert_same(run(case, dtype), expected)
+    assert_same(run(case, dtype, order=-1), expected)
+
+
+def test_unknown_levels_and_thread_counts_are_refused():
+    with pytest.raises(ValueError, match="expected a SIMD level of this processor"):
+        _core.force_simd("mmx")
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match="expected a positive number of threads or None"):
+            oxistep.set_num_threads(wrong)
+
+
+def test_flush_denormal_reaches_the_workers():
+    """`torch.set_flush_denormal` is per thread; every element must see the caller's mode."""
+    tiny = torch.full((400_000,), 1e-39)
+    try:
+        if not torch.set_flush_denormal(True):
+            pytest.skip("this processor cannot flush denormals")
+        p = torch.zeros(400_000, requires_grad=True)
+        p.grad = tiny
+        oxistep.optim.SGD([p], lr=1.0).step()
+    finally:
+        torch.set_flush_denormal(False)
+    assert (p == 0).all()
+    p.grad = tiny
+    oxistep.optim.SGD([p], lr=1.0).step()
+    assert (p != 0).all()
