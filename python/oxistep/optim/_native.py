@@ -33,6 +33,9 @@ _core.use_torch_threads(
     )
 )
 
+# States of fewer elements are not worth asking for large pages.
+_LARGE = 1 << 20
+
 _is_compiling = torch.compiler.is_compiling
 _profiler_enabled = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
 _dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -52,7 +55,10 @@ def zero_step(p: Tensor, group: dict[str, Any]) -> Tensor:
 
 
 def zeros(p: Tensor) -> Tensor:
-    """A state of zeros laid out as its parameter."""
+    """A state of zeros laid out as its parameter; on large pages if it is large."""
+    if p.device.type == "cpu" and p.numel() >= _LARGE:
+        state = torch.empty_like(p, memory_format=torch.preserve_format)
+        return state if _core.zero_large(state) else state.zero_()
     return torch.zeros_like(p, memory_format=torch.preserve_format)
 
 

@@ -13,6 +13,7 @@ use oxistep_kernels::{
 };
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::type_object::PyTypeInfo;
 use pyo3::types::{PyDict, PyList};
 
 use crate::error::panicked;
@@ -69,6 +70,7 @@ pub(crate) fn step_arrays(
         }
     }
     let set_apart = overlapping_extents(&items);
+    refuse_shared_elements(&items, &set_apart)?;
     let mut copies: Vec<Copies> = items.iter().map(|_| Copies::default()).collect();
     for ((_, item), copies) in
         items.iter().zip(&mut copies).zip(&set_apart).filter(|(_, apart)| **apart).map(|(x, _)| x)
@@ -201,6 +203,18 @@ macro_rules! dtypes {
                 )* }
             }
 
+            /// The address of every element.
+            fn addresses(&self) -> Box<dyn Iterator<Item = usize> + '_> {
+                match self { $(
+                    Self::$Variant(Lent::Read(array)) => {
+                        Box::new(array.as_array().into_iter().map(|element| std::ptr::from_ref(element) as usize))
+                    }
+                    Self::$Variant(Lent::Write(array)) => {
+                        Box::new(array.as_array().into_iter().map(|element| std::ptr::from_ref(element) as usize))
+                    }
+                )* }
+            }
+
             /// A copy of the elements in logical order.
             fn to_buffer(&self) -> Buffer {
                 match self { $(
@@ -272,6 +286,7 @@ struct Extent {
 
 /// One parameter with a gradient, checked and borrowed.
 struct Item<'py> {
+    name: String,
     first: bool,
     /// Parameter, gradient, states.
     arrays: Vec<Array<'py>>,
@@ -300,7 +315,7 @@ impl<'py> Look<'_, 'py> {
         entry: Bound<'py, PyDict>,
     ) -> PyResult<Item<'py>> {
         let py = param.py();
-        let name = &self.name;
+        let name = self.name.as_str();
         let (names, scalar_names) = (self.rule.states(), self.rule.scalars());
         let param_array = accept(param, name, true)?;
         let grad_name = format!("the gradient of {name}");
@@ -371,7 +386,7 @@ impl<'py> Look<'_, 'py> {
         let single = scalars.iter().all(|scalar| matches!(scalar, Scalar::Single(_)));
         let (extents, layout) = place(&arrays);
         let scalar_values = Scalars::new(values, single);
-        Ok(Item { first: absent, arrays, extents, layout, scalars, scalar_values, entry, fresh })
+        Ok(Item { name: self.name, first: absent, arrays, extents, layout, scalars, scalar_values, entry, fresh })
     }
 }
 
@@ -379,6 +394,9 @@ impl<'py> Look<'_, 'py> {
 fn plain(object: &Bound<'_, PyAny>, name: &str) -> PyResult<()> {
     let py = object.py();
     let class = object.get_type();
+    if class.is(PyUntypedArray::type_object(py)) {
+        return Ok(());
+    }
     if object.cast::<PyUntypedArray>().is_err() {
         let hint = if object.is_instance(&py.import("numpy")?.getattr("generic")?)? {
             "a NumPy scalar cannot be changed in place: use np.array(value)"
@@ -421,8 +439,8 @@ fn accept<'py>(object: &Bound<'py, PyAny>, name: &str, write: bool) -> PyResult<
     })?;
     let itemsize = dtype.itemsize();
     if untyped.len() > 0 {
-        let fits = |stride: &isize| stride.unsigned_abs().is_multiple_of(itemsize);
-        if !array.address().is_multiple_of(itemsize) || !untyped.strides().iter().all(fits) {
+        let fits = |(n, stride): (&usize, &isize)| *n == 1 || stride.unsigned_abs().is_multiple_of(itemsize);
+        if !array.address().is_multiple_of(itemsize) || !untyped.shape().iter().zip(untyped.strides()).all(fits) {
             return Err(PyValueError::new_err(format!(
                 "{name} is not aligned to its element size of {itemsize} bytes: pass a copy, .copy()"
             )));
@@ -519,6 +537,37 @@ fn overlapping_extents(items: &[(usize, Item<'_>)]) -> Vec<bool> {
         }
     }
     apart
+}
+
+/// Refuses items whose arrays share elements. The numpy crate has seen to that for arrays with one owner; two arrays
+/// over one buffer may have different owners, so those that lie close together are compared element by element.
+fn refuse_shared_elements(items: &[(usize, Item<'_>)], set_apart: &[bool]) -> PyResult<()> {
+    let mut elements: Vec<(usize, usize, usize)> = Vec::new(); // (address, item, array)
+    for (k, (_, item)) in items.iter().enumerate().filter(|(k, _)| set_apart[*k]) {
+        for (s, array) in item.arrays.iter().enumerate() {
+            array.addresses().for_each(|address| elements.push((address, k, s)));
+        }
+    }
+    elements.sort_unstable();
+    let size = |&(_, k, s): &(usize, usize, usize)| items[k].1.arrays[s].untyped().dtype().itemsize();
+    // two gradients may share elements: they are only read
+    let mut last_written: Option<(usize, usize)> = None; // (end, item)
+    let mut last_read: Option<(usize, usize)> = None;
+    for element in &elements {
+        let &(address, k, s) = element;
+        let is_read = s == 1;
+        for last in [last_written, if is_read { None } else { last_read }].into_iter().flatten() {
+            if address < last.0 {
+                return Err(PyValueError::new_err(format!(
+                    "{} shares memory with {} or its gradient: pass a copy, .copy(), of one of them",
+                    items[k].1.name, items[last.1].1.name
+                )));
+            }
+        }
+        let last = if is_read { &mut last_read } else { &mut last_written };
+        *last = Some((address + size(element), k)).max(*last);
+    }
+    Ok(())
 }
 
 impl Item<'_> {

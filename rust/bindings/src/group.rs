@@ -60,10 +60,14 @@ fn number(value: &Bound<'_, PyAny>, key: &str) -> PyResult<f64> {
     if value.getattr_opt(pyo3::intern!(py, "requires_grad"))?.is_some_and(|flag| flag.is_truthy().unwrap_or(true)) {
         return Err(PyTypeError::new_err(format!("{key} requires grad")));
     }
-    match value.getattr_opt(pyo3::intern!(py, "item"))? {
-        Some(item) => item.call0()?.extract(),
-        None => value.extract(),
-    }
+    let scalar = match value.getattr_opt(pyo3::intern!(py, "item"))? {
+        Some(item) => item.call0()?,
+        None => value.clone(),
+    };
+    scalar.extract().map_err(|_| {
+        let class = value.get_type().name().map_or_else(|_| "something else".to_owned(), |name| name.to_string());
+        PyTypeError::new_err(format!("{key:?} of a param group must be a number, got {class}"))
+    })
 }
 
 impl Hyperparameters for Group<'_, '_> {

@@ -1,7 +1,7 @@
 //! The Python module `oxistep._core`: checks, borrows, releases the interpreter, calls the kernels, translates errors.
 //!
 //! `unsafe` stands in `tensors.rs` (torch's memory), `arrays.rs` (NumPy's), `plan.rs` (where the contract of both is
-//! met) and `threads.rs` (torch's thread pool), each with the reason why it holds.
+//! met), `pages.rs` (advice on memory) and `threads.rs` (torch's thread pool), each with the reason why it holds.
 
 use pyo3::prelude::*;
 
@@ -9,6 +9,7 @@ mod arrays;
 mod dlpack;
 mod error;
 mod group;
+mod pages;
 mod plan;
 mod processor;
 mod tensors;
@@ -22,6 +23,8 @@ mod _core {
 
     #[pymodule_export]
     use super::arrays::{rule_states, step_arrays};
+    #[pymodule_export]
+    use super::pages::zero_large;
     #[pymodule_export]
     use super::plan::Plan;
     #[pymodule_export]

@@ -76,14 +76,14 @@ pub(crate) struct Plan {
 }
 
 /// `torch.Tensor`, `torch.nn.Parameter` and what is needed of `torch._C`, looked up once.
-struct Modules {
-    torch: Torch,
+pub(crate) struct Modules {
+    pub(crate) torch: Torch,
     increment_version: Py<PyAny>,
 }
 
 static MODULES: PyOnceLock<Modules> = PyOnceLock::new();
 
-fn modules(py: Python<'_>) -> PyResult<&Modules> {
+pub(crate) fn modules(py: Python<'_>) -> PyResult<&Modules> {
     MODULES.get_or_try_init(py, || {
         let increment_version = py.import("torch")?.getattr("_C")?.getattr("_increment_version")?.unbind();
         Ok(Modules { torch: Torch::new(py)?, increment_version })

@@ -27,6 +27,8 @@ struct TorchPool {
 }
 
 static TORCH: OnceLock<Option<TorchPool>> = OnceLock::new();
+/// Asking the system takes microseconds.
+static PROCESSORS: OnceLock<usize> = OnceLock::new();
 /// 0: follow torch, or the number of processors.
 static WANTED: AtomicUsize = AtomicUsize::new(0);
 /// The process that may use pools; 0 before the module is set up.
@@ -63,7 +65,7 @@ pub(crate) fn get_num_threads() -> usize {
     match WANTED.load(Ordering::Relaxed) {
         0 => match TORCH.get() {
             Some(Some(torch)) => torch.num_threads(),
-            _ => std::thread::available_parallelism().map_or(1, usize::from),
+            _ => *PROCESSORS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from)),
         },
         n => n,
     }

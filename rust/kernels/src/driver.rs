@@ -68,6 +68,10 @@ macro_rules! storage {
                 self.len() == 0
             }
 
+            fn fill_zero(&mut self) {
+                match self { $(Self::$Variant(x) => x.fill(<$t as Default>::default()),)* Self::Absent => {} }
+            }
+
             fn split_at(self, n: usize) -> (Self, Self) {
                 match self {
                     $(Self::$Variant(x) => {
@@ -275,6 +279,23 @@ impl<'a> Step<'a> {
         let chunks = self.chunks.into_iter().map(|_| unreachable!("the vector is empty")).collect();
         Step { chunks, constants: self.constants, elements: 0 }
     }
+}
+
+/// Writes zeros, cut among the threads as a step over this tensor will be: on a machine with several memories each page
+/// then lies near the thread that will use it.
+///
+/// # Errors
+/// None in practice: the signature is that of the pool.
+pub fn zero(pool: &dyn Pool, tensor: SliceMut<'_>) -> Result<(), Panic> {
+    let mut chunks = Vec::with_capacity(tensor.len() / CHUNK + 1);
+    let mut rest = tensor;
+    while rest.len() > CHUNK + CHUNK / 2 {
+        let (chunk, tail) = rest.split_at(CHUNK);
+        chunks.push(chunk);
+        rest = tail;
+    }
+    chunks.push(rest);
+    for_each(pool, &mut chunks, SliceMut::len, SliceMut::fill_zero)
 }
 
 fn state_count(constants: &Constants) -> usize {
