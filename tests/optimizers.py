@@ -61,6 +61,23 @@ CASES = [
     Case("Adam", {"lr": 0.01, "decoupled_weight_decay": True, "weight_decay": 0.1}, "decoupled"),
     Case("AdamW", {"lr": 0.01}, "plain"),
     Case("AdamW", {"lr": 0.01, "weight_decay": 0.3, "amsgrad": True, "maximize": True}, "all"),
+    Case("Adadelta", {"lr": 0.5}, "plain"),
+    Case("Adadelta", {"lr": 0.5, "rho": 0.8, "eps": 1e-4, "weight_decay": 0.1, "maximize": True}, "all"),
+    Case("Adamax", {"lr": 0.01}, "plain"),
+    Case("Adamax", {"lr": 0.01, "betas": (0.4, 0.9), "eps": 1e-3, "weight_decay": 0.1, "maximize": True}, "all"),
+    Case("NAdam", {"lr": 0.01}, "plain"),
+    Case("NAdam", {"lr": 0.01, "weight_decay": 0.1, "momentum_decay": 0.1, "maximize": True}, "decay-maximize"),
+    Case("NAdam", {"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True}, "decoupled"),
+    Case("RAdam", {"lr": 0.01}, "plain"),
+    Case("RAdam", {"lr": 0.01, "betas": (0.8, 0.9), "weight_decay": 0.1, "maximize": True}, "decay-maximize"),
+    Case("RAdam", {"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True}, "decoupled"),
+    Case("ASGD", {"lr": 0.01}, "plain", uses_sqrt=False),
+    # t0 below the number of steps: averaging begins
+    Case("ASGD", {"lr": 0.01, "lambd": 0.01, "t0": 3, "weight_decay": 0.1, "maximize": True}, "all", uses_sqrt=False),
+    Case("Rprop", {"lr": 0.01}, "plain", uses_sqrt=False),
+    Case(
+        "Rprop", {"lr": 0.01, "etas": (0.4, 1.5), "step_sizes": (1e-3, 0.1), "maximize": True}, "all", uses_sqrt=False
+    ),
 ]
 
 # The seven rules that the tutorials teach, as they are usually set.

@@ -17,30 +17,48 @@ from oxistep._core import __version__, get_num_threads, set_num_threads
 if TYPE_CHECKING:
     from oxistep._explain import Explanation as Explanation
     from oxistep._explain import explain as explain
+    from oxistep.optim import ASGD as ASGD
     from oxistep.optim import SGD as SGD
+    from oxistep.optim import Adadelta as Adadelta
     from oxistep.optim import Adagrad as Adagrad
     from oxistep.optim import Adam as Adam
+    from oxistep.optim import Adamax as Adamax
     from oxistep.optim import AdamW as AdamW
+    from oxistep.optim import NAdam as NAdam
+    from oxistep.optim import RAdam as RAdam
     from oxistep.optim import RMSprop as RMSprop
+    from oxistep.optim import Rprop as Rprop
 
 # Where each name lives that is loaded when first touched.
 _LAZY = {
-    "SGD": "oxistep.optim",
+    "ASGD": "oxistep.optim",
+    "Adadelta": "oxistep.optim",
     "Adagrad": "oxistep.optim",
     "Adam": "oxistep.optim",
     "AdamW": "oxistep.optim",
+    "Adamax": "oxistep.optim",
+    "NAdam": "oxistep.optim",
+    "RAdam": "oxistep.optim",
     "RMSprop": "oxistep.optim",
+    "Rprop": "oxistep.optim",
+    "SGD": "oxistep.optim",
     "explain": "oxistep._explain",
     "Explanation": "oxistep._explain",
 }
 
 __all__ = [
+    "ASGD",
     "SGD",
+    "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
+    "Adamax",
     "Explanation",
+    "NAdam",
+    "RAdam",
     "RMSprop",
+    "Rprop",
     "__version__",
     "cpu_features",
     "explain",

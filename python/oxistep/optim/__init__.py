@@ -1,7 +1,7 @@
 """A drop-in for ``torch.optim``: the same classes, functions and modules, with the step in native code.
 
-``SGD``, ``Adagrad``, ``RMSprop``, ``Adam`` and ``AdamW`` are oxistep's; every other public name is torch's own, handed
-on. The list of names follows the installed torch.
+The eleven element-wise optimizers are oxistep's; ``Adafactor``, ``LBFGS``, ``Muon``, ``SparseAdam`` and every other
+public name are torch's own, handed on. The list of names follows the installed torch.
 """
 
 try:
@@ -17,24 +17,24 @@ except ModuleNotFoundError as error:
 
 from typing import Any
 
-from torch.optim import ASGD as ASGD
 from torch.optim import LBFGS as LBFGS
-from torch.optim import Adadelta as Adadelta
 from torch.optim import Adafactor as Adafactor
-from torch.optim import Adamax as Adamax
 from torch.optim import Muon as Muon
-from torch.optim import NAdam as NAdam
 from torch.optim import Optimizer as Optimizer
-from torch.optim import RAdam as RAdam
-from torch.optim import Rprop as Rprop
 from torch.optim import SparseAdam as SparseAdam
 from torch.optim import lr_scheduler as lr_scheduler
 from torch.optim import swa_utils as swa_utils
 
+from oxistep.optim.adadelta import Adadelta as Adadelta
 from oxistep.optim.adagrad import Adagrad as Adagrad
 from oxistep.optim.adam import Adam as Adam
+from oxistep.optim.adamax import Adamax as Adamax
 from oxistep.optim.adamw import AdamW as AdamW
+from oxistep.optim.asgd import ASGD as ASGD
+from oxistep.optim.nadam import NAdam as NAdam
+from oxistep.optim.radam import RAdam as RAdam
 from oxistep.optim.rmsprop import RMSprop as RMSprop
+from oxistep.optim.rprop import Rprop as Rprop
 from oxistep.optim.sgd import SGD as SGD
 
 __all__ = list(_torch_optim.__all__)

@@ -4,6 +4,7 @@ An optimizer class names its rule (``_rule``) and its class in torch (``_torch``
 everything else is here and in the native ``Plan``.
 """
 
+import inspect
 import os
 from collections.abc import Callable
 from itertools import chain
@@ -80,7 +81,7 @@ class NativeStep(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None: ...
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, *args: Any, **kwargs: Any) -> float | None:
         """Perform a single optimization step.
 
         Everything is checked before the first write: a step that raises has changed nothing of what oxistep updates.
@@ -92,7 +93,7 @@ class NativeStep(torch.optim.Optimizer):
             The loss that ``closure`` returned, else ``None``.
         """
         if _is_compiling():
-            return _step_outside_graph(self, closure)  # type: ignore[no-any-return]
+            return _step_outside_graph(self, *args, **kwargs)  # type: ignore[no-any-return]
         if (
             self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
@@ -101,11 +102,13 @@ class NativeStep(torch.optim.Optimizer):
             or _profiler_enabled()
         ) and type(self).step is NativeStep.step:
             # a subclass that overrides `step` was given torch's wrapper, which has run the hooks already
-            return self._observed_step((self,) if closure is None else (self, closure))
-        return self._plain_step(closure)
+            return self._observed_step((self, *args), kwargs)
+        return self._plain_step(*args, **kwargs)
 
     # torch wraps `step` of every class for hooks and profiler, unless it says that it does so itself.
     step.hooked = True  # type: ignore[attr-defined]
+    # Hooks are shown the arguments just as they were given, so `step` takes them as they come.
+    step.__signature__ = inspect.signature(torch.optim.Optimizer.step)  # type: ignore[attr-defined]
 
     def _plain_step(self, closure: Callable[[], float] | None = None) -> float | None:
         loss = None
@@ -124,22 +127,24 @@ class NativeStep(torch.optim.Optimizer):
             return
         try:
             plan = self.__dict__["_plan"]
-        except KeyError:
-            plan = self.__dict__["_plan"] = _core.Plan(self._rule)
+        except KeyError:  # setdefault: two threads that come here must not get two plans
+            plan = self.__dict__.setdefault("_plan", _core.Plan(self._rule))
         plan.step(self)
 
     def _explain(self) -> list[tuple[int, int, str, str]]:
+        rows = _core.Plan(self._rule).explain(self)
         if _FORCED:
-            return [
-                (g, i, "torch" if p.grad is not None else "skipped", "OXISTEP_BACKEND=torch")
-                for g, group in enumerate(self.param_groups)
-                for i, p in enumerate(group["params"])
-            ]
-        return _core.Plan(self._rule).explain(self)
+            everything = "OXISTEP_BACKEND=torch"
+        elif _modes_want_operations():
+            everything = "a mode is active that wants to see torch's operations"
+        else:
+            return rows
+        return [
+            (g, i, path, reason) if path == "skipped" else (g, i, "torch", everything) for g, i, path, reason in rows
+        ]
 
-    def _observed_step(self, args: tuple[Any, ...]) -> float | None:
+    def _observed_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
         """A step with hooks and a profiler record, as torch's wrapper does it."""
-        kwargs: dict[str, Any] = {}
         with torch.autograd.profiler.record_function(f"Optimizer.step#{type(self).__name__}.step"):
             for pre_hook in chain(
                 torch_optimizer._global_optimizer_pre_hooks.values(), self._optimizer_step_pre_hooks.values()
@@ -216,5 +221,5 @@ def _modes_want_operations() -> bool:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _step_outside_graph(optimizer: NativeStep, closure: Callable[[], float] | None) -> Any:
-    return optimizer.step() if closure is None else optimizer.step(closure)
+def _step_outside_graph(optimizer: NativeStep, *args: Any, **kwargs: Any) -> Any:
+    return optimizer.step(*args, **kwargs)

@@ -2,8 +2,8 @@
 
 import sys
 
-import torch.optim.lr_scheduler
 from torch.optim.lr_scheduler import *  # noqa: F403
+from torch.optim.lr_scheduler import __all__ as __all__
 
 # The very module, so that names torch does not list are there too, and patching one patches both.
-sys.modules[__name__] = torch.optim.lr_scheduler
+sys.modules[__name__] = sys.modules["torch.optim.lr_scheduler"]

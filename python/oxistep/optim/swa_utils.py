@@ -2,8 +2,8 @@
 
 import sys
 
-import torch.optim.swa_utils
 from torch.optim.swa_utils import *  # noqa: F403
+from torch.optim.swa_utils import __all__ as __all__
 
 # The very module, so that names torch does not list are there too, and patching one patches both.
-sys.modules[__name__] = torch.optim.swa_utils
+sys.modules[__name__] = sys.modules["torch.optim.swa_utils"]

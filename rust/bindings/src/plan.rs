@@ -14,7 +14,8 @@ use oxistep_kernels::simd::Level;
 use oxistep_kernels::{
     AnyRule, Kind, Layout, MAX_SCALARS, MAX_STATES, STREAMS, Scalars, SliceMut, Step, Tensors, driver,
 };
-use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyKeyError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList};
@@ -25,6 +26,8 @@ use crate::tensors::{DType, Described, Memory, Torch, Unfit, strides_of};
 use crate::threads::with_pool;
 
 type Reason = Cow<'static, str>;
+
+const NO_KERNEL: &str = "no kernel for this combination of dtypes";
 
 /// Who updates a parameter.
 #[derive(Clone, Debug, PartialEq)]
@@ -141,6 +144,15 @@ impl Plan {
         self.forget();
         Ok(lines)
     }
+
+    // A parameter may lead back to its optimizer (through a hook, say): Python's collector must see the way.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.bumped)
+    }
+
+    fn __clear__(&mut self) {
+        self.bumped = None;
+    }
 }
 
 impl Plan {
@@ -174,19 +186,20 @@ impl Plan {
         let torch = &modules(py)?.torch;
         self.forget();
         let groups = optimizer.getattr(pyo3::intern!(py, "param_groups"))?;
-        let groups = groups.cast::<PyList>().map_err(|_| PyTypeError::new_err("param_groups must be a list"))?;
         let state = optimizer.getattr(pyo3::intern!(py, "state"))?;
         let state = state.cast::<PyDict>().map_err(|_| PyTypeError::new_err("optimizer.state must be a dict"))?;
         self.state_map.read(state);
         let mut skipped = Vec::new();
 
-        for (g, values) in groups.iter().enumerate() {
+        for (g, values) in groups.try_iter()?.enumerate() {
             let values =
-                values.cast_into::<PyDict>().map_err(|_| PyTypeError::new_err("a param group must be a dict"))?;
-            let params = values.get_item(pyo3::intern!(py, "params"))?.unwrap_or_else(|| PyList::empty(py).into_any());
+                values?.cast_into::<PyDict>().map_err(|_| PyTypeError::new_err("a param group must be a dict"))?;
+            let params = values.get_item(pyo3::intern!(py, "params"))?;
+            let params = params.ok_or_else(|| PyKeyError::new_err("params"))?;
+            // torch iterates over whatever stands there
             let params = params
                 .cast_into::<PyList>()
-                .map_err(|_| PyTypeError::new_err(format!("param_groups[{g}]['params'] must be a list of tensors")))?;
+                .or_else(|other| PyList::new(py, other.into_inner().try_iter()?.collect::<PyResult<Vec<_>>>()?))?;
             let mut group = Group { values: &values, keys: &mut self.keys, lr: None };
             let rule = read_rule(&mut group, self.kind)?;
             if let Ok(rule) = &rule {
@@ -200,11 +213,13 @@ impl Plan {
                     }
                     continue;
                 }
-                let entry = self.state_map.entry(py, &param);
-                let mut item = Item::new((g, i), self.rules.len().saturating_sub(1), param, grad, entry);
-                item.route = match &rule {
-                    Err(reason) => Route::Torch(reason.clone()),
-                    Ok((rule, _)) => {
+                let found = rule.as_ref().map_err(Reason::clone);
+                let found = found.and_then(|(rule, _)| Ok((rule, self.state_map.entry(py, &param)?)));
+                let mut item = Item::new((g, i), self.rules.len().saturating_sub(1), param, grad);
+                item.route = match found {
+                    Err(reason) => Route::Torch(reason),
+                    Ok((rule, entry)) => {
+                        item.entry = entry;
                         let look = Look { torch, rule, optimizer, values: &values, make_states };
                         item.look_up(py, &look, &mut self.keys)?
                     }
@@ -403,13 +418,7 @@ struct Look<'a, 'py> {
 }
 
 impl Item {
-    fn new(
-        (group, index): (usize, usize),
-        rule: usize,
-        param: Bound<'_, PyAny>,
-        grad: Bound<'_, PyAny>,
-        entry: Option<Py<PyDict>>,
-    ) -> Self {
+    fn new((group, index): (usize, usize), rule: usize, param: Bound<'_, PyAny>, grad: Bound<'_, PyAny>) -> Self {
         Self {
             group: group as u32,
             index: index as u32,
@@ -425,7 +434,7 @@ impl Item {
             scalar_values: Scalars::new([0.0; MAX_SCALARS], true),
             layout: None,
             fresh: None,
-            entry,
+            entry: None,
         }
     }
 
@@ -455,7 +464,11 @@ impl Item {
         if absent {
             self.first = true;
             if !look.make_states {
-                return Ok(Route::Native);
+                // states not yet made overlap nothing; their dtype is the parameter's, for SGD the gradient's
+                let (param, grad) = (pair.0.memory, pair.1.memory);
+                (self.memory[0], self.memory[1]) = (Some(param), Some(grad));
+                let state = if scalar_names.is_empty() { grad.dtype } else { param.dtype };
+                return if served(param.dtype, grad.dtype, Some(state)) { Ok(Route::Native) } else { left(NO_KERNEL) };
             }
             let made =
                 look.optimizer.call_method1(pyo3::intern!(py, "_new_state"), (&self.param, &self.grad, look.values))?;
@@ -495,7 +508,7 @@ impl Item {
         if (2..2 + names.len()).any(|k| dtype(k) != dtype(2))
             || !served(param.memory.dtype, grad.memory.dtype, dtype(2))
         {
-            return left("no kernel for this combination of dtypes");
+            return left(NO_KERNEL);
         }
         self.layout = layout(&described[..2 + names.len()]);
         for (memory, described) in self.memory.iter_mut().zip(&described) {
@@ -668,24 +681,27 @@ impl StateMap {
         self.order.extend(state.iter().map(|(key, entry)| (key.as_ptr() as usize, entry.unbind())));
     }
 
-    /// The entry of `param`. Parameters are mostly asked for in the order of the dict.
-    fn entry(&mut self, py: Python<'_>, param: &Bound<'_, PyAny>) -> Option<Py<PyDict>> {
+    /// The entry of `param`, if it has one. Parameters are mostly asked for in the order of the dict.
+    fn entry(&mut self, py: Python<'_>, param: &Bound<'_, PyAny>) -> Result<Option<Py<PyDict>>, Reason> {
         let address = param.as_ptr() as usize;
         let holds = |place: usize| self.order.get(place).is_some_and(|(key, _)| *key == address);
         let place = if holds(self.next) {
             self.next
         } else {
             if !self.places.get(&address).is_some_and(|&place| holds(place)) {
-                let place = self.order.iter().position(|(key, _)| *key == address)?;
+                let Some(place) = self.order.iter().position(|(key, _)| *key == address) else { return Ok(None) };
                 // one absence proves nothing about the others: index everything once
                 self.places.clear();
                 self.places.extend(self.order.iter().enumerate().map(|(place, (key, _))| (*key, place)));
                 debug_assert_eq!(self.places.get(&address), Some(&place));
             }
-            *self.places.get(&address)?
+            self.places[&address]
         };
         self.next = place + 1;
-        self.order[place].1.bind(py).cast::<PyDict>().ok().map(|entry| entry.clone().unbind())
+        match self.order[place].1.bind(py).cast::<PyDict>() {
+            Ok(entry) => Ok(Some(entry.clone().unbind())),
+            Err(_) => Err("its entry in optimizer.state is no dict".into()),
+        }
     }
 
     fn forget(&mut self) {

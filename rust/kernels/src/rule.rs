@@ -45,6 +45,12 @@ impl Scalars {
         self.values[i] = if self.single { f64::from(x as f32) } else { x };
     }
 
+    /// Multiplies scalar `i` as its owner would, in its own precision, and returns the product.
+    pub fn multiply(&mut self, i: usize, x: f64) -> f64 {
+        self.values[i] = if self.single { f64::from(self.values[i] as f32 * x as f32) } else { self.values[i] * x };
+        self.values[i]
+    }
+
     /// Adds one to the counter `step`, by convention the first scalar, and returns the new count.
     pub fn count(&mut self) -> f64 {
         self.set(0, self.values[0] + 1.0);

@@ -9,6 +9,7 @@ use std::arch::asm;
 use std::thread;
 
 use common::{COMBINATIONS, Parameter, Random, Type, Values, every_rule, levels, update};
+use oxistep_kernels::driver::SERIAL;
 use oxistep_kernels::pool::{Pool, Rayon, Serial};
 use oxistep_kernels::simd::Level;
 
@@ -46,7 +47,7 @@ fn workers_flush_as_their_caller_does() {
     let combinations = COMBINATIONS.map(|types| (types.0 != Type::F16 && types.1 != Type::F16).then_some(types));
     for (rule, types) in every_rule().into_iter().zip(combinations.into_iter().flatten().cycle()) {
         let mut parameters = vec![
-            Parameter::new(rule, types, 98_305, Values::Wide, &mut rng).aged(2, Values::Wide, &mut rng),
+            Parameter::new(rule, types, SERIAL + 1, Values::Wide, &mut rng).aged(2, Values::Wide, &mut rng),
             Parameter::new(rule, types, 1000, Values::Wide, &mut rng),
         ];
         parameters.iter_mut().for_each(|parameter| parameter.grad_factor = 1e-3);

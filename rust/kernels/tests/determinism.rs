@@ -5,9 +5,9 @@ mod common;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use common::{COMBINATIONS, Parameter, Random, Types, Values, cases, every_rule, levels, update};
+use common::{COMBINATIONS, Parameter, Random, TYPES, Types, Values, cases, every_rule, levels, update};
 use oxistep_kernels::AnyRule;
-use oxistep_kernels::driver::SERIAL;
+use oxistep_kernels::driver::{SERIAL, zero};
 use oxistep_kernels::pool::{Pool, Rayon, Serial};
 use oxistep_kernels::simd::Level;
 use proptest::prelude::*;
@@ -90,7 +90,7 @@ fn every_level_gives_the_same_bits() {
 /// Every variant of every rule in every combination of types, on every pool, on tensors long enough to be cut.
 #[test]
 fn every_pool_gives_the_same_bits() {
-    let lengths = [300, 98_305, 64, 70_001];
+    let lengths = [300, SERIAL + 1, 64, 70_001];
     let mut seed = 0;
     for rule in every_rule() {
         for types in COMBINATIONS {
@@ -114,11 +114,11 @@ proptest! {
         rules in prop::collection::vec(prop::sample::select(every_rule()), 1..5),
         types in prop::sample::select(&COMBINATIONS),
         short in prop::collection::vec(0..500usize, 0..20),
-        long in prop::collection::vec(40_000..110_000usize, 1..3),
+        long in prop::collection::vec(40_000..110_000usize, 0..3),
         values in prop::sample::select(&[Values::Scaled, Values::Wide, Values::Any]),
         seed: u64,
     ) {
-        let lengths: Vec<usize> = short.into_iter().chain(long).collect();
+        let lengths: Vec<usize> = short.into_iter().chain(long).chain([SERIAL]).collect();
         let parameters = parameters(&rules, types, &lengths, values, seed);
         let expected = outcome(&parameters, &Serial, Level::Baseline);
         for level in levels() {
@@ -149,22 +149,34 @@ impl Pool for Counting {
 }
 
 /// The comparisons above are worth something only if threads take part: one fork-join for a long step, none for a short
-/// one, and never more threads than there are chunks.
+/// one or for a single thread.
 #[test]
 fn a_long_step_is_one_fork_join_and_a_short_one_none() {
     for (lengths, threads, expected) in [
         (vec![SERIAL - 1], 3, (0, 0)),
-        (vec![SERIAL / 2, SERIAL / 2], 3, (1, 2)),
-        (vec![98_304], 3, (0, 0)),
-        (vec![98_305], 3, (1, 2)),
-        (vec![300_000], 3, (1, 3)),
-        (vec![1; SERIAL], 2, (1, 2)),
-        (vec![300_000], 1, (0, 0)),
+        (vec![1; SERIAL - 1], 3, (0, 0)),
+        (vec![1; SERIAL], 3, (1, 3)),
+        (vec![SERIAL + 300_000], 3, (1, 3)),
+        (vec![SERIAL + 300_000], 1, (0, 0)),
     ] {
         let mut parameters = parameters(&every_rule()[..1], COMBINATIONS[1], &lengths, Values::Scaled, 1);
         let pool = Counting { threads, calls: AtomicUsize::new(0), tasks: AtomicUsize::new(0) };
         update(&mut parameters, &pool, Level::best());
         let counted = (pool.calls.into_inner(), pool.tasks.into_inner());
         assert_eq!(counted, expected, "{} tensors, {threads} threads", lengths.len());
+    }
+}
+
+/// Memory is zeroed to its last element on every pool.
+#[test]
+fn zeros_are_zeros_on_every_pool() {
+    for len in [0, 1, 65_536, 98_304, 98_305, 200_000] {
+        for ty in TYPES {
+            for pool in POOLS {
+                let mut buffer = Values::Any.buffer(ty, len, &mut Random(4));
+                assert!(zero(pool, buffer.slice_mut()).is_ok());
+                assert!(buffer.bits().iter().all(|&bits| bits == 0), "{len} {ty:?} {} threads", pool.threads());
+            }
+        }
     }
 }

@@ -9,6 +9,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 
 use common::{Buffer, COMBINATIONS, Parameter, Random, Type, Types, Values, cases, every_rule, update};
+use oxistep_kernels::element::Real;
 use oxistep_kernels::pool::Serial;
 use oxistep_kernels::rules::{adagrad::Adagrad, adam::Adam, rmsprop::RmsProp, sgd::Sgd};
 use oxistep_kernels::simd::Level;
@@ -297,6 +298,34 @@ proptest! {
         let mut expected = sound.bits();
         expected.iter_mut().for_each(|stream| stream[at] = u64::MAX);
         prop_assert_eq!(spoiled.bits(), expected);
+    }
+}
+
+/// What the reference cannot tell, since it allows either: a multiply-add is fused where torch fuses it and nowhere else,
+/// and `lerp` changes its form at one half exactly.
+fn operations_round_where_torchs_do<A: Real>(x: [f64; 4], fma: fn(A, A, A) -> A) -> Result<(), TestCaseError> {
+    let [a, b, c, weight] = x.map(A::of);
+    prop_assert_eq!(a.add_scaled(b, c), fma(c, b, a));
+    prop_assert_eq!(a.addcmul(b, c, weight), fma(weight * b, c, a));
+    prop_assert_eq!(a.addcdiv(b, c, weight), a + (weight * b) / c);
+    let from_start = weight < A::of(0.5);
+    let expected = if from_start { fma(weight, b - a, a) } else { fma(weight - A::ONE, b - a, b) };
+    prop_assert_eq!(a.lerp(b, weight), expected);
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(cases(1000))]
+
+    #[test]
+    fn multiply_adds_are_fused_where_torch_fuses_them(
+        a in -10.0..10.0f64,
+        b in -10.0..10.0f64,
+        c in 0.1..10.0f64,
+        weight in prop_oneof![0.0..1.0f64, Just(0.5), Just(0.5 - 1e-7), Just(1.0)],
+    ) {
+        operations_round_where_torchs_do::<f64>([a, b, c, weight], f64::mul_add)?;
+        operations_round_where_torchs_do::<f32>([a, b, c, weight], f32::mul_add)?;
     }
 }
 

@@ -2,9 +2,15 @@
 
 use crate::rule::{Hyperparameters, Rule, Scalars, Visitor};
 
+pub mod adadelta;
 pub mod adagrad;
 pub mod adam;
+pub mod adamax;
+pub mod asgd;
+pub mod nadam;
+pub mod radam;
 pub mod rmsprop;
+pub mod rprop;
 pub mod sgd;
 
 macro_rules! table {
@@ -79,4 +85,10 @@ table! {
     "adagrad" => adagrad::Adagrad,
     "rmsprop" => rmsprop::RmsProp,
     "adam" => adam::Adam,
+    "adadelta" => adadelta::Adadelta,
+    "adamax" => adamax::Adamax,
+    "nadam" => nadam::NAdam,
+    "radam" => radam::RAdam,
+    "asgd" => asgd::Asgd,
+    "rprop" => rprop::Rprop,
 }

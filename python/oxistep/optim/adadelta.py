@@ -1,0 +1,57 @@
+"""Adadelta."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adadelta import adadelta as adadelta
+
+from oxistep.optim._native import NativeStep, zero_step, zeros
+
+__all__ = ["Adadelta", "adadelta"]
+
+
+class Adadelta(NativeStep, torch.optim.Adadelta):
+    r"""Adadelta: the ratio of two running root mean squares, of updates and of gradients, in place of a learning rate.
+
+    .. math::
+        g &\leftarrow g + \lambda \theta \\
+        v &\leftarrow \rho v + (1 - \rho) g^2 \\
+        d &\leftarrow \frac{\sqrt{u + \epsilon}}{\sqrt{v + \epsilon}} g \\
+        u &\leftarrow \rho u + (1 - \rho) d^2 \\
+        \theta &\leftarrow \theta - \gamma d
+
+    Equal to torch's for-loop bit for bit in float32 and float64.
+
+    Args:
+        params: parameters, named parameters, or dicts of parameter groups.
+        lr: factor on the update :math:`\gamma`, a number or a tensor of one element (default: 1.0).
+        rho: decay of both running averages (default: 0.9).
+        eps: :math:`\epsilon`, inside the roots (default: 1e-6).
+        weight_decay: :math:`\lambda` (default: 0).
+        maximize: ascend instead of descend (default: False).
+        capturable, foreach, differentiable: as in torch; they choose among torch's own paths.
+
+    State: ``step`` (0-dimensional float32), ``square_avg``, ``acc_delta`` (shape and dtype of the parameter).
+
+    Raises:
+        ValueError: for what ``torch.optim.Adadelta`` refuses, in its words.
+
+    Example:
+        >>> import torch, oxistep.optim as optim
+        >>> w = torch.tensor(1.0, requires_grad=True)
+        >>> optimizer = optim.Adadelta([w], lr=1.0)
+        >>> (w * w).backward()
+        >>> optimizer.step()
+        >>> round(w.item(), 6)
+        0.996838
+
+    Reference:
+        Zeiler, "ADADELTA: An Adaptive Learning Rate Method", 2012.
+    """
+
+    _rule = "adadelta"
+    _torch = torch.optim.Adadelta
+
+    def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        return {"step": zero_step(p, group), "square_avg": zeros(p), "acc_delta": zeros(p)}

@@ -1,0 +1,56 @@
+"""Adamax."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamax import adamax as adamax
+
+from oxistep.optim._native import NativeStep, zero_step, zeros
+
+__all__ = ["Adamax", "adamax"]
+
+
+class Adamax(NativeStep, torch.optim.Adamax):
+    r"""Adamax: Adam with the largest recent gradient in place of the root mean square.
+
+    .. math::
+        g &\leftarrow g + \lambda \theta \\
+        m &\leftarrow \beta_1 m + (1 - \beta_1) g \\
+        u &\leftarrow \max(\beta_2 u, |g| + \epsilon) \\
+        \theta &\leftarrow \theta - \frac{\gamma}{1 - \beta_1^t} \frac{m}{u}
+
+    Equal to torch's for-loop bit for bit in float32, within the last place or two in float64.
+
+    Args:
+        params: parameters, named parameters, or dicts of parameter groups.
+        lr: learning rate :math:`\gamma`, a number or a tensor of one element (default: 2e-3).
+        betas: :math:`\beta_1, \beta_2` (default: (0.9, 0.999)).
+        eps: :math:`\epsilon` (default: 1e-8).
+        weight_decay: :math:`\lambda` (default: 0).
+        maximize: ascend instead of descend (default: False).
+        capturable, foreach, differentiable: as in torch; they choose among torch's own paths.
+
+    State: ``step`` (0-dimensional float32), ``exp_avg``, ``exp_inf`` (shape and dtype of the parameter).
+
+    Raises:
+        ValueError: for what ``torch.optim.Adamax`` refuses, in its words.
+
+    Example:
+        >>> import torch, oxistep.optim as optim
+        >>> w = torch.tensor(1.0, requires_grad=True)
+        >>> optimizer = optim.Adamax([w], lr=0.1)
+        >>> (w * w).backward()
+        >>> optimizer.step()
+        >>> round(w.item(), 6)
+        0.9
+
+    Reference:
+        Kingma, Ba, "Adam: A Method for Stochastic Optimization", 2014, section 7.1.
+    """
+
+    _rule = "adamax"
+    _torch = torch.optim.Adamax
+
+    def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        return {"step": zero_step(p, group), "exp_avg": zeros(p), "exp_inf": zeros(p)}

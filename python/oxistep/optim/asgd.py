@@ -1,0 +1,63 @@
+"""Averaged stochastic gradient descent."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.asgd import asgd as asgd
+
+from oxistep.optim._native import NativeStep, zero_step, zeros
+
+__all__ = ["ASGD", "asgd"]
+
+
+class ASGD(NativeStep, torch.optim.ASGD):
+    r"""Gradient descent with a falling rate, and the average of the parameters it passes through.
+
+    .. math::
+        g &\leftarrow g + \lambda \theta \\
+        \theta &\leftarrow \theta (1 - \lambda' \eta) - \eta g \\
+        a &\leftarrow a + \mu (\theta - a) \\
+        \eta &\leftarrow \frac{\gamma}{(1 + \lambda' \gamma t)^\alpha}, \quad \mu \leftarrow \frac{1}{\max(1, t - t_0)}
+
+    Equal to torch's for-loop bit for bit in float32, within the last place or two in float64.
+
+    Args:
+        params: parameters, named parameters, or dicts of parameter groups.
+        lr: learning rate :math:`\gamma`, a number or a tensor of one element (default: 1e-2).
+        lambd: :math:`\lambda'`, decay of the parameter and of the rate (default: 1e-4).
+        alpha: power with which the rate falls (default: 0.75).
+        t0: when averaging starts (default: 1e6).
+        weight_decay: :math:`\lambda` (default: 0).
+        maximize: ascend instead of descend (default: False).
+        capturable, foreach, differentiable: as in torch; they choose among torch's own paths.
+
+    State: ``step``, ``eta``, ``mu`` (0-dimensional float32), ``ax``, the average (shape and dtype of the parameter).
+
+    Raises:
+        ValueError: for what ``torch.optim.ASGD`` refuses, in its words.
+
+    Example:
+        >>> import torch, oxistep.optim as optim
+        >>> w = torch.tensor(1.0, requires_grad=True)
+        >>> optimizer = optim.ASGD([w], lr=0.1)
+        >>> (w * w).backward()
+        >>> optimizer.step()
+        >>> round(w.item(), 6)
+        0.79999
+
+    Reference:
+        Polyak, Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992.
+    """
+
+    _rule = "asgd"
+    _torch = torch.optim.ASGD
+
+    def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        lr = group["lr"]
+        return {
+            "step": zero_step(p, group),
+            "eta": zero_step(p, group) + (lr.item() if isinstance(lr, Tensor) else lr),
+            "mu": zero_step(p, group) + 1.0,
+            "ax": zeros(p),
+        }

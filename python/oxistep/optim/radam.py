@@ -1,0 +1,59 @@
+"""RAdam."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.radam import radam as radam
+
+from oxistep.optim._native import NativeStep, zero_step, zeros
+
+__all__ = ["RAdam", "radam"]
+
+
+class RAdam(NativeStep, torch.optim.RAdam):
+    r"""RAdam: Adam that adapts only once its estimate of the variance can be trusted.
+
+    .. math::
+        g &\leftarrow g + \lambda \theta \\
+        m &\leftarrow \beta_1 m + (1 - \beta_1) g, \quad v \leftarrow \beta_2 v + (1 - \beta_2) g^2 \\
+        \rho_\infty &= \frac{2}{1 - \beta_2} - 1, \quad \rho_t = \rho_\infty - \frac{2 t \beta_2^t}{1 - \beta_2^t} \\
+        r &= \sqrt{\frac{(\rho_t - 4)(\rho_t - 2) \rho_\infty}{(\rho_\infty - 4)(\rho_\infty - 2) \rho_t}} \\
+        \theta &\leftarrow \theta - \gamma \frac{m}{1 - \beta_1^t}
+            \Big(r \frac{\sqrt{1 - \beta_2^t}}{\sqrt{v} + \epsilon} \text{ if } \rho_t > 5, \text{ else } 1\Big)
+
+    Equal to torch's for-loop bit for bit in float32, within the last place or two in float64.
+
+    Args:
+        params: parameters, named parameters, or dicts of parameter groups.
+        lr: learning rate :math:`\gamma`, a number or a tensor of one element (default: 1e-3).
+        betas: :math:`\beta_1, \beta_2` (default: (0.9, 0.999)).
+        eps: :math:`\epsilon`, outside the root (default: 1e-8).
+        weight_decay: :math:`\lambda` (default: 0).
+        decoupled_weight_decay: shrink the parameter instead of adding to the gradient (default: False).
+        maximize: ascend instead of descend (default: False).
+        capturable, foreach, differentiable: as in torch; they choose among torch's own paths.
+
+    State: ``step`` (0-dimensional float32), ``exp_avg``, ``exp_avg_sq`` (shape and dtype of the parameter).
+
+    Raises:
+        ValueError: for what ``torch.optim.RAdam`` refuses, in its words.
+
+    Example:
+        >>> import torch, oxistep.optim as optim
+        >>> w = torch.tensor(1.0, requires_grad=True)
+        >>> optimizer = optim.RAdam([w], lr=0.1)
+        >>> (w * w).backward()
+        >>> optimizer.step()
+        >>> round(w.item(), 6)
+        0.8
+
+    Reference:
+        Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond", 2019.
+    """
+
+    _rule = "radam"
+    _torch = torch.optim.RAdam
+
+    def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        return {"step": zero_step(p, group), "exp_avg": zeros(p), "exp_avg_sq": zeros(p)}

@@ -1,0 +1,61 @@
+"""Resilient backpropagation."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.rprop import rprop as rprop
+
+from oxistep.optim._native import NativeStep, zero_step, zeros
+
+__all__ = ["Rprop", "rprop"]
+
+
+class Rprop(NativeStep, torch.optim.Rprop):
+    r"""Rprop: each element steps by a size of its own, which grows while its gradient keeps its sign.
+
+    .. math::
+        e &= \eta_+ \text{ if } g h > 0, \; \eta_- \text{ if } g h < 0, \; 1 \text{ else} \\
+        s &\leftarrow \min(\max(e s, s_{\min}), s_{\max}) \\
+        g &\leftarrow 0 \text{ where } e = \eta_- \\
+        \theta &\leftarrow \theta - s \operatorname{sign}(g), \quad h \leftarrow g
+
+    Equal to torch's for-loop bit for bit in float32 and float64. For full batches: the
+    signs of noisy gradients mean little.
+
+    Args:
+        params: parameters, named parameters, or dicts of parameter groups.
+        lr: what the step sizes start with, a number or a tensor of one element (default: 1e-2).
+        etas: :math:`\eta_-, \eta_+` (default: (0.5, 1.2)).
+        step_sizes: :math:`s_{\min}, s_{\max}` (default: (1e-6, 50)).
+        maximize: ascend instead of descend (default: False).
+        capturable, foreach, differentiable: as in torch; they choose among torch's own paths.
+
+    State: ``step`` (0-dimensional float32), ``prev``, ``step_size`` (shape and dtype of the parameter).
+
+    Raises:
+        ValueError: for what ``torch.optim.Rprop`` refuses, in its words.
+
+    Example:
+        >>> import torch, oxistep.optim as optim
+        >>> w = torch.tensor(1.0, requires_grad=True)
+        >>> optimizer = optim.Rprop([w], lr=0.1)
+        >>> (w * w).backward()
+        >>> optimizer.step()
+        >>> round(w.item(), 6)
+        0.9
+
+    Reference:
+        Riedmiller, Braun, "A direct adaptive method for faster backpropagation learning: the RPROP algorithm", 1993.
+    """
+
+    _rule = "rprop"
+    _torch = torch.optim.Rprop
+
+    def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        lr = group["lr"]
+        return {
+            "step": zero_step(p, group),
+            "prev": zeros(p),
+            "step_size": torch.full_like(grad, lr.item() if isinstance(lr, Tensor) else lr),
+        }
