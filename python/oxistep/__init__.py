@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from oxistep.optim import RAdam as RAdam
     from oxistep.optim import RMSprop as RMSprop
     from oxistep.optim import Rprop as Rprop
+    from oxistep.optim import SparseAdam as SparseAdam
 
 # Where each name lives that is loaded when first touched.
 _LAZY = {
@@ -42,6 +43,7 @@ _LAZY = {
     "RMSprop": "oxistep.optim",
     "Rprop": "oxistep.optim",
     "SGD": "oxistep.optim",
+    "SparseAdam": "oxistep.optim",
     "explain": "oxistep._explain",
     "Explanation": "oxistep._explain",
 }
@@ -59,6 +61,7 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "Rprop",
+    "SparseAdam",
     "__version__",
     "cpu_features",
     "explain",

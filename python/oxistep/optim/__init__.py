@@ -1,7 +1,7 @@
 """A drop-in for ``torch.optim``: the same classes, functions and modules, with the step in native code.
 
-The eleven element-wise optimizers are oxistep's; ``Adafactor``, ``LBFGS``, ``Muon``, ``SparseAdam`` and every other
-public name are torch's own, handed on. The list of names follows the installed torch.
+The element-wise optimizers and ``SparseAdam`` are oxistep's; ``Adafactor``, ``LBFGS``, ``Muon`` and every other public
+name are torch's own, handed on. The list of names follows the installed torch.
 """
 
 try:
@@ -21,7 +21,6 @@ from torch.optim import LBFGS as LBFGS
 from torch.optim import Adafactor as Adafactor
 from torch.optim import Muon as Muon
 from torch.optim import Optimizer as Optimizer
-from torch.optim import SparseAdam as SparseAdam
 from torch.optim import lr_scheduler as lr_scheduler
 from torch.optim import swa_utils as swa_utils
 
@@ -36,6 +35,7 @@ from oxistep.optim.radam import RAdam as RAdam
 from oxistep.optim.rmsprop import RMSprop as RMSprop
 from oxistep.optim.rprop import Rprop as Rprop
 from oxistep.optim.sgd import SGD as SGD
+from oxistep.optim.sparse_adam import SparseAdam as SparseAdam
 
 __all__ = list(_torch_optim.__all__)
 

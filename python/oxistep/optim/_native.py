@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._device import DeviceContext
 
 from oxistep import _core
+from oxistep.optim._state_dtype import StateDtype
 
 _LIBRARY = {"Darwin": "libtorch_cpu.dylib", "Windows": "torch_cpu.dll"}
 
@@ -63,7 +64,7 @@ def zeros(p: Tensor) -> Tensor:
     return torch.zeros_like(p, memory_format=torch.preserve_format)
 
 
-class NativeStep(torch.optim.Optimizer):
+class NativeStep(StateDtype):
     """Replaces ``step`` of a torch optimizer by one native call; whatever that cannot serve takes torch's own step."""
 
     _rule: ClassVar[str]
@@ -76,6 +77,12 @@ class NativeStep(torch.optim.Optimizer):
     def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         """Makes the states that ``p`` starts with, under torch's names. Must not change anything."""
         raise NotImplementedError
+
+    def _make_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        """What the native plan calls for new states."""
+        state = self._new_state(p, grad, group)
+        state.update(self._in_state_dtype(p, state))
+        return state
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -191,13 +198,14 @@ class NativeStep(torch.optim.Optimizer):
         groups = self.param_groups
         copies: dict[tuple[int, bool], dict[str, Any]] = {}
         for g, p in left:
-            on_cpu = p.device.type == "cpu"
-            if (g, on_cpu) not in copies:
-                copy = copies[g, on_cpu] = {**groups[g], "params": []}
-                if on_cpu:
-                    # torch's fused CPU kernels are wrong on strided tensors, foreach is no faster than the loop
+            # torch's fused CPU kernels are wrong on strided tensors, foreach is no faster than the loop; what they
+            # refuse, they shall refuse
+            by_loop = p.device.type == "cpu" and not (p.is_complex() or (p.grad is not None and p.grad.is_sparse))
+            if (g, by_loop) not in copies:
+                copy = copies[g, by_loop] = {**groups[g], "params": []}
+                if by_loop:
                     copy.update({flag: False for flag in ("foreach", "fused") if copy.get(flag)})
-            copies[g, on_cpu]["params"].append(p)
+            copies[g, by_loop]["params"].append(p)
         self.param_groups = list(copies.values())
         try:
             _unwrapped(self._torch.step)(self)

@@ -57,5 +57,7 @@ class Adagrad(NativeStep, torch.optim.Adagrad):
         initial = self.defaults["initial_accumulator_value"]
         return {
             "step": zero_step(p, group),
-            "sum": torch.full_like(p, initial, memory_format=torch.preserve_format),
+            "sum": torch.full_like(
+                p, complex(initial, initial) if p.is_complex() else initial, memory_format=torch.preserve_format
+            ),
         }

@@ -48,7 +48,7 @@ class NAdam(NativeStep, torch.optim.NAdam):
         >>> (w * w).backward()
         >>> optimizer.step()
         >>> round(w.item(), 6)
-        0.9
+        0.894355
 
     Reference:
         Dozat, "Incorporating Nesterov Momentum into Adam", 2016.

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import _to_scalar
 from torch.optim.rprop import rprop as rprop
 
 from oxistep.optim._native import NativeStep, zero_step, zeros
@@ -53,9 +54,9 @@ class Rprop(NativeStep, torch.optim.Rprop):
     _torch = torch.optim.Rprop
 
     def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        lr = group["lr"]
+        lr = _to_scalar(group["lr"])
         return {
             "step": zero_step(p, group),
             "prev": zeros(p),
-            "step_size": torch.full_like(grad, lr.item() if isinstance(lr, Tensor) else lr),
+            "step_size": torch.full_like(grad, complex(lr, lr) if p.is_complex() else lr),
         }

@@ -1,7 +1,7 @@
 //! The Python module `oxistep._core`: checks, borrows, releases the interpreter, calls the kernels, translates errors.
 //!
-//! `unsafe` stands in `tensors.rs` (torch's memory), `arrays.rs` (NumPy's), `plan.rs` (where the contract of both is
-//! met), `pages.rs` (advice on memory) and `threads.rs` (torch's thread pool), each with the reason why it holds.
+//! `unsafe` stands in `tensors.rs` (torch's memory), `arrays.rs` (NumPy's), `item.rs` and `plan.rs` (where the contract
+//! of both is met), `pages.rs` (advice on memory) and `threads.rs` (torch's thread pool), each with the reason why it holds.
 
 use pyo3::prelude::*;
 
@@ -9,9 +9,11 @@ mod arrays;
 mod dlpack;
 mod error;
 mod group;
+mod item;
 mod pages;
 mod plan;
 mod processor;
+mod state_map;
 mod tensors;
 mod threads;
 

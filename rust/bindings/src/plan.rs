@@ -6,14 +6,9 @@
 //! Pointers, dtypes, sizes and hyperparameters are read afresh.
 #![allow(unsafe_code)]
 
-use std::borrow::Cow;
-use std::collections::HashMap;
-
 use oxistep_kernels::overlap::Written;
 use oxistep_kernels::simd::Level;
-use oxistep_kernels::{
-    AnyRule, Kind, Layout, MAX_SCALARS, MAX_STATES, STREAMS, Scalars, SliceMut, Step, Tensors, driver,
-};
+use oxistep_kernels::{AnyRule, Kind, Scalars, Step, driver};
 use pyo3::exceptions::{PyKeyError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
@@ -22,42 +17,10 @@ use pyo3::types::{PyDict, PyList};
 
 use crate::error::panicked;
 use crate::group::{Group, Keys};
-use crate::tensors::{DType, Described, Memory, Torch, Unfit, strides_of};
+use crate::item::{Item, Look, Reason, Route};
+use crate::state_map::StateMap;
+use crate::tensors::Torch;
 use crate::threads::with_pool;
-
-type Reason = Cow<'static, str>;
-
-const NO_KERNEL: &str = "no kernel for this combination of dtypes";
-
-/// Who updates a parameter.
-#[derive(Clone, Debug, PartialEq)]
-enum Route {
-    Native,
-    Torch(Reason),
-}
-
-/// One parameter with a gradient, in this step.
-struct Item {
-    group: u32,
-    index: u32,
-    route: Route,
-    /// Place of its rule among those of the step.
-    rule: u32,
-    first: bool,
-    param: Py<PyAny>,
-    grad: Py<PyAny>,
-    states: [Option<Py<PyAny>>; MAX_STATES],
-    scalars: [Option<Py<PyAny>>; MAX_SCALARS],
-    /// Parameter, gradient, states.
-    memory: [Option<Memory>; STREAMS],
-    scalar_memory: [Option<Memory>; MAX_SCALARS],
-    scalar_values: Scalars,
-    layout: Option<Layout>,
-    /// States made for this step, not yet in `optimizer.state`.
-    fresh: Option<Py<PyDict>>,
-    /// The parameter's entry in `optimizer.state`, if it has one.
-    entry: Option<Py<PyDict>>,
-}
 
 /// Looks up and runs the native steps of one optimizer.
 #[pyclass(module = "oxistep._core", weakref)]
@@ -176,6 +139,7 @@ impl Plan {
         }
         modules(py)?.increment_version.call1(py, (params,))?;
         self.store_fresh_states(optimizer)?;
+        self.advance_python_counters(py)?;
         self.write(py)
     }
 
@@ -344,6 +308,18 @@ impl Plan {
         Ok(())
     }
 
+    /// Counts this step where the counter is a Python integer.
+    fn advance_python_counters(&self, py: Python<'_>) -> PyResult<()> {
+        for item in &self.items {
+            let (Some(name), Some(entry)) = (item.python_counter, item.fresh.as_ref().or(item.entry.as_ref())) else {
+                continue;
+            };
+            let stored = item.entry.as_ref().unwrap_or(entry).bind(py);
+            stored.set_item(name, item.scalar_values.get(0) as u64 + 1)?;
+        }
+        Ok(())
+    }
+
     /// Updates the native parameters. From here on nothing can fail, but for a defect in a kernel.
     fn write(&mut self, py: Python<'_>) -> PyResult<()> {
         let mut step: Step<'_> = self.step.take().unwrap_or_default();
@@ -365,7 +341,11 @@ impl Plan {
             // SAFETY: the tensors were described after the last Python code that could change them ran, and are kept
             // alive by the items until the step is done. `settle_overlaps` found that what is written overlaps no
             // other tensor of the step. That nobody else uses them meanwhile is what torch, too, leaves to its callers.
-            let pushed = step.push(unsafe { item.tensors() }, *factor);
+            let tensors = unsafe { item.tensors() };
+            let pushed = match &item.rows {
+                None => step.push(tensors, *factor),
+                Some((rows, width)) => step.push_rows(tensors, rows, *width, *factor),
+            };
             pushed.map_err(|refused| PyRuntimeError::new_err(format!("oxistep: {refused}; this is a defect")))?;
         }
         let small = step.elements() < driver::SERIAL;
@@ -406,305 +386,4 @@ fn read_rule(group: &mut Group<'_, '_>, kind: Kind) -> PyResult<Result<(AnyRule,
     Ok(group.read(kind).map_err(|error| {
         format!("a hyperparameter is no plain number ({}), torch decides what that means", error.value(py)).into()
     }))
-}
-
-/// What looking up an item needs to know.
-struct Look<'a, 'py> {
-    torch: &'a Torch,
-    rule: &'a AnyRule,
-    optimizer: &'a Bound<'py, PyAny>,
-    values: &'a Bound<'py, PyDict>,
-    make_states: bool,
-}
-
-impl Item {
-    fn new((group, index): (usize, usize), rule: usize, param: Bound<'_, PyAny>, grad: Bound<'_, PyAny>) -> Self {
-        Self {
-            group: group as u32,
-            index: index as u32,
-            route: Route::Native,
-            rule: rule as u32,
-            first: false,
-            param: param.unbind(),
-            grad: grad.unbind(),
-            states: [const { None }; MAX_STATES],
-            scalars: [const { None }; MAX_SCALARS],
-            memory: [None; STREAMS],
-            scalar_memory: [None; MAX_SCALARS],
-            scalar_values: Scalars::new([0.0; MAX_SCALARS], true),
-            layout: None,
-            fresh: None,
-            entry: None,
-        }
-    }
-
-    /// Finds the states and describes all tensors. Makes missing states, but does not store them.
-    fn look_up(&mut self, py: Python<'_>, look: &Look<'_, '_>, keys: &mut Keys) -> PyResult<Route> {
-        let left = |reason: &str| Ok(Route::Torch(reason.to_owned().into()));
-        let param_object = self.param.clone_ref(py).into_bound(py);
-        let grad_object = self.grad.clone_ref(py).into_bound(py);
-        let mut pair = match describe_pair(look.torch, &param_object, &grad_object) {
-            Ok(pair) => pair,
-            Err(reason) => return Ok(Route::Torch(reason)),
-        };
-
-        let (names, scalar_names) = (look.rule.states(), look.rule.scalars());
-        let entry = self.entry.as_ref().map(|entry| entry.bind(py).clone());
-        let found = |keys: &mut Keys, name| match &entry {
-            Some(entry) => Ok(entry.get_item(keys.get(py, name))?.filter(|value| !value.is_none())),
-            None => PyResult::Ok(None),
-        };
-        // torch asks whether the entry is empty; SGD, which keeps no step, whether there is a buffer
-        let absent = match (names.first(), scalar_names.is_empty()) {
-            (None, _) => false,
-            (Some(name), true) => found(keys, name)?.is_none(),
-            (Some(_), false) => entry.as_ref().is_none_or(|entry| entry.is_empty()),
-        };
-        let mut source = entry.clone();
-        if absent {
-            self.first = true;
-            if !look.make_states {
-                // states not yet made overlap nothing; their dtype is the parameter's, for SGD the gradient's
-                let (param, grad) = (pair.0.memory, pair.1.memory);
-                (self.memory[0], self.memory[1]) = (Some(param), Some(grad));
-                let state = if scalar_names.is_empty() { grad.dtype } else { param.dtype };
-                return if served(param.dtype, grad.dtype, Some(state)) { Ok(Route::Native) } else { left(NO_KERNEL) };
-            }
-            let made =
-                look.optimizer.call_method1(pyo3::intern!(py, "_new_state"), (&self.param, &self.grad, look.values))?;
-            let made = made.cast_into::<PyDict>().map_err(|_| PyTypeError::new_err("_new_state must return a dict"))?;
-            self.fresh = Some(made.clone().unbind());
-            source = Some(made);
-            // Python code has run: what was described may have changed
-            pair = match describe_pair(look.torch, &param_object, &grad_object) {
-                Ok(pair) => pair,
-                Err(reason) => return Ok(Route::Torch(reason)),
-            };
-        }
-
-        let (param, grad) = pair;
-        let mut described: [Option<Described<'_>>; STREAMS] = [Some(param), Some(grad), None, None, None];
-        let mut objects: [Option<Bound<'_, PyAny>>; MAX_STATES] = Default::default();
-        for (k, name) in names.iter().enumerate() {
-            let Some(value) = source.as_ref().map(|s| s.get_item(keys.get(py, name))).transpose()?.flatten() else {
-                return left(&format!("its state lacks {name:?}"));
-            };
-            objects[k] = Some(value);
-        }
-        for (k, name) in names.iter().enumerate() {
-            let Some(object) = &objects[k] else { continue };
-            match look.torch.describe(object) {
-                Ok(state) if state.shape.sizes != param.shape.sizes => {
-                    return left(&format!("its state {name:?} has another shape than the parameter"));
-                }
-                Ok(state) if !state.is_dense && !state.shape.is_free_of_overlap() => {
-                    return left(&format!("several elements of its state {name:?} share memory"));
-                }
-                Ok(state) => described[2 + k] = Some(state),
-                Err(unfit) => return left(&format!("its state {name:?} {}", unfit.reason())),
-            }
-        }
-        let dtype = |k: usize| described[k].map(|d| d.memory.dtype);
-        if (2..2 + names.len()).any(|k| dtype(k) != dtype(2))
-            || !served(param.memory.dtype, grad.memory.dtype, dtype(2))
-        {
-            return left(NO_KERNEL);
-        }
-        self.layout = layout(&described[..2 + names.len()]);
-        for (memory, described) in self.memory.iter_mut().zip(&described) {
-            *memory = described.map(|d| d.memory);
-        }
-        self.states = objects.map(|object| object.map(Bound::unbind));
-
-        let mut values = [0.0; MAX_SCALARS];
-        let mut single = true;
-        for (k, name) in scalar_names.iter().enumerate() {
-            let value = source.as_ref().map(|s| s.get_item(keys.get(py, name))).transpose()?.flatten();
-            let memory = value.as_ref().and_then(|value| look.torch.describe_values(value).ok().map(|d| d.memory));
-            // SAFETY: described just now.
-            let number = memory.and_then(|memory| unsafe { memory.read_scalar() });
-            let (Some(number), Some(memory)) = (number, memory) else {
-                return left(&format!("its state {name:?} is no CPU tensor of one float32 or float64"));
-            };
-            let this_single = memory.dtype == DType::F32;
-            if k > 0 && this_single != single {
-                return left("its scalar states differ in dtype");
-            }
-            (values[k], single) = (number, this_single);
-            self.scalar_memory[k] = Some(memory);
-            self.scalars[k] = value.map(Bound::unbind);
-        }
-        self.scalar_values = Scalars::new(values, single);
-        Ok(Route::Native)
-    }
-
-    /// Describes everything again; `false` if more than pointers has changed.
-    fn describe_again(&mut self, py: Python<'_>, torch: &Torch) -> bool {
-        let objects = [Some(&self.param), Some(&self.grad)].into_iter().chain(self.states.iter().map(Option::as_ref));
-        let mut again: [Option<Described<'_>>; STREAMS] = [None; STREAMS];
-        let mut same = true;
-        for ((object, memory), again) in objects.zip(&mut self.memory).zip(&mut again) {
-            let (Some(object), Some(memory)) = (object, memory) else { continue };
-            match torch.describe(object.bind(py)) {
-                Ok(now) if now.memory.dtype == memory.dtype && now.memory.extent == memory.extent => {
-                    *memory = now.memory;
-                    *again = Some(now);
-                }
-                _ => same = false,
-            }
-        }
-        let streams = again.iter().take_while(|d| d.is_some()).count();
-        same = same
-            && again[..streams].iter().flatten().all(|d| Some(d.shape.sizes) == again[0].map(|p| p.shape.sizes))
-            && layout(&again[..streams]) == self.layout;
-        for (object, memory) in self.scalars.iter().zip(&mut self.scalar_memory) {
-            let (Some(object), Some(memory)) = (object, memory) else { continue };
-            match torch.describe_values(object.bind(py)) {
-                Ok(now) if now.memory.dtype == memory.dtype && now.memory.len == 1 => *memory = now.memory,
-                _ => same = false,
-            }
-        }
-        same
-    }
-
-    /// Calls `f` with every range of memory that updating this parameter writes.
-    fn written(&self, py: Python<'_>, torch: &Torch, mut f: impl FnMut((usize, usize))) {
-        if self.route == Route::Native {
-            let streams = self.memory.iter().enumerate().filter(|(stream, _)| *stream != 1);
-            let memories =
-                streams.filter_map(|(_, memory)| *memory).chain(self.scalar_memory.iter().copied().flatten());
-            memories.for_each(|memory| f(memory.interval()));
-        } else if let Ok(param) = torch.describe(self.param.bind(py)) {
-            f(param.memory.interval());
-        }
-    }
-
-    /// The range of memory that it only reads.
-    fn read(&self, py: Python<'_>, torch: &Torch) -> Option<(usize, usize)> {
-        match &self.route {
-            Route::Native => self.memory[1].map(|memory| memory.interval()),
-            Route::Torch(_) => torch.describe(self.grad.bind(py)).ok().map(|grad| grad.memory.interval()),
-        }
-    }
-
-    /// The tensors as slices.
-    ///
-    /// # Safety
-    /// What was described still holds for all of `'a`, and nothing that is written is used by anything else in `'a`.
-    unsafe fn tensors<'a>(&'a self) -> Tensors<'a> {
-        let absent = SliceMut::Absent;
-        // SAFETY: the caller's contract is that of `slice` and `slice_mut`.
-        unsafe {
-            let grad = self.memory[1].map(|memory| memory.slice());
-            let mut states: [SliceMut<'a>; MAX_STATES] = Default::default();
-            for (state, memory) in states.iter_mut().zip(&self.memory[2..]) {
-                *state = memory.map_or(SliceMut::Absent, |memory| memory.slice_mut());
-            }
-            Tensors {
-                param: self.memory[0].map_or(absent, |memory| memory.slice_mut()),
-                grad: grad.unwrap_or(oxistep_kernels::Slice::F32(&[])),
-                states,
-                layout: self.layout.as_ref(),
-            }
-        }
-    }
-}
-
-/// Describes a parameter and its gradient, or says why they are left to torch.
-fn describe_pair<'t>(
-    torch: &Torch,
-    param: &'t Bound<'_, PyAny>,
-    grad: &'t Bound<'_, PyAny>,
-) -> Result<(Described<'t>, Described<'t>), Reason> {
-    let param = torch.describe(param).map_err(|unfit| format!("the parameter {}", unfit.reason()))?;
-    let grad = torch.describe(grad).map_err(|unfit| format!("the gradient {}", unfit.reason()))?;
-    if param.shape.sizes != grad.shape.sizes {
-        return Err("the gradient has another shape than the parameter".into());
-    }
-    if !param.is_dense && !param.shape.is_free_of_overlap() {
-        return Err("several elements of the parameter share memory".into());
-    }
-    Ok((param, grad))
-}
-
-/// The combinations of parameter, gradient and state types that kernels serve.
-fn served(param: DType, grad: DType, state: Option<DType>) -> bool {
-    let half = |dtype| matches!(dtype, DType::F16 | DType::Bf16);
-    let grad_fits = grad == param || (param == DType::F32 && half(grad));
-    let state_fits = state.is_none_or(|state| state == param || (half(param) && state == DType::F32));
-    grad_fits && state_fits
-}
-
-/// Where the elements lie; `None` if simply one after the other, in the same order in every tensor.
-fn layout(described: &[Option<Described<'_>>]) -> Option<Layout> {
-    let first = described.first().copied().flatten()?;
-    let alike = |d: &Described<'_>| d.is_dense && first.shape.same_order(&d.shape);
-    if first.memory.len == 0 || described.iter().flatten().all(alike) {
-        return None;
-    }
-    let mut shapes = [first.shape; STREAMS];
-    for (shape, d) in shapes.iter_mut().zip(described.iter().flatten()) {
-        *shape = d.shape;
-    }
-    let sizes: Vec<usize> = first.shape.sizes.iter().map(|&n| n as usize).collect();
-    Some(Layout::new(&sizes, &strides_of(&shapes), [0; STREAMS]))
-}
-
-impl Unfit {
-    fn reason(self) -> &'static str {
-        match self {
-            Self::Class => "is of a subclass of Tensor",
-            Self::NoMemory => "has no plain memory (sparse, quantised, meta, freed, or inside a transform)",
-            Self::Device => "is not on the CPU",
-            Self::DType => "is not of dtype float64, float32, float16 or bfloat16",
-            Self::Misaligned => "is not aligned to its element size",
-            Self::Negated => "is a lazily negated view",
-        }
-    }
-}
-
-/// `optimizer.state` as an identity map: `state[p]` would cost a call of `Tensor.__hash__` for every parameter, and
-/// insert missing entries.
-#[derive(Default)]
-struct StateMap {
-    /// (address of the key, entry), in the dict's own order.
-    order: Vec<(usize, Py<PyAny>)>,
-    /// Address of a key -> its place, as of some step: proved against `order` when used.
-    places: HashMap<usize, usize>,
-    next: usize,
-}
-
-impl StateMap {
-    fn read(&mut self, state: &Bound<'_, PyDict>) {
-        self.order.clear();
-        self.next = 0;
-        self.order.extend(state.iter().map(|(key, entry)| (key.as_ptr() as usize, entry.unbind())));
-    }
-
-    /// The entry of `param`, if it has one. Parameters are mostly asked for in the order of the dict.
-    fn entry(&mut self, py: Python<'_>, param: &Bound<'_, PyAny>) -> Result<Option<Py<PyDict>>, Reason> {
-        let address = param.as_ptr() as usize;
-        let holds = |place: usize| self.order.get(place).is_some_and(|(key, _)| *key == address);
-        let place = if holds(self.next) {
-            self.next
-        } else {
-            if !self.places.get(&address).is_some_and(|&place| holds(place)) {
-                let Some(place) = self.order.iter().position(|(key, _)| *key == address) else { return Ok(None) };
-                // one absence proves nothing about the others: index everything once
-                self.places.clear();
-                self.places.extend(self.order.iter().enumerate().map(|(place, (key, _))| (*key, place)));
-                debug_assert_eq!(self.places.get(&address), Some(&place));
-            }
-            self.places[&address]
-        };
-        self.next = place + 1;
-        match self.order[place].1.bind(py).cast::<PyDict>() {
-            Ok(entry) => Ok(Some(entry.clone().unbind())),
-            Err(_) => Err("its entry in optimizer.state is no dict".into()),
-        }
-    }
-
-    fn forget(&mut self) {
-        self.order.clear();
-    }
 }

@@ -6,10 +6,10 @@
 
 use std::ffi::c_void;
 
-use oxistep_kernels::{STREAMS, Slice, SliceMut, bf16, f16};
+use oxistep_kernels::{Layout, STREAMS, Slice, SliceMut, bf16, f16};
 use pyo3::exceptions::PyImportError;
 use pyo3::prelude::*;
-use pyo3::types::{PyCapsule, PyCapsuleMethods, PyType};
+use pyo3::types::{PyCapsule, PyCapsuleMethods, PyString, PyType};
 
 use crate::dlpack;
 
@@ -45,8 +45,8 @@ pub(crate) enum Unfit {
     DType,
     /// A pointer that is no multiple of the element size.
     Misaligned,
-    /// Lazily negated (`is_neg`).
-    Negated,
+    /// Lazily negated or conjugated (`is_neg`, `is_conj`).
+    Lazy,
 }
 
 /// The dimensions of a tensor: sizes and strides, in elements.
@@ -62,15 +62,19 @@ impl Shape<'_> {
         self.sizes.iter().zip(self.strides).zip(other.strides).all(|((&n, a), b)| n == 1 || a == b)
     }
 
-    /// Whether the elements fill their memory without gaps or overlap, in any order of dimensions.
-    pub(crate) fn is_dense(&self) -> bool {
+    /// Whether the elements lie one after the other in the order of their indices.
+    pub(crate) fn is_contiguous(&self) -> bool {
         let mut expected = 1;
-        let contiguous = self.sizes.iter().zip(self.strides).rev().all(|(&n, &stride)| {
+        self.sizes.iter().zip(self.strides).rev().all(|(&n, &stride)| {
             let fits = n == 1 || stride == expected;
             expected *= n;
             fits
-        });
-        contiguous || self.nested(|stride, covered| stride == covered)
+        })
+    }
+
+    /// Whether the elements fill their memory without gaps or overlap, in any order of dimensions.
+    pub(crate) fn is_dense(&self) -> bool {
+        self.is_contiguous() || self.nested(|stride, covered| stride == covered)
     }
 
     /// Whether no two indices can name the same element: each stride steps over all that smaller strides reach.
@@ -113,6 +117,8 @@ impl Shape<'_> {
 pub(crate) struct Memory {
     data: *mut c_void,
     pub(crate) dtype: DType,
+    /// Whether the elements are pairs of reals, which then count as two.
+    pub(crate) complex: bool,
     /// Elements.
     pub(crate) len: usize,
     /// Elements from the first to the last in memory, gaps counted.
@@ -271,36 +277,75 @@ impl Torch {
         let described = self.describe_values(object)?;
         // A lazily negated real tensor is the imaginary part of a conjugated one, with stride two: asking costs a
         // call, so only those are asked that could be one.
-        if (described.memory.len == 1 || !described.is_dense) && is_negated(object) {
-            return Err(Unfit::Negated);
+        let Memory { len, complex, .. } = described.memory;
+        let suspicious = len == 1 || !described.is_dense || complex;
+        if suspicious && (is(object, pyo3::intern!(object.py(), "is_neg"))) {
+            return Err(Unfit::Lazy);
+        }
+        if complex && is(object, pyo3::intern!(object.py(), "is_conj")) {
+            return Err(Unfit::Lazy);
         }
         Ok(described)
     }
 
-    /// Describes a counter: as [`Torch::describe`], without asking whether it is lazily negated.
+    /// The elements of a contiguous matrix of int64 on the CPU, such as the indices of a sparse tensor, copied, with the
+    /// lengths of its two dimensions.
+    pub(crate) fn copy_indices(&self, object: &Bound<'_, PyAny>) -> Option<(Vec<i64>, usize, usize)> {
+        let tensor = self.raw(object).ok()?;
+        let int64 = dlpack::DataType { code: 0, bits: 64, lanes: 1 };
+        if tensor.device.kind != dlpack::DEVICE_CPU || tensor.dtype != int64 || tensor.ndim != 2 {
+            return None;
+        }
+        // SAFETY: the description points at two sizes and strides inside the tensor, which lives; if they are those of a
+        // contiguous matrix its memory holds their product of elements, which are copied before Python runs again.
+        unsafe {
+            let shape = Shape {
+                sizes: std::slice::from_raw_parts(tensor.shape, 2),
+                strides: std::slice::from_raw_parts(tensor.strides, 2),
+            };
+            let data = tensor.data.cast::<u8>().wrapping_add(tensor.byte_offset as usize).cast::<i64>();
+            let (rows, columns) = (shape.sizes[0] as usize, shape.sizes[1] as usize);
+            if !shape.is_contiguous() || (data.is_null() && rows * columns > 0) || !data.is_aligned() {
+                return None;
+            }
+            let elements: &[i64] =
+                if rows * columns == 0 { &[] } else { std::slice::from_raw_parts(data, rows * columns) };
+            Some((elements.to_vec(), rows, columns))
+        }
+    }
+
+    /// What the exchange table says of a tensor.
     #[inline]
-    pub(crate) fn describe_values<'t>(&self, object: &'t Bound<'_, PyAny>) -> Result<Described<'t>, Unfit> {
+    pub(crate) fn raw(&self, object: &Bound<'_, PyAny>) -> Result<dlpack::Tensor, Unfit> {
         if !self.is_plain(object) {
             return Err(Unfit::Class);
         }
         let mut tensor = std::mem::MaybeUninit::<dlpack::Tensor>::uninit();
         // SAFETY: the object is a torch tensor, the class that the table was found on; on success the table has
         // filled the description.
-        let tensor = unsafe {
+        unsafe {
             if (self.describe)(object.as_ptr().cast(), tensor.as_mut_ptr()) != 0 {
                 drop(PyErr::take(object.py()));
                 return Err(Unfit::NoMemory);
             }
-            tensor.assume_init()
-        };
+            Ok(tensor.assume_init())
+        }
+    }
+
+    /// Describes a counter: as [`Torch::describe`], without asking whether it is lazily negated.
+    #[inline]
+    pub(crate) fn describe_values<'t>(&self, object: &'t Bound<'_, PyAny>) -> Result<Described<'t>, Unfit> {
+        let tensor = self.raw(object)?;
         if tensor.device.kind != dlpack::DEVICE_CPU {
             return Err(Unfit::Device);
         }
-        let dtype = match (tensor.dtype.code, tensor.dtype.bits, tensor.dtype.lanes) {
-            (2, 32, 1) => DType::F32,
-            (2, 64, 1) => DType::F64,
-            (2, 16, 1) => DType::F16,
-            (4, 16, 1) => DType::Bf16,
+        let (dtype, complex) = match (tensor.dtype.code, tensor.dtype.bits, tensor.dtype.lanes) {
+            (2, 32, 1) => (DType::F32, false),
+            (2, 64, 1) => (DType::F64, false),
+            (2, 16, 1) => (DType::F16, false),
+            (4, 16, 1) => (DType::Bf16, false),
+            (5, 64, 1) => (DType::F32, true),
+            (5, 128, 1) => (DType::F64, true),
             _ => return Err(Unfit::DType),
         };
         let ndim = tensor.ndim as usize;
@@ -317,31 +362,42 @@ impl Torch {
             }
         };
         let data = tensor.data.cast::<u8>().wrapping_add(tensor.byte_offset as usize);
-        let len = shape.sizes.iter().product::<i64>() as usize;
         let is_dense = shape.is_dense();
-        let extent = if is_dense { len } else { shape.extent() };
+        let reals = if complex { 2 } else { 1 };
+        let len = shape.sizes.iter().product::<i64>() as usize * reals;
+        let extent = if is_dense { len } else { shape.extent() * reals };
         if len > 0 && data.is_null() {
             return Err(Unfit::NoMemory);
         }
         if !(data as usize).is_multiple_of(dtype.size()) {
             return Err(Unfit::Misaligned);
         }
-        Ok(Described { memory: Memory { data: data.cast(), dtype, len, extent }, shape, is_dense })
+        Ok(Described { memory: Memory { data: data.cast(), dtype, complex, len, extent }, shape, is_dense })
     }
 }
 
-fn is_negated(tensor: &Bound<'_, PyAny>) -> bool {
-    let name = pyo3::intern!(tensor.py(), "is_neg");
-    tensor.call_method0(name).and_then(|answer| answer.is_truthy()).unwrap_or(true)
+/// Asks a tensor a yes-or-no question; no answer counts as yes.
+fn is(tensor: &Bound<'_, PyAny>, question: &Bound<'_, PyString>) -> bool {
+    tensor.call_method0(question).and_then(|answer| answer.is_truthy()).unwrap_or(true)
 }
 
-/// Strides of the streams of a step, dimension by dimension, for a layout.
-pub(crate) fn strides_of(shapes: &[Shape<'_>]) -> Vec<[isize; STREAMS]> {
-    (0..shapes[0].sizes.len())
-        .map(|d| {
-            let mut strides = [0; STREAMS];
-            shapes.iter().zip(&mut strides).for_each(|(shape, stride)| *stride = shape.strides[d] as isize);
-            strides
-        })
-        .collect()
+/// Where the elements of the streams of a step lie; `None` if simply one after the other, in the same order in each.
+pub(crate) fn layout(described: &[Option<Described<'_>>]) -> Option<Layout> {
+    let first = described.first().copied().flatten()?;
+    let alike = |d: &Described<'_>| d.is_dense && first.shape.same_order(&d.shape);
+    if first.memory.len == 0 || described.iter().flatten().all(alike) {
+        return None;
+    }
+    let reals = if first.memory.complex { 2 } else { 1 };
+    let mut sizes: Vec<usize> = first.shape.sizes.iter().map(|&n| n as usize).collect();
+    let mut strides = vec![[0; STREAMS]; sizes.len()];
+    for (s, stream) in described.iter().enumerate() {
+        let Some(stream) = stream else { continue };
+        strides.iter_mut().zip(stream.shape.strides).for_each(|(to, &stride)| to[s] = stride as isize * reals);
+    }
+    if first.memory.complex {
+        sizes.push(2);
+        strides.push([1; STREAMS]);
+    }
+    Some(Layout::new(&sizes, &strides, [0; STREAMS]))
 }

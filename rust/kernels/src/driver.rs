@@ -163,8 +163,25 @@ impl fmt::Display for Refused {
 
 impl std::error::Error for Refused {}
 
-impl Tensors<'_> {
-    fn check(&self, states: usize) -> Result<(), Refused> {
+impl<'a> Tensors<'a> {
+    /// Cuts flat tensors before element `n` of the parameter and its states, and element `grad_n` of the gradient.
+    fn split_at(self, n: usize, grad_n: usize) -> (Self, Self) {
+        let (param, param_rest) = self.param.split_at(n);
+        let (grad, grad_rest) = self.grad.split_at(grad_n);
+        let mut states: [SliceMut<'a>; MAX_STATES] = Default::default();
+        let mut states_rest: [SliceMut<'a>; MAX_STATES] = Default::default();
+        for (i, state) in self.states.into_iter().enumerate() {
+            let at = n.min(state.len());
+            (states[i], states_rest[i]) = state.split_at(at);
+        }
+        (
+            Tensors { param, grad, states, layout: None },
+            Tensors { param: param_rest, grad: grad_rest, states: states_rest, layout: None },
+        )
+    }
+
+    /// Storage types and the number of states.
+    fn check_kinds(&self, states: usize) -> Result<(), Refused> {
         macro_rules! known {
             ($p:ty, $g:ty, $s:ty) => {
                 true
@@ -182,6 +199,10 @@ impl Tensors<'_> {
         if self.states[..states].iter().any(|s| std::mem::discriminant(s) != std::mem::discriminant(&self.states[0])) {
             return Err(Refused::Types);
         }
+        Ok(())
+    }
+
+    fn check_lengths(&self, states: usize) -> Result<(), Refused> {
         let mut lengths = [0; STREAMS];
         lengths[0] = self.param.len();
         lengths[1] = self.grad.len();
@@ -231,7 +252,9 @@ impl<'a> Step<'a> {
     /// If the tensors do not fit together or their types are not served; nothing was added.
     pub fn push(&mut self, tensors: Tensors<'a>, grad_factor: f64) -> Result<(), Refused> {
         let constants = self.constants.len().checked_sub(1).ok_or(Refused::States)?;
-        tensors.check(state_count(&self.constants[constants]))?;
+        let states = state_count(&self.constants[constants]);
+        tensors.check_kinds(states)?;
+        tensors.check_lengths(states)?;
         let chunk = |tensors, range| Chunk { tensors, constants: constants as u32, range, grad_factor };
         if let Some(layout) = tensors.layout {
             self.elements += layout.len();
@@ -241,20 +264,57 @@ impl<'a> Step<'a> {
         self.elements += tensors.param.len();
         let mut rest = tensors;
         while rest.param.len() > CHUNK + CHUNK / 2 {
-            let (param, param_rest) = rest.param.split_at(CHUNK);
-            let (grad, grad_rest) = rest.grad.split_at(CHUNK);
-            let mut rest_states: [SliceMut<'a>; MAX_STATES] = Default::default();
-            let mut states: [SliceMut<'a>; MAX_STATES] = Default::default();
-            for (i, state) in rest.states.into_iter().enumerate() {
-                let at = CHUNK.min(state.len());
-                (states[i], rest_states[i]) = state.split_at(at);
-            }
-            self.chunks.push(chunk(Tensors { param, grad, states, layout: None }, (0, CHUNK)));
-            rest = Tensors { param: param_rest, grad: grad_rest, states: rest_states, layout: None };
+            let (first, tail) = rest.split_at(CHUNK, CHUNK);
+            self.chunks.push(chunk(first, (0, CHUNK)));
+            rest = tail;
         }
         let len = rest.param.len();
         if len > 0 {
             self.chunks.push(chunk(rest, (0, len)));
+        }
+        Ok(())
+    }
+
+    /// Adds the rows of one parameter that a sparse gradient names, to be updated with the constants registered last.
+    ///
+    /// Parameter and states are flat, in rows of `width` elements; the gradient holds only the rows named by `rows`,
+    /// in this order, which must be strictly ascending.
+    ///
+    /// # Errors
+    /// If the tensors or rows do not fit together, or their types are not served; nothing was added.
+    pub fn push_rows(
+        &mut self,
+        tensors: Tensors<'a>,
+        rows: &[i64],
+        width: usize,
+        grad_factor: f64,
+    ) -> Result<(), Refused> {
+        let constants = self.constants.len().checked_sub(1).ok_or(Refused::States)?;
+        let states = state_count(&self.constants[constants]);
+        tensors.check_kinds(states)?;
+        let elements = tensors.param.len();
+        let flat = tensors.states[..states].iter().all(|state| state.len() == elements) && tensors.layout.is_none();
+        let fits = rows.len().checked_mul(width) == Some(tensors.grad.len());
+        let ascending = rows.windows(2).all(|pair| pair[0] < pair[1]) && rows.first().is_none_or(|&row| row >= 0);
+        let inside = rows.last().is_none_or(|&row| {
+            usize::try_from(row).ok().and_then(|row| (row + 1).checked_mul(width)).is_some_and(|end| end <= elements)
+        });
+        if !(flat && fits && ascending && inside) {
+            return Err(Refused::Lengths);
+        }
+        self.elements += tensors.grad.len();
+        let mut rest = tensors;
+        let mut start = 0; // of what is left of the parameter
+        let mut remaining = rows;
+        while let Some(&first) = remaining.first() {
+            // neighbouring rows are one piece of memory
+            let run = (1..remaining.len()).find(|&i| remaining[i] != first + i as i64 || i * width >= CHUNK);
+            let run = run.unwrap_or(remaining.len());
+            let (at, len) = (first as usize * width, run * width);
+            let (_, from_row) = rest.split_at(at - start, 0);
+            let (rows, tail) = from_row.split_at(len, len);
+            self.chunks.push(Chunk { tensors: rows, constants: constants as u32, range: (0, len), grad_factor });
+            (rest, start, remaining) = (tail, at + len, &remaining[run..]);
         }
         Ok(())
     }

@@ -58,6 +58,17 @@ impl Scalars {
     }
 }
 
+/// Which gradients a rule takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gradients {
+    /// An element for every element of the parameter.
+    Dense,
+    /// Rows of the parameter: the others are as if their gradient were zero, and stay as they are.
+    Sparse,
+    /// Both.
+    Any,
+}
+
 /// An optimizer: its hyperparameters, read once per group and step.
 pub trait Rule: Copy + Send + Sync + Sized {
     /// Its constants of a step.
@@ -71,6 +82,11 @@ pub trait Rule: Copy + Send + Sync + Sized {
 
     /// The scalar states it keeps, by torch's names; `step` first.
     fn scalars(&self) -> &'static [&'static str];
+
+    /// The gradients it takes with these hyperparameters.
+    fn gradients(&self) -> Gradients {
+        Gradients::Dense
+    }
 
     /// Advances the scalars to this step and returns its constants. `first`: the states were made for this step.
     fn constants(&self, scalars: &mut Scalars, first: bool) -> Self::Constants;

@@ -47,7 +47,7 @@ fn workers_flush_as_their_caller_does() {
     let combinations = COMBINATIONS.map(|types| (types.0 != Type::F16 && types.1 != Type::F16).then_some(types));
     for (rule, types) in every_rule().into_iter().zip(combinations.into_iter().flatten().cycle()) {
         let mut parameters = vec![
-            Parameter::new(rule, types, SERIAL + 1, Values::Wide, &mut rng).aged(2, Values::Wide, &mut rng),
+            Parameter::new(rule, types, SERIAL + 1, Values::Wide, &mut rng).aged(10, Values::Wide, &mut rng),
             Parameter::new(rule, types, 1000, Values::Wide, &mut rng),
         ];
         parameters.iter_mut().for_each(|parameter| parameter.grad_factor = 1e-3);

@@ -52,7 +52,7 @@ fn parameters(rules: &[AnyRule], types: Types, lengths: &[usize], values: Values
     let mut rng = Random(seed);
     let parameter = |(i, &len): (usize, &usize)| {
         let parameter = Parameter::new(rules[i % rules.len()], types, len, values, &mut rng);
-        if i % 2 == 0 { parameter } else { parameter.aged(3, values, &mut rng) }
+        if i % 2 == 0 { parameter } else { parameter.aged(10, values, &mut rng) }
     };
     lengths.iter().enumerate().map(parameter).collect()
 }

@@ -78,7 +78,7 @@ fn strided(rule: AnyRule, types: Types, sizes: &[usize], rng: &mut Random) -> (P
     } else {
         (0..streams).map(|s| Placement::random(sizes, s == 1, rng)).collect()
     };
-    let mut parameter = Parameter::new(rule, types, 0, Values::Scaled, rng).aged(3, Values::Scaled, rng);
+    let mut parameter = Parameter::new(rule, types, 0, Values::Scaled, rng).aged(10, Values::Scaled, rng);
     parameter.param = Values::Scaled.buffer(types.0, placements[0].len, rng);
     parameter.grad = Values::Scaled.buffer(types.1, placements[1].len, rng);
     for (state, placement) in parameter.states.iter_mut().zip(&placements[2..]) {

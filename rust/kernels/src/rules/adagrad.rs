@@ -10,7 +10,7 @@
 //! `h` is one fused multiply-add, the quotient is `addcdiv`: equal to torch's for-loop bit for bit.
 
 use crate::element::Real;
-use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor};
+use crate::rule::{Formula, Gradients, Hyperparameters, Rule, Scalars, States, Visitor};
 
 /// Hyperparameters.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +50,11 @@ impl Rule for Adagrad {
 
     fn scalars(&self) -> &'static [&'static str] {
         &["step"]
+    }
+
+    fn gradients(&self) -> Gradients {
+        // decay moves every row
+        if self.weight_decay == 0.0 { Gradients::Any } else { Gradients::Dense }
     }
 
     fn constants(&self, scalars: &mut Scalars, _first: bool) -> Constants {

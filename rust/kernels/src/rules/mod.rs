@@ -1,6 +1,6 @@
 //! The list of rules: one file per optimizer, one line in the table below.
 
-use crate::rule::{Hyperparameters, Rule, Scalars, Visitor};
+use crate::rule::{Gradients, Hyperparameters, Rule, Scalars, Visitor};
 
 pub mod adadelta;
 pub mod adagrad;
@@ -12,6 +12,7 @@ pub mod radam;
 pub mod rmsprop;
 pub mod rprop;
 pub mod sgd;
+pub mod sparse_adam;
 
 macro_rules! table {
     ($($name:literal => $module:ident :: $Rule:ident),* $(,)?) => {
@@ -64,6 +65,11 @@ macro_rules! table {
                 match self { $(Self::$Rule(rule) => rule.scalars(),)* }
             }
 
+            /// See [`Rule::gradients`].
+            pub fn gradients(&self) -> Gradients {
+                match self { $(Self::$Rule(rule) => rule.gradients(),)* }
+            }
+
             /// See [`Rule::constants`].
             pub fn constants(&self, scalars: &mut Scalars, first: bool) -> Constants {
                 match self { $(Self::$Rule(rule) => Constants::$Rule(rule.constants(scalars, first)),)* }
@@ -91,4 +97,5 @@ table! {
     "radam" => radam::RAdam,
     "asgd" => asgd::Asgd,
     "rprop" => rprop::Rprop,
+    "sparse_adam" => sparse_adam::SparseAdam,
 }

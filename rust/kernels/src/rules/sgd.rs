@@ -12,7 +12,7 @@
 //! Each line is one fused multiply-add, as torch's `add(alpha)` is: equal to torch's for-loop bit for bit.
 
 use crate::element::Real;
-use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor};
+use crate::rule::{Formula, Gradients, Hyperparameters, Rule, Scalars, States, Visitor};
 
 /// Hyperparameters.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +55,11 @@ impl Rule for Sgd {
 
     fn scalars(&self) -> &'static [&'static str] {
         &[]
+    }
+
+    fn gradients(&self) -> Gradients {
+        // a buffer, or decay, moves every row
+        if self.momentum == 0.0 && self.weight_decay == 0.0 { Gradients::Any } else { Gradients::Dense }
     }
 
     fn constants(&self, _: &mut Scalars, first: bool) -> Constants {

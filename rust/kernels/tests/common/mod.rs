@@ -4,7 +4,10 @@
 use std::panic::resume_unwind;
 
 use oxistep_kernels::pool::Pool;
-use oxistep_kernels::rules::{adagrad::Adagrad, adam::Adam, rmsprop::RmsProp, sgd::Sgd};
+use oxistep_kernels::rules::{
+    adadelta::Adadelta, adagrad::Adagrad, adam::Adam, adamax::Adamax, asgd::Asgd, nadam::NAdam, radam::RAdam,
+    rmsprop::RmsProp, rprop::Rprop, sgd::Sgd,
+};
 use oxistep_kernels::simd::Level;
 use oxistep_kernels::{AnyRule, Layout, MAX_SCALARS, Scalars, Slice, SliceMut, Step, Tensors, bf16, f16};
 use proptest::test_runner::Config;
@@ -143,33 +146,49 @@ pub(crate) struct Parameter {
 }
 
 impl Parameter {
-    /// Before its first step: states are zero.
+    /// Before its first step. States are zero but for Rprop's step sizes.
     pub(crate) fn new(rule: AnyRule, types: Types, len: usize, values: Values, rng: &mut Random) -> Self {
+        let state = |name: &&str| {
+            let initial = if *name == "step_size" { 0.01 } else { 0.0 };
+            Buffer::new(types.2, std::iter::repeat_n(initial, len))
+        };
+        // torch keeps scalars in the default type; either way of rounding them is met
+        let single = types.0 != F64;
         Self {
             rule,
             param: values.buffer(types.0, len, rng),
             grad: values.buffer(types.1, len, rng),
-            states: rule.states().iter().map(|_| Buffer::zeros(types.2, len)).collect(),
+            states: rule.states().iter().map(state).collect(),
             layout: None,
-            scalars: Scalars::new([0.0; MAX_SCALARS], true),
+            scalars: scalars(&rule, single, |name| match (name, &rule) {
+                ("eta", AnyRule::Asgd(h)) => h.lr,
+                ("mu" | "mu_product", _) => 1.0,
+                _ => 0.0,
+            }),
             first: true,
             grad_factor: 1.0,
         }
     }
 
-    /// As if `steps` had been made before: states of that age. Averages of squares are never negative, nor smaller than
-    /// the square of the average.
+    /// As if `steps` had been made before: states of that age. What is never negative is not so here, and the average of
+    /// squares is no smaller than the square of the average.
     pub(crate) fn aged(mut self, steps: u32, values: Values, rng: &mut Random) -> Self {
         for (name, state) in self.rule.states().iter().zip(&mut self.states) {
-            let squares = matches!(*name, "sum" | "square_avg" | "exp_avg_sq" | "max_exp_avg_sq");
+            let signed = matches!(*name, "momentum_buffer" | "exp_avg" | "ax" | "prev");
             let drawn = values.buffer(state.ty(), state.len(), rng);
-            *state = Buffer::new(state.ty(), drawn.values().map(|x| if squares { x.abs() } else { x }));
+            *state = Buffer::new(state.ty(), drawn.values().map(|x| if signed { x } else { x.abs() }));
         }
         if let Some(average) = self.rule.states().iter().position(|&name| name == "grad_avg") {
             let roots = self.states[0].values().map(|square| square.sqrt() * rng.between(-0.9, 0.9));
             self.states[average] = Buffer::new(self.states[average].ty(), roots);
         }
-        self.scalars = Scalars::new([f64::from(steps), 0.0, 0.0], true);
+        let rule = self.rule;
+        self.scalars = scalars(&rule, self.param.ty() != F64, |name| match (name, &rule) {
+            ("step", _) => f64::from(steps),
+            ("eta", AnyRule::Asgd(h)) => h.lr * rng.between(0.1, 1.0),
+            ("mu", _) => [1.0, 1.0 / (1.0 + rng.below(100) as f64)][rng.below(2)],
+            _ => rng.between(0.0, 0.9),
+        });
         self.first = false;
         self
     }
@@ -186,6 +205,12 @@ impl Parameter {
     pub(crate) fn bits(&self) -> Vec<Vec<u64>> {
         std::iter::once(&self.param).chain(&self.states).map(Buffer::bits).collect()
     }
+}
+
+fn scalars(rule: &AnyRule, single: bool, mut value: impl FnMut(&str) -> f64) -> Scalars {
+    let mut scalars = Scalars::new([0.0; MAX_SCALARS], single);
+    rule.scalars().iter().enumerate().for_each(|(i, name)| scalars.set(i, value(name)));
+    scalars
 }
 
 /// One step of all parameters together.
@@ -270,7 +295,8 @@ impl Values {
     }
 }
 
-/// Every rule in every variant of its formula.
+/// Every rule in every variant of its formula. (RAdam's two and SGD's two also depend on the step: the sixth step and the
+/// first one differ from the others.)
 pub(crate) fn every_rule() -> Vec<AnyRule> {
     let mut rules = Vec::new();
     for weight_decay in [0.0, 0.01] {
@@ -286,6 +312,25 @@ pub(crate) fn every_rule() -> Vec<AnyRule> {
             let (lr, eps) = (0.1, 1e-8);
             rules.push(AnyRule::Adam(Adam { lr, beta1, beta2, eps, weight_decay, amsgrad, decoupled_weight_decay }));
         }
+        let (lr, beta1, beta2, eps, momentum_decay) = (0.1, 0.9, 0.999, 1e-8, 0.004);
+        for decoupled_weight_decay in [false, true] {
+            rules.push(AnyRule::NAdam(NAdam {
+                lr,
+                beta1,
+                beta2,
+                eps,
+                weight_decay,
+                momentum_decay,
+                decoupled_weight_decay,
+            }));
+            rules.push(AnyRule::RAdam(RAdam { lr, beta1, beta2, eps, weight_decay, decoupled_weight_decay }));
+        }
+        rules.push(AnyRule::Adadelta(Adadelta { lr, rho: 0.9, eps: 1e-6, weight_decay }));
+        rules.push(AnyRule::Adamax(Adamax { lr, beta1, beta2, eps, weight_decay }));
+        for t0 in [0.0, 1e6] {
+            rules.push(AnyRule::Asgd(Asgd { lr, lambd: 1e-4, alpha: 0.75, t0, weight_decay }));
+        }
     }
+    rules.push(AnyRule::Rprop(Rprop { eta_minus: 0.5, eta_plus: 1.2, smallest: 1e-6, largest: 50.0 }));
     rules
 }

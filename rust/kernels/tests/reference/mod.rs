@@ -9,20 +9,41 @@
 use std::ops::{Add, Div, Index, IndexMut, Mul, Sub};
 
 use oxistep_kernels::AnyRule;
-use oxistep_kernels::rules::{adagrad::Adagrad, adam::Adam, rmsprop::RmsProp, sgd::Sgd};
+use oxistep_kernels::rules::{
+    adadelta::Adadelta, adagrad::Adagrad, adam::Adam, adamax::Adamax, asgd::Asgd, nadam::NAdam, radam::RAdam,
+    rmsprop::RmsProp, rprop::Rprop, sgd::Sgd,
+};
 
-/// One step of `rule`, its `t`-th, for one element; returns the parameter. `first`: the states were made for this step.
-pub(crate) fn step(rule: &AnyRule, t: f64, first: bool, theta: Interval, g: Interval, s: &mut States<'_>) -> Interval {
+/// One element before a step, with the scalar states of its parameter.
+pub(crate) struct Element<'a> {
+    pub(crate) theta: Interval,
+    pub(crate) grad: Interval,
+    pub(crate) states: Named<'a>,
+    pub(crate) scalars: Named<'a>,
+    /// Which step this is, from 1.
+    pub(crate) t: f64,
+    /// The states were made for this step.
+    pub(crate) first: bool,
+}
+
+/// Makes one step with one element; returns the parameter and leaves the new states in place.
+pub(crate) fn step(rule: &AnyRule, x: Element<'_>) -> Interval {
     match rule {
-        AnyRule::Sgd(h) => sgd(h, first, theta, g, s),
-        AnyRule::Adagrad(h) => adagrad(h, t, theta, g, s),
-        AnyRule::RmsProp(h) => rmsprop(h, theta, g, s),
-        AnyRule::Adam(h) => adam(h, t, theta, g, s),
+        AnyRule::Sgd(h) => sgd(h, x),
+        AnyRule::Adagrad(h) => adagrad(h, x),
+        AnyRule::RmsProp(h) => rmsprop(h, x),
+        AnyRule::Adam(h) => adam(h, x),
+        AnyRule::Adadelta(h) => adadelta(h, x),
+        AnyRule::Adamax(h) => adamax(h, x),
+        AnyRule::NAdam(h) => nadam(h, x),
+        AnyRule::RAdam(h) => radam(h, x),
+        AnyRule::Asgd(h) => asgd(h, x),
+        AnyRule::Rprop(h) => rprop(h, x),
     }
 }
 
-fn sgd(h: &Sgd, first: bool, theta: Interval, g: Interval, s: &mut States<'_>) -> Interval {
-    let g = g + h.weight_decay * theta;
+fn sgd(h: &Sgd, Element { theta, grad, states: mut s, first, .. }: Element<'_>) -> Interval {
+    let g = grad + h.weight_decay * theta;
     if h.momentum == 0.0 {
         return theta - h.lr * g;
     }
@@ -32,15 +53,15 @@ fn sgd(h: &Sgd, first: bool, theta: Interval, g: Interval, s: &mut States<'_>) -
     theta - h.lr * direction
 }
 
-fn adagrad(h: &Adagrad, t: f64, theta: Interval, g: Interval, s: &mut States<'_>) -> Interval {
-    let g = g + h.weight_decay * theta;
+fn adagrad(h: &Adagrad, Element { theta, grad, states: mut s, t, .. }: Element<'_>) -> Interval {
+    let g = grad + h.weight_decay * theta;
     let lr = h.lr / (1.0 + (t - 1.0) * h.lr_decay);
     s["sum"] = s["sum"] + g.square();
     theta - lr * g / (s["sum"].sqrt() + h.eps)
 }
 
-fn rmsprop(h: &RmsProp, theta: Interval, g: Interval, s: &mut States<'_>) -> Interval {
-    let g = g + h.weight_decay * theta;
+fn rmsprop(h: &RmsProp, Element { theta, grad, states: mut s, .. }: Element<'_>) -> Interval {
+    let g = grad + h.weight_decay * theta;
     s["square_avg"] = h.alpha * s["square_avg"] + (1.0 - h.alpha) * g.square();
     let variance = if h.centered {
         s["grad_avg"] = average(s["grad_avg"], g, h.alpha);
@@ -57,12 +78,8 @@ fn rmsprop(h: &RmsProp, theta: Interval, g: Interval, s: &mut States<'_>) -> Int
     }
 }
 
-fn adam(h: &Adam, t: f64, theta: Interval, g: Interval, s: &mut States<'_>) -> Interval {
-    let (theta, g) = if h.decoupled_weight_decay {
-        ((1.0 - h.lr * h.weight_decay) * theta, g)
-    } else {
-        (theta, g + h.weight_decay * theta)
-    };
+fn adam(h: &Adam, Element { theta, grad, states: mut s, t, .. }: Element<'_>) -> Interval {
+    let (theta, g) = decayed(theta, grad, h.lr, h.weight_decay, h.decoupled_weight_decay);
     s["exp_avg"] = average(s["exp_avg"], g, h.beta1);
     s["exp_avg_sq"] = h.beta2 * s["exp_avg_sq"] + (1.0 - h.beta2) * g.square();
     let v = if h.amsgrad {
@@ -76,6 +93,95 @@ fn adam(h: &Adam, t: f64, theta: Interval, g: Interval, s: &mut States<'_>) -> I
     theta - h.lr * m_hat / (v_hat.sqrt() + h.eps)
 }
 
+fn adadelta(h: &Adadelta, Element { theta, grad, states: mut s, .. }: Element<'_>) -> Interval {
+    let g = grad + h.weight_decay * theta;
+    s["square_avg"] = h.rho * s["square_avg"] + (1.0 - h.rho) * g.square();
+    let delta = (s["acc_delta"] + h.eps).sqrt() / (s["square_avg"] + h.eps).sqrt() * g;
+    s["acc_delta"] = h.rho * s["acc_delta"] + (1.0 - h.rho) * delta.square();
+    theta - h.lr * delta
+}
+
+fn adamax(h: &Adamax, Element { theta, grad, states: mut s, t, .. }: Element<'_>) -> Interval {
+    let g = grad + h.weight_decay * theta;
+    s["exp_avg"] = average(s["exp_avg"], g, h.beta1);
+    s["exp_inf"] = (h.beta2 * s["exp_inf"]).max(g.abs() + h.eps);
+    theta - h.lr * (s["exp_avg"] / bias_correction(h.beta1, t)) / s["exp_inf"]
+}
+
+fn nadam(h: &NAdam, Element { theta, grad, states: mut s, mut scalars, t, .. }: Element<'_>) -> Interval {
+    let (theta, g) = decayed(theta, grad, h.lr, h.weight_decay, h.decoupled_weight_decay);
+    let mu = |t: f64| h.beta1 * (1.0 - 0.5 * Interval::double(0.96).power(t * h.momentum_decay));
+    let product = scalars["mu_product"] * mu(t).rounded_to(scalars["mu_product"].arithmetic);
+    scalars["mu_product"] = product;
+    s["exp_avg"] = average(s["exp_avg"], g, h.beta1);
+    s["exp_avg_sq"] = h.beta2 * s["exp_avg_sq"] + (1.0 - h.beta2) * g.square();
+    let d = (s["exp_avg_sq"] / bias_correction(h.beta2, t)).sqrt() + h.eps;
+    let of_grad = h.lr * (1.0 - mu(t)) / (1.0 - product.as_double());
+    let of_mean = h.lr * mu(t + 1.0) / (1.0 - product.as_double() * mu(t + 1.0));
+    theta - of_grad.rounded_to(g.arithmetic) * g / d - of_mean.rounded_to(g.arithmetic) * s["exp_avg"] / d
+}
+
+fn radam(h: &RAdam, Element { theta, grad, states: mut s, t, .. }: Element<'_>) -> Interval {
+    let (theta, g) = decayed(theta, grad, h.lr, h.weight_decay, h.decoupled_weight_decay);
+    s["exp_avg"] = average(s["exp_avg"], g, h.beta1);
+    s["exp_avg_sq"] = h.beta2 * s["exp_avg_sq"] + (1.0 - h.beta2) * g.square();
+    let m_hat = s["exp_avg"] / bias_correction(h.beta1, t);
+
+    let correction = bias_correction(h.beta2, t);
+    let rho_inf = 2.0 / (1.0 - h.beta2) - 1.0;
+    let rho = rho_inf - 2.0 * t * Interval::double(h.beta2).power(t) / correction;
+    if rho.high <= 5.0 {
+        return theta - h.lr * m_hat;
+    }
+    if rho.low <= 5.0 {
+        return Interval::anything(g.arithmetic);
+    }
+    let r = ((rho - 4.0) * (rho - 2.0) * rho_inf / ((rho_inf - 4.0) * (rho_inf - 2.0) * rho)).sqrt();
+    let l = correction.sqrt() / (s["exp_avg_sq"].sqrt() + h.eps);
+    theta - h.lr * m_hat * (l * r.rounded_to(g.arithmetic))
+}
+
+fn asgd(h: &Asgd, Element { theta, grad, states: mut s, mut scalars, t, .. }: Element<'_>) -> Interval {
+    let g = grad + h.weight_decay * theta;
+    // this step takes eta and mu of the one before
+    let (eta, mu) = (scalars["eta"].low, scalars["mu"].low);
+    let theta = (1.0 - h.lambd * eta) * theta - eta * g;
+    s["ax"] = if mu == 1.0 { theta } else { s["ax"] + mu * (theta - s["ax"]) };
+    let new_eta = h.lr / (1.0 + h.lambd * h.lr * Interval::double(t)).power(h.alpha);
+    scalars["eta"] = new_eta.rounded_to(scalars["eta"].arithmetic);
+    scalars["mu"] = Interval::double(1.0 / (t - h.t0).max(1.0)).rounded_to(scalars["mu"].arithmetic);
+    theta
+}
+
+fn rprop(h: &Rprop, Element { theta, grad, states: mut s, .. }: Element<'_>) -> Interval {
+    let agreement = grad * s["prev"];
+    let (eta, g) = match (agreement.low, agreement.high) {
+        (low, _) if low > 0.0 => (h.eta_plus, grad),
+        (_, high) if high < 0.0 => (h.eta_minus, Interval::constant(0.0, grad.arithmetic)),
+        (0.0, 0.0) => (1.0, grad),
+        // the product may have underflowed: all that follows may be one thing or another
+        _ => {
+            (s["prev"], s["step_size"]) = (Interval::anything(grad.arithmetic), Interval::anything(grad.arithmetic));
+            return Interval::anything(grad.arithmetic);
+        }
+    };
+    let smallest = Interval::constant(h.smallest, grad.arithmetic);
+    let largest = Interval::constant(h.largest, grad.arithmetic);
+    s["prev"] = g;
+    s["step_size"] = (eta * s["step_size"]).max(smallest).min(largest);
+    match (g.low, g.high) {
+        (low, _) if low > 0.0 => theta - s["step_size"],
+        (_, high) if high < 0.0 => theta + s["step_size"],
+        (0.0, 0.0) => theta,
+        _ => Interval::anything(grad.arithmetic),
+    }
+}
+
+/// Weight decay of the parameter itself (decoupled) or through the gradient.
+fn decayed(theta: Interval, g: Interval, lr: f64, weight_decay: f64, decoupled: bool) -> (Interval, Interval) {
+    if decoupled { ((1.0 - lr * weight_decay) * theta, g) } else { (theta, g + weight_decay * theta) }
+}
+
 /// `beta old + (1 - beta) new`. The kernels interpolate as `torch.lerp` does, which is as accurate as the two products
 /// but knows only `1 - beta`, so the rounding of that one is what the old value's coefficient suffers.
 fn average(old: Interval, new: Interval, beta: f64) -> Interval {
@@ -84,34 +190,32 @@ fn average(old: Interval, new: Interval, beta: f64) -> Interval {
     keep * old + weight * new
 }
 
-/// `1 - beta^t`, always computed in f64. Near one the power cancels: one unit in its last place is then many of the
-/// difference, and two libraries may differ by it.
+/// `1 - beta^t`, in f64. Near one the power cancels: one unit in its last place is then many of the difference, and two
+/// libraries may differ by it.
 fn bias_correction(beta: f64, t: f64) -> Interval {
-    let power = beta.powf(t);
-    let slack = 2.0 * f64::EPSILON * power;
-    Interval { low: 1.0 - power - slack, high: 1.0 - power + slack, arithmetic: Arithmetic::Double }
+    1.0 - Interval::double(beta).power(t)
 }
 
-/// The states of one element, by torch's names.
-pub(crate) struct States<'a> {
+/// States by torch's names.
+pub(crate) struct Named<'a> {
     pub(crate) names: &'static [&'static str],
     pub(crate) values: &'a mut [Interval],
 }
 
-impl States<'_> {
+impl Named<'_> {
     fn place(&self, name: &str) -> usize {
         self.names.iter().position(|&known| known == name).expect("the rule keeps this state")
     }
 }
 
-impl Index<&str> for States<'_> {
+impl Index<&str> for Named<'_> {
     type Output = Interval;
     fn index(&self, name: &str) -> &Interval {
         &self.values[self.place(name)]
     }
 }
 
-impl IndexMut<&str> for States<'_> {
+impl IndexMut<&str> for Named<'_> {
     fn index_mut(&mut self, name: &str) -> &mut Interval {
         let place = self.place(name);
         &mut self.values[place]
@@ -166,6 +270,16 @@ impl Interval {
         Self::between(x, x, arithmetic)
     }
 
+    /// A number of the f64 arithmetic that constants of a step are computed in.
+    fn double(x: f64) -> Self {
+        Self::exact(x, Arithmetic::Double)
+    }
+
+    /// What nothing is known of.
+    fn anything(arithmetic: Arithmetic) -> Self {
+        Self { low: f64::NEG_INFINITY, high: f64::INFINITY, arithmetic }
+    }
+
     fn constant(x: f64, arithmetic: Arithmetic) -> Self {
         let representable = arithmetic == Arithmetic::Double || f64::from(x as f32) == x;
         let exact = Self::exact(x, arithmetic);
@@ -177,7 +291,7 @@ impl Interval {
         if low.abs() <= arithmetic.max() && high.abs() <= arithmetic.max() {
             Self { low, high, arithmetic }
         } else {
-            Self { low: f64::NEG_INFINITY, high: f64::INFINITY, arithmetic }
+            Self::anything(arithmetic)
         }
     }
 
@@ -190,10 +304,31 @@ impl Interval {
         Self::between(low, high, self.arithmetic)
     }
 
-    fn square(self) -> Self {
-        let (a, b) = (self.low * self.low, self.high * self.high);
+    /// Rounded once more where it changes the arithmetic, as the constants of a step are.
+    fn rounded_to(self, arithmetic: Arithmetic) -> Self {
+        let same = Self { arithmetic, ..self };
+        if self.arithmetic == arithmetic { same } else { same.rounded() }
+    }
+
+    /// The same numbers, to be computed with in f64.
+    fn as_double(self) -> Self {
+        Self { arithmetic: Arithmetic::Double, ..self }
+    }
+
+    fn abs(self) -> Self {
+        let (a, b) = (self.low.abs(), self.high.abs());
         let low = if self.low <= 0.0 && self.high >= 0.0 { 0.0 } else { a.min(b) };
-        Self::between(low, a.max(b), self.arithmetic).rounded()
+        Self::between(low, a.max(b), self.arithmetic)
+    }
+
+    /// A positive number to some power: mathematics libraries promise no more than a few units in the last place.
+    fn power(self, exponent: f64) -> Self {
+        let (a, b) = (self.low.powf(exponent), self.high.powf(exponent));
+        Self::between(a.min(b), a.max(b), self.arithmetic).rounded()
+    }
+
+    fn square(self) -> Self {
+        self.abs() * self.abs()
     }
 
     fn sqrt(self) -> Self {
@@ -202,6 +337,10 @@ impl Interval {
 
     fn max(self, other: Self) -> Self {
         Self::between(self.low.max(other.low), self.high.max(other.high), self.arithmetic)
+    }
+
+    fn min(self, other: Self) -> Self {
+        Self::between(self.low.min(other.low), self.high.min(other.high), self.arithmetic)
     }
 
     /// The lower precision of two. (f64 constants of the step meet f32 values.)
@@ -251,6 +390,41 @@ impl Mul<Interval> for f64 {
     type Output = Interval;
     fn mul(self, other: Interval) -> Interval {
         Interval::constant(self, other.arithmetic) * other
+    }
+}
+
+impl Sub<Interval> for f64 {
+    type Output = Interval;
+    fn sub(self, other: Interval) -> Interval {
+        Interval::constant(self, other.arithmetic) - other
+    }
+}
+
+impl Div<Interval> for f64 {
+    type Output = Interval;
+    fn div(self, other: Interval) -> Interval {
+        Interval::constant(self, other.arithmetic) / other
+    }
+}
+
+impl Add<Interval> for f64 {
+    type Output = Interval;
+    fn add(self, other: Interval) -> Interval {
+        Interval::constant(self, other.arithmetic) + other
+    }
+}
+
+impl Sub<f64> for Interval {
+    type Output = Self;
+    fn sub(self, other: f64) -> Self {
+        self - Self::constant(other, self.arithmetic)
+    }
+}
+
+impl Mul<f64> for Interval {
+    type Output = Self;
+    fn mul(self, other: f64) -> Self {
+        self * Self::constant(other, self.arithmetic)
     }
 }
 

@@ -1,0 +1,53 @@
+"""SparseAdam."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oxistep.optim._native import NativeStep, zeros
+
+__all__ = ["SparseAdam"]
+
+
+class SparseAdam(NativeStep, torch.optim.SparseAdam):
+    r"""Adam on the rows that a sparse gradient names; the moments of other rows stand still.
+
+    .. math::
+        m &\leftarrow m + (1 - \beta_1) (g - m), \quad v \leftarrow v + (1 - \beta_2) (g^2 - v) \\
+        \theta &\leftarrow \theta - \gamma \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t} \frac{m}{\sqrt{v} + \epsilon}
+
+    A step costs by the rows named, not by the rows held; the first makes the dense states.
+
+    Args:
+        params: dense parameters, named parameters, or dicts of parameter groups.
+        lr: learning rate :math:`\gamma`, a number or a tensor of one element (default: 1e-3).
+        betas: :math:`\beta_1, \beta_2` (default: (0.9, 0.999)).
+        eps: :math:`\epsilon`, outside the root (default: 1e-8).
+        maximize: ascend instead of descend (default: False).
+
+    State: ``step`` (a Python integer), ``exp_avg``, ``exp_avg_sq`` (shape and dtype of the parameter).
+
+    Raises:
+        ValueError: for what ``torch.optim.SparseAdam`` refuses, in its words.
+        RuntimeError: in ``step``, for a dense gradient.
+
+    Example:
+        >>> import torch, oxistep.optim as optim
+        >>> table = torch.nn.Embedding(1000, 2, sparse=True)
+        >>> optimizer = optim.SparseAdam(table.parameters(), lr=0.1)
+        >>> before = table.weight.detach().clone()
+        >>> table(torch.tensor([3, 7, 3])).sum().backward()
+        >>> optimizer.step()
+        >>> (table.weight.detach() != before).any(dim=1).nonzero().flatten().tolist()
+        [3, 7]
+
+    Reference:
+        Kingma, Ba, "Adam: A Method for Stochastic Optimization", 2014.
+    """
+
+    _rule = "sparse_adam"
+    _torch = torch.optim.SparseAdam
+
+    def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        return {"step": 0, "exp_avg": zeros(p), "exp_avg_sq": zeros(p)}

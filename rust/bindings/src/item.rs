@@ -1,0 +1,373 @@
+//! One parameter of a step: finding its states, describing its tensors, deciding who updates it.
+#![allow(unsafe_code)]
+
+use std::borrow::Cow;
+
+use oxistep_kernels::{AnyRule, Gradients, Layout, MAX_SCALARS, MAX_STATES, STREAMS, Scalars, SliceMut, Tensors};
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyInt};
+
+use crate::group::Keys;
+use crate::tensors::{DType, Described, Memory, Torch, Unfit, layout};
+
+pub(crate) type Reason = Cow<'static, str>;
+
+const NO_KERNEL: &str = "no kernel for this combination of dtypes";
+
+/// Who updates a parameter.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Route {
+    Native,
+    Torch(Reason),
+}
+
+/// One parameter with a gradient, in this step.
+pub(crate) struct Item {
+    pub(crate) group: u32,
+    pub(crate) index: u32,
+    pub(crate) route: Route,
+    /// Place of its rule among those of the step.
+    pub(crate) rule: u32,
+    pub(crate) first: bool,
+    pub(crate) param: Py<PyAny>,
+    pub(crate) grad: Py<PyAny>,
+    pub(crate) states: [Option<Py<PyAny>>; MAX_STATES],
+    pub(crate) scalars: [Option<Py<PyAny>>; MAX_SCALARS],
+    /// Parameter, gradient, states.
+    pub(crate) memory: [Option<Memory>; STREAMS],
+    pub(crate) scalar_memory: [Option<Memory>; MAX_SCALARS],
+    pub(crate) scalar_values: Scalars,
+    pub(crate) layout: Option<Layout>,
+    /// The rows that a sparse gradient names, and how many elements a row has. `grad` then holds its values.
+    pub(crate) rows: Option<(Vec<i64>, usize)>,
+    /// The name of the counter that is a Python integer instead of a tensor.
+    pub(crate) python_counter: Option<&'static str>,
+    /// States made for this step, not yet in `optimizer.state`.
+    pub(crate) fresh: Option<Py<PyDict>>,
+    /// The parameter's entry in `optimizer.state`, if it has one.
+    pub(crate) entry: Option<Py<PyDict>>,
+}
+
+/// What looking up an item needs to know.
+pub(crate) struct Look<'a, 'py> {
+    pub(crate) torch: &'a Torch,
+    pub(crate) rule: &'a AnyRule,
+    pub(crate) optimizer: &'a Bound<'py, PyAny>,
+    pub(crate) values: &'a Bound<'py, PyDict>,
+    pub(crate) make_states: bool,
+}
+
+impl Item {
+    pub(crate) fn new(
+        (group, index): (usize, usize),
+        rule: usize,
+        param: Bound<'_, PyAny>,
+        grad: Bound<'_, PyAny>,
+    ) -> Self {
+        Self {
+            group: group as u32,
+            index: index as u32,
+            route: Route::Native,
+            rule: rule as u32,
+            first: false,
+            param: param.unbind(),
+            grad: grad.unbind(),
+            states: [const { None }; MAX_STATES],
+            scalars: [const { None }; MAX_SCALARS],
+            memory: [None; STREAMS],
+            scalar_memory: [None; MAX_SCALARS],
+            scalar_values: Scalars::new([0.0; MAX_SCALARS], true),
+            layout: None,
+            rows: None,
+            python_counter: None,
+            fresh: None,
+            entry: None,
+        }
+    }
+
+    /// Finds the states and describes all tensors. Makes missing states, but does not store them.
+    pub(crate) fn look_up(&mut self, py: Python<'_>, look: &Look<'_, '_>, keys: &mut Keys) -> PyResult<Route> {
+        let left = |reason: &str| Ok(Route::Torch(reason.to_owned().into()));
+        let param_object = self.param.clone_ref(py).into_bound(py);
+        let mut grad_object = self.grad.clone_ref(py).into_bound(py);
+        if look.rule.gradients() != Gradients::Dense && matches!(look.torch.raw(&grad_object), Err(Unfit::NoMemory)) {
+            if let Some(reason) = self.take_rows(py, look)? {
+                return Ok(Route::Torch(reason));
+            }
+            grad_object = self.grad.clone_ref(py).into_bound(py);
+        } else if look.rule.gradients() == Gradients::Sparse {
+            return left("the gradient is not sparse");
+        }
+        let is_sparse = self.rows.is_some();
+        let describe_pair = || describe_pair(look.torch, &param_object, &grad_object, is_sparse);
+        let mut pair = match describe_pair() {
+            Ok(pair) => pair,
+            Err(reason) => return Ok(Route::Torch(reason)),
+        };
+
+        let (names, scalar_names) = (look.rule.states(), look.rule.scalars());
+        let entry = self.entry.as_ref().map(|entry| entry.bind(py).clone());
+        let found = |keys: &mut Keys, name| match &entry {
+            Some(entry) => Ok(entry.get_item(keys.get(py, name))?.filter(|value| !value.is_none())),
+            None => PyResult::Ok(None),
+        };
+        // torch asks whether the entry is empty; SGD, which keeps no step, whether there is a buffer
+        let absent = match (names.first(), scalar_names.is_empty()) {
+            (None, _) => false,
+            (Some(name), true) => found(keys, name)?.is_none(),
+            (Some(_), false) => entry.as_ref().is_none_or(|entry| entry.is_empty()),
+        };
+        let mut source = entry.clone();
+        if absent {
+            self.first = true;
+            if !look.make_states {
+                // states not yet made overlap nothing; their dtype is the parameter's, for SGD the gradient's
+                let (param, grad) = (pair.0.memory, pair.1.memory);
+                (self.memory[0], self.memory[1]) = (Some(param), Some(grad));
+                let state = if scalar_names.is_empty() { grad.dtype } else { param.dtype };
+                return if served(param.dtype, grad.dtype, Some(state)) { Ok(Route::Native) } else { left(NO_KERNEL) };
+            }
+            let made = look
+                .optimizer
+                .call_method1(pyo3::intern!(py, "_make_state"), (&self.param, &self.grad, look.values))?;
+            let made =
+                made.cast_into::<PyDict>().map_err(|_| PyTypeError::new_err("_make_state must return a dict"))?;
+            self.fresh = Some(made.clone().unbind());
+            source = Some(made);
+            // Python code has run: what was described may have changed
+            pair = match describe_pair() {
+                Ok(pair) => pair,
+                Err(reason) => return Ok(Route::Torch(reason)),
+            };
+        }
+
+        let (param, grad) = pair;
+        let mut described: [Option<Described<'_>>; STREAMS] = [Some(param), Some(grad), None, None, None];
+        let mut objects: [Option<Bound<'_, PyAny>>; MAX_STATES] = Default::default();
+        for (k, name) in names.iter().enumerate() {
+            let Some(value) = source.as_ref().map(|s| s.get_item(keys.get(py, name))).transpose()?.flatten() else {
+                return left(&format!("its state lacks {name:?}"));
+            };
+            objects[k] = Some(value);
+        }
+        for (k, name) in names.iter().enumerate() {
+            let Some(object) = &objects[k] else { continue };
+            match look.torch.describe(object) {
+                Ok(state) if state.shape.sizes != param.shape.sizes => {
+                    return left(&format!("its state {name:?} has another shape than the parameter"));
+                }
+                Ok(state) if is_sparse && !state.shape.is_contiguous() => {
+                    return left(&format!("the gradient is sparse and its state {name:?} not contiguous"));
+                }
+                Ok(state) if !state.is_dense && !state.shape.is_free_of_overlap() => {
+                    return left(&format!("several elements of its state {name:?} share memory"));
+                }
+                Ok(state) => described[2 + k] = Some(state),
+                Err(unfit) => return left(&format!("its state {name:?} {}", unfit.reason())),
+            }
+        }
+        let dtype = |k: usize| described[k].map(|d| d.memory.dtype);
+        let complex = |k: usize| described[k].map(|d| d.memory.complex);
+        if (1..2 + names.len()).any(|k| complex(k) != complex(0)) {
+            return left("parameter, gradient and states are not all complex");
+        }
+        if (2..2 + names.len()).any(|k| dtype(k) != dtype(2))
+            || !served(param.memory.dtype, grad.memory.dtype, dtype(2))
+        {
+            return left(NO_KERNEL);
+        }
+        self.layout = if is_sparse { None } else { layout(&described[..2 + names.len()]) };
+        for (memory, described) in self.memory.iter_mut().zip(&described) {
+            *memory = described.map(|d| d.memory);
+        }
+        self.states = objects.map(|object| object.map(Bound::unbind));
+
+        let mut values = [0.0; MAX_SCALARS];
+        let mut single = true;
+        for (k, name) in scalar_names.iter().enumerate() {
+            let value = source.as_ref().map(|s| s.get_item(keys.get(py, name))).transpose()?.flatten();
+            let count = value.as_ref().and_then(|value| value.cast_exact::<PyInt>().ok()?.extract::<u32>().ok());
+            if let (Some(count), Gradients::Sparse) = (count, look.rule.gradients()) {
+                // SparseAdam alone counts in Python integers
+                (values[k], single, self.python_counter) = (f64::from(count), false, Some(*name));
+                continue;
+            }
+            let memory = value.as_ref().and_then(|value| look.torch.describe_values(value).ok().map(|d| d.memory));
+            // SAFETY: described just now.
+            let number = memory.and_then(|memory| unsafe { memory.read_scalar() });
+            let (Some(number), Some(memory)) = (number, memory) else {
+                return left(&format!("its state {name:?} is no CPU tensor of one float32 or float64"));
+            };
+            let this_single = memory.dtype == DType::F32;
+            if k > 0 && this_single != single {
+                return left("its scalar states differ in dtype");
+            }
+            (values[k], single) = (number, this_single);
+            self.scalar_memory[k] = Some(memory);
+            self.scalars[k] = value.map(Bound::unbind);
+        }
+        self.scalar_values = Scalars::new(values, single);
+        Ok(Route::Native)
+    }
+
+    /// Replaces a sparse gradient by its values, coalesced, and the rows they belong to. Returns why not, if that
+    /// cannot be.
+    fn take_rows(&mut self, py: Python<'_>, look: &Look<'_, '_>) -> PyResult<Option<Reason>> {
+        let grad = self.grad.bind(py).clone();
+        if !grad.getattr(pyo3::intern!(py, "is_sparse"))?.is_truthy()? {
+            return Ok(Some("the gradient has no plain memory".into()));
+        }
+        let fused = look.values.get_item("fused")?.is_some_and(|fused| fused.is_truthy().unwrap_or(true));
+        if fused {
+            return Ok(Some("the gradient is sparse, which fused=True refuses".into()));
+        }
+        let sorted = if grad.call_method0(pyo3::intern!(py, "is_coalesced"))?.is_truthy()? {
+            grad
+        } else {
+            grad.call_method0(pyo3::intern!(py, "coalesce"))?
+        };
+        let indices = sorted.call_method0("_indices")?.call_method0("contiguous")?;
+        let values = sorted.call_method0("_values")?.call_method0("contiguous")?;
+        let param = self.param.bind(py).clone();
+        let Ok(described) = look.torch.describe(&param) else {
+            return Ok(Some("the gradient is sparse and the parameter no plain CPU tensor".into()));
+        };
+        let sizes = described.shape.sizes;
+        let same_shape = sorted.getattr("shape")?.extract::<Vec<i64>>()? == sizes;
+        let indices = look.torch.copy_indices(&indices);
+        let Some((indices, dims, count)) = indices.filter(|&(_, dims, _)| same_shape && dims <= sizes.len()) else {
+            return Ok(Some("the gradient is sparse, of another shape or without plain indices".into()));
+        };
+        let inside = (0..dims).all(|d| indices[d * count..][..count].iter().all(|i| (0..sizes[d]).contains(i)));
+        if !inside {
+            return Ok(Some("an index of the sparse gradient lies outside the parameter".into()));
+        }
+        let row = |i: usize| (0..dims).fold(0, |row, d| row * sizes[d] + indices[d * count + i]);
+        let rows: Vec<i64> = if dims == 1 { indices } else { (0..count).map(row).collect() };
+        let width = sizes[dims..].iter().product::<i64>() as usize;
+        let held = look.torch.describe_values(&values).map(|values| values.memory.len);
+        if held != Ok(count * width) || !rows.is_sorted_by(|a, b| a < b) {
+            return Ok(Some("the indices of the sparse gradient are not coalesced as it claims".into()));
+        }
+        self.grad = values.unbind();
+        self.rows = Some((rows, width));
+        Ok(None)
+    }
+
+    /// Describes everything again; `false` if more than pointers has changed.
+    pub(crate) fn describe_again(&mut self, py: Python<'_>, torch: &Torch) -> bool {
+        let objects = [Some(&self.param), Some(&self.grad)].into_iter().chain(self.states.iter().map(Option::as_ref));
+        let mut again: [Option<Described<'_>>; STREAMS] = [None; STREAMS];
+        let mut same = true;
+        for ((object, memory), again) in objects.zip(&mut self.memory).zip(&mut again) {
+            let (Some(object), Some(memory)) = (object, memory) else { continue };
+            match torch.describe(object.bind(py)) {
+                Ok(now) if now.memory.dtype == memory.dtype && now.memory.extent == memory.extent => {
+                    *memory = now.memory;
+                    *again = Some(now);
+                }
+                _ => same = false,
+            }
+        }
+        let streams = again.iter().take_while(|d| d.is_some()).count();
+        same = same
+            && (self.rows.is_some()
+                || again[..streams].iter().flatten().all(|d| Some(d.shape.sizes) == again[0].map(|p| p.shape.sizes))
+                    && layout(&again[..streams]) == self.layout);
+        for (object, memory) in self.scalars.iter().zip(&mut self.scalar_memory) {
+            let (Some(object), Some(memory)) = (object, memory) else { continue };
+            match torch.describe_values(object.bind(py)) {
+                Ok(now) if now.memory.dtype == memory.dtype && now.memory.len == 1 => *memory = now.memory,
+                _ => same = false,
+            }
+        }
+        same
+    }
+
+    /// Calls `f` with every range of memory that updating this parameter writes.
+    pub(crate) fn written(&self, py: Python<'_>, torch: &Torch, mut f: impl FnMut((usize, usize))) {
+        if self.route == Route::Native {
+            let streams = self.memory.iter().enumerate().filter(|(stream, _)| *stream != 1);
+            let memories =
+                streams.filter_map(|(_, memory)| *memory).chain(self.scalar_memory.iter().copied().flatten());
+            memories.for_each(|memory| f(memory.interval()));
+        } else if let Ok(param) = torch.describe(self.param.bind(py)) {
+            f(param.memory.interval());
+        }
+    }
+
+    /// The range of memory that it only reads.
+    pub(crate) fn read(&self, py: Python<'_>, torch: &Torch) -> Option<(usize, usize)> {
+        match &self.route {
+            Route::Native => self.memory[1].map(|memory| memory.interval()),
+            Route::Torch(_) => torch.describe(self.grad.bind(py)).ok().map(|grad| grad.memory.interval()),
+        }
+    }
+
+    /// The tensors as slices.
+    ///
+    /// # Safety
+    /// What was described still holds for all of `'a`, and nothing that is written is used by anything else in `'a`.
+    pub(crate) unsafe fn tensors<'a>(&'a self) -> Tensors<'a> {
+        let absent = SliceMut::Absent;
+        // SAFETY: the caller's contract is that of `slice` and `slice_mut`.
+        unsafe {
+            let grad = self.memory[1].map(|memory| memory.slice());
+            let mut states: [SliceMut<'a>; MAX_STATES] = Default::default();
+            for (state, memory) in states.iter_mut().zip(&self.memory[2..]) {
+                *state = memory.map_or(SliceMut::Absent, |memory| memory.slice_mut());
+            }
+            Tensors {
+                param: self.memory[0].map_or(absent, |memory| memory.slice_mut()),
+                grad: grad.unwrap_or(oxistep_kernels::Slice::F32(&[])),
+                states,
+                layout: self.layout.as_ref(),
+            }
+        }
+    }
+}
+
+/// Describes a parameter and its gradient, or says why they are left to torch.
+fn describe_pair<'t>(
+    torch: &Torch,
+    param: &'t Bound<'_, PyAny>,
+    grad: &'t Bound<'_, PyAny>,
+    is_sparse: bool,
+) -> Result<(Described<'t>, Described<'t>), Reason> {
+    let param = torch.describe(param).map_err(|unfit| format!("the parameter {}", unfit.reason()))?;
+    let grad = torch.describe(grad).map_err(|unfit| format!("the gradient {}", unfit.reason()))?;
+    if is_sparse {
+        // what `take_rows` made: the values of the rows, whose number it has compared
+        let plain = param.shape.is_contiguous() && grad.shape.is_contiguous() && !param.memory.complex;
+        return if plain { Ok((param, grad)) } else { Err("sparse, and not all contiguous and real".into()) };
+    }
+    if param.shape.sizes != grad.shape.sizes {
+        return Err("the gradient has another shape than the parameter".into());
+    }
+    if !param.is_dense && !param.shape.is_free_of_overlap() {
+        return Err("several elements of the parameter share memory".into());
+    }
+    Ok((param, grad))
+}
+
+/// The combinations of parameter, gradient and state types that kernels serve.
+fn served(param: DType, grad: DType, state: Option<DType>) -> bool {
+    let half = |dtype| matches!(dtype, DType::F16 | DType::Bf16);
+    let grad_fits = grad == param || (param == DType::F32 && half(grad));
+    let state_fits = state.is_none_or(|state| state == param || (half(param) && state == DType::F32));
+    grad_fits && state_fits
+}
+
+impl Unfit {
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Class => "is of a subclass of Tensor",
+            Self::NoMemory => "has no plain memory (sparse, quantised, meta, freed, or inside a transform)",
+            Self::Device => "is not on the CPU",
+            Self::DType => "is of an integer, quantised or 8-bit dtype",
+            Self::Misaligned => "is not aligned to its element size",
+            Self::Lazy => "is a lazily negated or conjugated view",
+        }
+    }
+}
