@@ -9,7 +9,8 @@ use numpy::{PyReadwriteArrayDyn, PyUntypedArray, PyUntypedArrayMethods};
 use oxistep_kernels::overlap::Written;
 use oxistep_kernels::simd::Level;
 use oxistep_kernels::{
-    AnyRule, Kind, Layout, MAX_SCALARS, MAX_STATES, STREAMS, Scalars, Slice, SliceMut, Step, Tensors, driver, f16,
+    AnyRule, Kind, Layout, MAX_SCALARS, MAX_STATES, Precision, STREAMS, Scalars, Slice, SliceMut, Step, Tensors,
+    driver, f16,
 };
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -24,7 +25,7 @@ use crate::threads::with_pool;
 #[pyfunction]
 pub(crate) fn rule_states(rule: &str, group: &Bound<'_, PyDict>) -> PyResult<Vec<&'static str>> {
     let mut keys = Keys::default();
-    let (rule, _) = Group { values: group, keys: &mut keys, lr: Some(0.0) }.read(kind(rule)?)?;
+    let (rule, _) = Group { values: group, keys: &mut keys, lr: Some(0.0), single_lr: false }.read(kind(rule)?)?;
     Ok(rule.states().to_vec())
 }
 
@@ -57,7 +58,7 @@ pub(crate) fn step_arrays(
         let (grads, states) = (list(Some(grads.get_item(g)?), "grads")?, list(Some(state.get_item(g)?), "state")?);
         same_length(&format!("grads[{g}]"), grads.len(), "its params", params.len())?;
         same_length(&format!("state[{g}]"), states.len(), "its params", params.len())?;
-        let rule = Group { values: &values, keys: &mut keys, lr: Some(lr) }.read(kind)?;
+        let rule = Group { values: &values, keys: &mut keys, lr: Some(lr), single_lr: false }.read(kind)?;
         rules.push(rule);
         for (i, ((param, grad), entry)) in params.iter().zip(&grads).zip(&states).enumerate() {
             if grad.is_none() {
@@ -383,9 +384,12 @@ impl<'py> Look<'_, 'py> {
             values[k] = scalar.get().ok_or_else(wrong)?;
             scalars.push(scalar);
         }
-        let single = scalars.iter().all(|scalar| matches!(scalar, Scalar::Single(_)));
+        let mut precisions = [Precision::F32; MAX_SCALARS];
+        for (precision, scalar) in precisions.iter_mut().zip(&scalars) {
+            *precision = if matches!(scalar, Scalar::Single(_)) { Precision::F32 } else { Precision::F64 };
+        }
         let (extents, layout) = place(&arrays);
-        let scalar_values = Scalars::new(values, single);
+        let scalar_values = Scalars::new(values, precisions);
         Ok(Item { name: self.name, first: absent, arrays, extents, layout, scalars, scalar_values, entry, fresh })
     }
 }

@@ -26,6 +26,8 @@ pub(crate) struct Group<'a, 'py> {
     pub(crate) keys: &'a mut Keys,
     /// Stands in for the group's `lr`, which may be a function of the step.
     pub(crate) lr: Option<f64>,
+    /// Set when `lr` turns out to be a tensor of less than double precision.
+    pub(crate) single_lr: bool,
 }
 
 impl<'py> Group<'_, 'py> {
@@ -76,7 +78,14 @@ impl Hyperparameters for Group<'_, '_> {
     fn number(&mut self, key: &'static str) -> PyResult<f64> {
         match self.lr {
             Some(lr) if key == "lr" => Ok(lr),
-            _ => number(&self.value(key)?, key),
+            _ => {
+                let value = self.value(key)?;
+                if key == "lr" && !value.is_exact_instance_of::<PyFloat>() {
+                    let size = value.getattr_opt(pyo3::intern!(value.py(), "element_size"))?;
+                    self.single_lr = size.map_or(Ok(8), |size| size.call0()?.extract::<usize>())? < 8;
+                }
+                number(&value, key)
+            }
         }
     }
 

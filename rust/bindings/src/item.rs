@@ -3,7 +3,9 @@
 
 use std::borrow::Cow;
 
-use oxistep_kernels::{AnyRule, Gradients, Layout, MAX_SCALARS, MAX_STATES, STREAMS, Scalars, SliceMut, Tensors};
+use oxistep_kernels::{
+    AnyRule, Gradients, Layout, MAX_SCALARS, MAX_STATES, Precision, STREAMS, Scalars, SliceMut, Tensors,
+};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyInt};
@@ -56,6 +58,8 @@ pub(crate) struct Look<'a, 'py> {
     pub(crate) optimizer: &'a Bound<'py, PyAny>,
     pub(crate) values: &'a Bound<'py, PyDict>,
     pub(crate) make_states: bool,
+    /// `lr` is a tensor of less than double precision.
+    pub(crate) single_lr: bool,
 }
 
 impl Item {
@@ -77,7 +81,7 @@ impl Item {
             scalars: [const { None }; MAX_SCALARS],
             memory: [None; STREAMS],
             scalar_memory: [None; MAX_SCALARS],
-            scalar_values: Scalars::new([0.0; MAX_SCALARS], true),
+            scalar_values: Scalars::new([0.0; MAX_SCALARS], [Precision::F64; MAX_SCALARS]),
             layout: None,
             rows: None,
             python_counter: None,
@@ -168,6 +172,9 @@ impl Item {
             }
         }
         let dtype = |k: usize| described[k].map(|d| d.memory.dtype);
+        if look.single_lr && param.memory.dtype == DType::F64 {
+            return left("lr is a float32 tensor: torch computes constants of a float64 step in float32");
+        }
         let complex = |k: usize| described[k].map(|d| d.memory.complex);
         if (1..2 + names.len()).any(|k| complex(k) != complex(0)) {
             return left("parameter, gradient and states are not all complex");
@@ -184,30 +191,26 @@ impl Item {
         self.states = objects.map(|object| object.map(Bound::unbind));
 
         let mut values = [0.0; MAX_SCALARS];
-        let mut single = true;
+        let mut precisions = [Precision::F64; MAX_SCALARS];
         for (k, name) in scalar_names.iter().enumerate() {
             let value = source.as_ref().map(|s| s.get_item(keys.get(py, name))).transpose()?.flatten();
             let count = value.as_ref().and_then(|value| value.cast_exact::<PyInt>().ok()?.extract::<u32>().ok());
             if let (Some(count), Gradients::Sparse) = (count, look.rule.gradients()) {
                 // SparseAdam alone counts in Python integers
-                (values[k], single, self.python_counter) = (f64::from(count), false, Some(*name));
+                (values[k], self.python_counter) = (f64::from(count), Some(*name));
                 continue;
             }
             let memory = value.as_ref().and_then(|value| look.torch.describe_values(value).ok().map(|d| d.memory));
             // SAFETY: described just now.
             let number = memory.and_then(|memory| unsafe { memory.read_scalar() });
             let (Some(number), Some(memory)) = (number, memory) else {
-                return left(&format!("its state {name:?} is no CPU tensor of one float32 or float64"));
+                return left(&format!("its state {name:?} is no CPU tensor of one number"));
             };
-            let this_single = memory.dtype == DType::F32;
-            if k > 0 && this_single != single {
-                return left("its scalar states differ in dtype");
-            }
-            (values[k], single) = (number, this_single);
+            (values[k], precisions[k]) = (number, memory.dtype.precision());
             self.scalar_memory[k] = Some(memory);
             self.scalars[k] = value.map(Bound::unbind);
         }
-        self.scalar_values = Scalars::new(values, single);
+        self.scalar_values = Scalars::new(values, precisions);
         Ok(Route::Native)
     }
 

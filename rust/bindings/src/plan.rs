@@ -164,8 +164,9 @@ impl Plan {
             let params = params
                 .cast_into::<PyList>()
                 .or_else(|other| PyList::new(py, other.into_inner().try_iter()?.collect::<PyResult<Vec<_>>>()?))?;
-            let mut group = Group { values: &values, keys: &mut self.keys, lr: None };
+            let mut group = Group { values: &values, keys: &mut self.keys, lr: None, single_lr: false };
             let rule = read_rule(&mut group, self.kind)?;
+            let single_lr = group.single_lr;
             if let Ok(rule) = &rule {
                 self.rules.push(*rule);
             }
@@ -184,7 +185,7 @@ impl Plan {
                     Err(reason) => Route::Torch(reason),
                     Ok((rule, entry)) => {
                         item.entry = entry;
-                        let look = Look { torch, rule, optimizer, values: &values, make_states };
+                        let look = Look { torch, rule, optimizer, values: &values, make_states, single_lr };
                         item.look_up(py, &look, &mut self.keys)?
                     }
                 };

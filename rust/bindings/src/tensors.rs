@@ -6,7 +6,7 @@
 
 use std::ffi::c_void;
 
-use oxistep_kernels::{Layout, STREAMS, Slice, SliceMut, bf16, f16};
+use oxistep_kernels::{Layout, Precision, STREAMS, Slice, SliceMut, bf16, f16};
 use pyo3::exceptions::PyImportError;
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyCapsuleMethods, PyString, PyType};
@@ -23,6 +23,15 @@ pub(crate) enum DType {
 }
 
 impl DType {
+    pub(crate) fn precision(self) -> Precision {
+        match self {
+            Self::F64 => Precision::F64,
+            Self::F32 => Precision::F32,
+            Self::F16 => Precision::F16,
+            Self::Bf16 => Precision::Bf16,
+        }
+    }
+
     pub(crate) fn size(self) -> usize {
         match self {
             Self::F64 => 8,
@@ -179,7 +188,7 @@ impl Memory {
         }
     }
 
-    /// The value of a tensor of one element; `None` for half types, which torch does not use for counters.
+    /// The value of a tensor of one element; `None` if it has another number of them.
     ///
     /// # Safety
     /// The tensor that was described lives and owns its memory, unchanged.
@@ -190,7 +199,8 @@ impl Memory {
                 _ if self.len != 1 => None,
                 DType::F64 => Some(self.data.cast::<f64>().read()),
                 DType::F32 => Some(f64::from(self.data.cast::<f32>().read())),
-                _ => None,
+                DType::F16 => Some(self.data.cast::<f16>().read().to_f64()),
+                DType::Bf16 => Some(self.data.cast::<bf16>().read().to_f64()),
             }
         }
     }
@@ -206,7 +216,8 @@ impl Memory {
                 _ if self.len != 1 => {}
                 DType::F64 => self.data.cast::<f64>().write(x),
                 DType::F32 => self.data.cast::<f32>().write(x as f32),
-                _ => {}
+                DType::F16 => self.data.cast::<f16>().write(f16::from_f64(x)),
+                DType::Bf16 => self.data.cast::<bf16>().write(bf16::from_f64(x)),
             }
         }
     }

@@ -22,5 +22,5 @@ pub mod simd;
 pub use driver::{Slice, SliceMut, Step, Tensors};
 pub use element::{bf16, f16};
 pub use layout::{Layout, STREAMS};
-pub use rule::{Gradients, Hyperparameters, MAX_SCALARS, MAX_STATES, Rule, Scalars};
+pub use rule::{Gradients, Hyperparameters, MAX_SCALARS, MAX_STATES, Precision, Rule, Scalars};
 pub use rules::{AnyRule, Constants, Kind};

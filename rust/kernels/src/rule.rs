@@ -1,6 +1,6 @@
 //! What an optimizer tells the driver: hyperparameters (f64) -> constants of a step -> formula for one element.
 
-use crate::element::Real;
+use crate::element::{Real, bf16, f16};
 
 /// The most state arrays that a rule keeps for one parameter.
 pub const MAX_STATES: usize = 3;
@@ -22,17 +22,38 @@ pub trait Hyperparameters {
     fn flag(&mut self, key: &'static str) -> Result<bool, Self::Error>;
 }
 
-/// The scalar states of one parameter, kept by their owner as `f32` or `f64`.
+/// The type in which the owner of a scalar state keeps it. (`load_state_dict` may cast all but `step` to a half type.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Precision {
+    F64,
+    F32,
+    F16,
+    Bf16,
+}
+
+impl Precision {
+    fn round(self, x: f64) -> f64 {
+        match self {
+            Self::F64 => x,
+            Self::F32 => f64::from(x as f32),
+            Self::F16 => f16::from_f64(x).to_f64(),
+            Self::Bf16 => bf16::from_f64(x).to_f64(),
+        }
+    }
+}
+
+/// The scalar states of one parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scalars {
     values: [f64; MAX_SCALARS],
-    single: bool,
+    precisions: [Precision; MAX_SCALARS],
 }
 
 impl Scalars {
-    /// Scalars read from their owner; `single` if it keeps them as `f32`.
-    pub fn new(values: [f64; MAX_SCALARS], single: bool) -> Self {
-        Self { values, single }
+    /// Scalars read from their owner, with the types in which it keeps them.
+    pub fn new(values: [f64; MAX_SCALARS], precisions: [Precision; MAX_SCALARS]) -> Self {
+        Self { values, precisions }
     }
 
     /// The value of scalar `i`.
@@ -42,12 +63,22 @@ impl Scalars {
 
     /// Sets scalar `i`, rounded as its owner will round it, so that this step computes with what the next one reads.
     pub fn set(&mut self, i: usize, x: f64) {
-        self.values[i] = if self.single { f64::from(x as f32) } else { x };
+        self.values[i] = self.precisions[i].round(x);
+    }
+
+    /// Sets scalar `i` by way of the precision of `step`: torch makes the number a tensor of its default dtype, which
+    /// `step` has too, and copies that.
+    pub fn set_by_way_of_step(&mut self, i: usize, x: f64) {
+        self.set(i, self.precisions[0].round(x));
     }
 
     /// Multiplies scalar `i` as its owner would, in its own precision, and returns the product.
     pub fn multiply(&mut self, i: usize, x: f64) -> f64 {
-        self.values[i] = if self.single { f64::from(self.values[i] as f32 * x as f32) } else { self.values[i] * x };
+        let product = match self.precisions[i] {
+            Precision::F64 => self.values[i] * x,
+            _ => f64::from(self.values[i] as f32 * x as f32),
+        };
+        self.set(i, product);
         self.values[i]
     }
 

@@ -13,10 +13,12 @@ use oxistep_kernels::element::Real;
 use oxistep_kernels::pool::Serial;
 use oxistep_kernels::rules::{
     adadelta::Adadelta, adagrad::Adagrad, adam::Adam, adamax::Adamax, asgd::Asgd, nadam::NAdam, radam::RAdam,
-    rmsprop::RmsProp, rprop::Rprop, sgd::Sgd,
+    rmsprop::RmsProp, rprop::Rprop, sgd::Sgd, sparse_adam::SparseAdam,
 };
 use oxistep_kernels::simd::Level;
-use oxistep_kernels::{AnyRule, Hyperparameters, Kind, MAX_SCALARS, MAX_STATES, Scalars, bf16, f16};
+use oxistep_kernels::{
+    AnyRule, Gradients, Hyperparameters, Kind, MAX_SCALARS, MAX_STATES, Precision, Scalars, bf16, f16,
+};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use reference::{Arithmetic, Element, Interval, Named};
@@ -89,7 +91,6 @@ impl Case {
 /// Whether every element and scalar of `after` is what the reference allows, `before` given. Returns the share of bounds
 /// that are too wide to mean much.
 fn judge(before: &Parameter, after: &Parameter, t: f64) -> Result<f64, TestCaseError> {
-    // where parameters are f64 so are the scalars, see `Parameter::new`
     let arithmetic = if before.param.ty() == Type::F64 { Arithmetic::Double } else { Arithmetic::Single };
     let exact = |x| Interval::exact(x, arithmetic);
     let rule = &before.rule;
@@ -102,6 +103,7 @@ fn judge(before: &Parameter, after: &Parameter, t: f64) -> Result<f64, TestCaseE
             grad: before.grad_factor * exact(before.grad.get(i)),
             states: Named { names: rule.states(), values: &mut states },
             scalars: Named { names: rule.scalars(), values: &mut scalars },
+            keep: &|x| before.scalar_type.round(x),
             t,
             first: before.first,
         };
@@ -111,7 +113,7 @@ fn judge(before: &Parameter, after: &Parameter, t: f64) -> Result<f64, TestCaseE
         let expected = std::iter::once(theta).chain(states);
         let got = std::iter::once(&after.param).chain(&after.states);
         for ((name, expected), got) in names.zip(expected).zip(got) {
-            let (low, high) = stored(expected, got.ty());
+            let Interval { low, high, .. } = expected.kept(|x| got.ty().round(x));
             let x = got.get(i);
             let inside = !expected.is_bounded() || low <= x && x <= high;
             prop_assert!(inside, "{name}[{i}] at step {t} is {x:e}, expected {low:e} to {high:e}");
@@ -125,16 +127,6 @@ fn judge(before: &Parameter, after: &Parameter, t: f64) -> Result<f64, TestCaseE
         }
     }
     Ok(blunt as f64 / ((1 + rule.states().len()) * before.param.len()).max(1) as f64)
-}
-
-/// The bounds after rounding to the storage type. (Rounding is monotone, so the bounds of what is rounded will do.)
-fn stored(interval: Interval, ty: Type) -> (f64, f64) {
-    let round = |x: f64| match ty {
-        Type::F64 | Type::F32 => x,
-        Type::F16 => f64::from(f16::from_f32(x as f32)),
-        Type::Bf16 => f64::from(bf16::from_f32(x as f32)),
-    };
-    (round(interval.low), round(interval.high))
 }
 
 /// How wide the bounds may be, relative to the value, on values such as training has: what makes agreement with the
@@ -248,6 +240,11 @@ fn asgd() -> impl Strategy<Value = AnyRule> {
         .prop_map(|(lr, lambd, alpha, t0, weight_decay)| AnyRule::Asgd(Asgd { lr, lambd, alpha, t0, weight_decay }))
 }
 
+fn sparse_adam() -> impl Strategy<Value = AnyRule> {
+    (decades(-4.0, 0.0), decay(), decay(), decades(-8.0, -2.0))
+        .prop_map(|(lr, beta1, beta2, eps)| AnyRule::SparseAdam(SparseAdam { lr, beta1, beta2, eps }))
+}
+
 fn rprop() -> impl Strategy<Value = AnyRule> {
     (0.1..1.0f64, 1.0..2.0f64, decades(-6.0, -2.0), decades(-1.0, 2.0)).prop_map(
         |(eta_minus, eta_plus, smallest, largest)| AnyRule::Rprop(Rprop { eta_minus, eta_plus, smallest, largest }),
@@ -297,6 +294,11 @@ fn radam_is_its_reference() {
 #[test]
 fn asgd_is_its_reference() {
     check(asgd());
+}
+
+#[test]
+fn sparse_adam_is_its_reference() {
+    check(sparse_adam());
 }
 
 #[test]
@@ -492,6 +494,7 @@ fn hyperparameters_are_read_by_torchs_names() {
         ("radam", AnyRule::RAdam(RAdam { lr, beta1, beta2, eps, weight_decay, decoupled_weight_decay })),
         ("asgd", AnyRule::Asgd(Asgd { lr, lambd: 1.25, alpha, t0: 1.5, weight_decay })),
         ("rprop", AnyRule::Rprop(Rprop { eta_minus: 0.3, eta_plus: 0.4, smallest: 0.6, largest: 0.7 })),
+        ("sparse_adam", AnyRule::SparseAdam(SparseAdam { lr, beta1, beta2, eps })),
     ];
     assert_eq!(Kind::NAMES, expected.map(|(name, _)| name));
     for (name, rule) in expected {
@@ -530,7 +533,7 @@ fn states_have_torchs_names() {
                 (true, true) => (&["square_avg", "momentum_buffer", "grad_avg"], &["step"]),
             },
             AnyRule::Adam(h) if h.amsgrad => (&["exp_avg", "exp_avg_sq", "max_exp_avg_sq"], &["step"]),
-            AnyRule::Adam(_) | AnyRule::RAdam(_) => (&["exp_avg", "exp_avg_sq"], &["step"]),
+            AnyRule::Adam(_) | AnyRule::RAdam(_) | AnyRule::SparseAdam(_) => (&["exp_avg", "exp_avg_sq"], &["step"]),
             AnyRule::NAdam(_) => (&["exp_avg", "exp_avg_sq"], &["step", "mu_product"]),
             AnyRule::Adadelta(_) => (&["square_avg", "acc_delta"], &["step"]),
             AnyRule::Adamax(_) => (&["exp_avg", "exp_inf"], &["step"]),
@@ -542,14 +545,28 @@ fn states_have_torchs_names() {
     }
 }
 
+/// Rows without a gradient may be left alone only where a gradient of zero would leave them alone, or torch says so.
+#[test]
+fn sparse_gradients_are_taken_where_torch_takes_them() {
+    for rule in every_rule() {
+        let expected = match rule {
+            AnyRule::Sgd(h) if h.momentum == 0.0 && h.weight_decay == 0.0 => Gradients::Any,
+            AnyRule::Adagrad(h) if h.weight_decay == 0.0 => Gradients::Any,
+            AnyRule::SparseAdam(_) => Gradients::Sparse,
+            _ => Gradients::Dense,
+        };
+        assert_eq!(rule.gradients(), expected, "{rule:?}");
+    }
+}
+
 /// A counter kept as f32 stands still at 2^24, as torch's does; kept as f64 it goes on.
 #[test]
 fn steps_are_counted_in_the_precision_of_their_owner() {
     for rule in every_rule().into_iter().filter(|rule| !rule.scalars().is_empty()) {
-        for (single, expected) in [(true, 16_777_216.0), (false, 16_777_217.0)] {
+        for (precision, expected) in [(Precision::F32, 16_777_216.0), (Precision::F64, 16_777_217.0)] {
             let mut values = [0.0; MAX_SCALARS];
             values[0] = 16_777_216.0;
-            let mut scalars = Scalars::new(values, single);
+            let mut scalars = Scalars::new(values, [precision; MAX_SCALARS]);
             rule.constants(&mut scalars, false);
             assert_eq!(scalars.get(0), expected, "{rule:?}");
         }

@@ -61,8 +61,8 @@ impl Rule for Asgd {
     fn constants(&self, scalars: &mut Scalars, _first: bool) -> Constants {
         let constants = Constants { rule: *self, eta: scalars.get(1), mu: scalars.get(2) };
         let t = scalars.count();
-        scalars.set(1, self.lr / libm::pow(1.0 + self.lambd * self.lr * t, self.alpha));
-        scalars.set(2, 1.0 / (t - self.t0).max(1.0));
+        scalars.set_by_way_of_step(1, self.lr / libm::pow(1.0 + self.lambd * self.lr * t, self.alpha));
+        scalars.set_by_way_of_step(2, 1.0 / (t - self.t0).max(1.0));
         constants
     }
 }

@@ -6,10 +6,10 @@ use std::panic::resume_unwind;
 use oxistep_kernels::pool::Pool;
 use oxistep_kernels::rules::{
     adadelta::Adadelta, adagrad::Adagrad, adam::Adam, adamax::Adamax, asgd::Asgd, nadam::NAdam, radam::RAdam,
-    rmsprop::RmsProp, rprop::Rprop, sgd::Sgd,
+    rmsprop::RmsProp, rprop::Rprop, sgd::Sgd, sparse_adam::SparseAdam,
 };
 use oxistep_kernels::simd::Level;
-use oxistep_kernels::{AnyRule, Layout, MAX_SCALARS, Scalars, Slice, SliceMut, Step, Tensors, bf16, f16};
+use oxistep_kernels::{AnyRule, Layout, MAX_SCALARS, Precision, Scalars, Slice, SliceMut, Step, Tensors, bf16, f16};
 use proptest::test_runner::Config;
 
 /// A storage type.
@@ -21,6 +21,18 @@ pub(crate) enum Type {
     Bf16,
 }
 use Type::{Bf16, F16, F32, F64};
+
+impl Type {
+    /// The number of this type nearest to `x`.
+    pub(crate) fn round(self, x: f64) -> f64 {
+        match self {
+            F64 => x,
+            F32 => f64::from(x as f32),
+            F16 => f64::from(f16::from_f64(x)),
+            Bf16 => f64::from(bf16::from_f64(x)),
+        }
+    }
+}
 
 pub(crate) const TYPES: [Type; 4] = [F64, F32, F16, Bf16];
 
@@ -140,6 +152,8 @@ pub(crate) struct Parameter {
     pub(crate) states: Vec<Buffer>,
     pub(crate) layout: Option<Layout>,
     pub(crate) scalars: Scalars,
+    /// Scalars other than `step` are kept in the type of the states. (Often they are f32; a checkpoint may change that.)
+    pub(crate) scalar_type: Type,
     /// The next step is the one that the states were made for.
     pub(crate) first: bool,
     pub(crate) grad_factor: f64,
@@ -152,19 +166,18 @@ impl Parameter {
             let initial = if *name == "step_size" { 0.01 } else { 0.0 };
             Buffer::new(types.2, std::iter::repeat_n(initial, len))
         };
-        // torch keeps scalars in the default type; either way of rounding them is met
-        let single = types.0 != F64;
         Self {
             rule,
             param: values.buffer(types.0, len, rng),
             grad: values.buffer(types.1, len, rng),
             states: rule.states().iter().map(state).collect(),
             layout: None,
-            scalars: scalars(&rule, single, |name| match (name, &rule) {
+            scalars: scalars(&rule, types.2, |name| match (name, &rule) {
                 ("eta", AnyRule::Asgd(h)) => h.lr,
                 ("mu" | "mu_product", _) => 1.0,
                 _ => 0.0,
             }),
+            scalar_type: types.2,
             first: true,
             grad_factor: 1.0,
         }
@@ -183,7 +196,7 @@ impl Parameter {
             self.states[average] = Buffer::new(self.states[average].ty(), roots);
         }
         let rule = self.rule;
-        self.scalars = scalars(&rule, self.param.ty() != F64, |name| match (name, &rule) {
+        self.scalars = scalars(&rule, self.scalar_type, |name| match (name, &rule) {
             ("step", _) => f64::from(steps),
             ("eta", AnyRule::Asgd(h)) => h.lr * rng.between(0.1, 1.0),
             ("mu", _) => [1.0, 1.0 / (1.0 + rng.below(100) as f64)][rng.below(2)],
@@ -207,8 +220,16 @@ impl Parameter {
     }
 }
 
-fn scalars(rule: &AnyRule, single: bool, mut value: impl FnMut(&str) -> f64) -> Scalars {
-    let mut scalars = Scalars::new([0.0; MAX_SCALARS], single);
+fn scalars(rule: &AnyRule, ty: Type, mut value: impl FnMut(&str) -> f64) -> Scalars {
+    let (counter, others) = match ty {
+        F64 => (Precision::F64, Precision::F64),
+        F32 => (Precision::F32, Precision::F32),
+        F16 => (Precision::F32, Precision::F16),
+        Bf16 => (Precision::F32, Precision::Bf16),
+    };
+    let mut precisions = [others; MAX_SCALARS];
+    precisions[0] = counter;
+    let mut scalars = Scalars::new([0.0; MAX_SCALARS], precisions);
     rule.scalars().iter().enumerate().for_each(|(i, name)| scalars.set(i, value(name)));
     scalars
 }
@@ -331,6 +352,7 @@ pub(crate) fn every_rule() -> Vec<AnyRule> {
             rules.push(AnyRule::Asgd(Asgd { lr, lambd: 1e-4, alpha: 0.75, t0, weight_decay }));
         }
     }
+    rules.push(AnyRule::SparseAdam(SparseAdam { lr: 0.1, beta1: 0.9, beta2: 0.999, eps: 1e-8 }));
     rules.push(AnyRule::Rprop(Rprop { eta_minus: 0.5, eta_plus: 1.2, smallest: 1e-6, largest: 50.0 }));
     rules
 }

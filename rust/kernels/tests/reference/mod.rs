@@ -11,7 +11,7 @@ use std::ops::{Add, Div, Index, IndexMut, Mul, Sub};
 use oxistep_kernels::AnyRule;
 use oxistep_kernels::rules::{
     adadelta::Adadelta, adagrad::Adagrad, adam::Adam, adamax::Adamax, asgd::Asgd, nadam::NAdam, radam::RAdam,
-    rmsprop::RmsProp, rprop::Rprop, sgd::Sgd,
+    rmsprop::RmsProp, rprop::Rprop, sgd::Sgd, sparse_adam::SparseAdam,
 };
 
 /// One element before a step, with the scalar states of its parameter.
@@ -20,6 +20,8 @@ pub(crate) struct Element<'a> {
     pub(crate) grad: Interval,
     pub(crate) states: Named<'a>,
     pub(crate) scalars: Named<'a>,
+    /// How the owner of the scalars rounds what it keeps.
+    pub(crate) keep: &'a dyn Fn(f64) -> f64,
     /// Which step this is, from 1.
     pub(crate) t: f64,
     /// The states were made for this step.
@@ -39,6 +41,7 @@ pub(crate) fn step(rule: &AnyRule, x: Element<'_>) -> Interval {
         AnyRule::RAdam(h) => radam(h, x),
         AnyRule::Asgd(h) => asgd(h, x),
         AnyRule::Rprop(h) => rprop(h, x),
+        AnyRule::SparseAdam(h) => sparse_adam(h, x),
     }
 }
 
@@ -108,10 +111,11 @@ fn adamax(h: &Adamax, Element { theta, grad, states: mut s, t, .. }: Element<'_>
     theta - h.lr * (s["exp_avg"] / bias_correction(h.beta1, t)) / s["exp_inf"]
 }
 
-fn nadam(h: &NAdam, Element { theta, grad, states: mut s, mut scalars, t, .. }: Element<'_>) -> Interval {
+fn nadam(h: &NAdam, Element { theta, grad, states: mut s, mut scalars, keep, t, .. }: Element<'_>) -> Interval {
     let (theta, g) = decayed(theta, grad, h.lr, h.weight_decay, h.decoupled_weight_decay);
     let mu = |t: f64| h.beta1 * (1.0 - 0.5 * Interval::double(0.96).power(t * h.momentum_decay));
     let product = scalars["mu_product"] * mu(t).rounded_to(scalars["mu_product"].arithmetic);
+    let product = product.kept(keep);
     scalars["mu_product"] = product;
     s["exp_avg"] = average(s["exp_avg"], g, h.beta1);
     s["exp_avg_sq"] = h.beta2 * s["exp_avg_sq"] + (1.0 - h.beta2) * g.square();
@@ -141,15 +145,15 @@ fn radam(h: &RAdam, Element { theta, grad, states: mut s, t, .. }: Element<'_>) 
     theta - h.lr * m_hat * (l * r.rounded_to(g.arithmetic))
 }
 
-fn asgd(h: &Asgd, Element { theta, grad, states: mut s, mut scalars, t, .. }: Element<'_>) -> Interval {
+fn asgd(h: &Asgd, Element { theta, grad, states: mut s, mut scalars, keep, t, .. }: Element<'_>) -> Interval {
     let g = grad + h.weight_decay * theta;
     // this step takes eta and mu of the one before
     let (eta, mu) = (scalars["eta"].low, scalars["mu"].low);
     let theta = (1.0 - h.lambd * eta) * theta - eta * g;
     s["ax"] = if mu == 1.0 { theta } else { s["ax"] + mu * (theta - s["ax"]) };
     let new_eta = h.lr / (1.0 + h.lambd * h.lr * Interval::double(t)).power(h.alpha);
-    scalars["eta"] = new_eta.rounded_to(scalars["eta"].arithmetic);
-    scalars["mu"] = Interval::double(1.0 / (t - h.t0).max(1.0)).rounded_to(scalars["mu"].arithmetic);
+    scalars["eta"] = new_eta.kept(keep);
+    scalars["mu"] = Interval::double(1.0 / (t - h.t0).max(1.0)).kept(keep);
     theta
 }
 
@@ -175,6 +179,16 @@ fn rprop(h: &Rprop, Element { theta, grad, states: mut s, .. }: Element<'_>) -> 
         (0.0, 0.0) => theta,
         _ => Interval::anything(grad.arithmetic),
     }
+}
+
+fn sparse_adam(h: &SparseAdam, Element { theta, grad: g, states: mut s, t, .. }: Element<'_>) -> Interval {
+    // torch's form for sparse gradients: for a small beta less accurate than two products
+    let averaged = |old: Interval, new: Interval, beta: f64| old + (1.0 - beta) * (new - old);
+    s["exp_avg"] = averaged(s["exp_avg"], g, h.beta1);
+    // squares have no negative average, whatever its rounding
+    s["exp_avg_sq"] = averaged(s["exp_avg_sq"], g.square(), h.beta2).max(Interval::constant(0.0, g.arithmetic));
+    let step_size = h.lr * bias_correction(h.beta2, t).sqrt() / bias_correction(h.beta1, t);
+    theta - step_size.rounded_to(g.arithmetic) * (s["exp_avg"] / (s["exp_avg_sq"].sqrt() + h.eps))
 }
 
 /// Weight decay of the parameter itself (decoupled) or through the gradient.
@@ -308,6 +322,11 @@ impl Interval {
     fn rounded_to(self, arithmetic: Arithmetic) -> Self {
         let same = Self { arithmetic, ..self };
         if self.arithmetic == arithmetic { same } else { same.rounded() }
+    }
+
+    /// Rounded as storage does. Rounding keeps order, so that of the bounds will do.
+    pub(crate) fn kept(self, keep: impl Fn(f64) -> f64) -> Self {
+        Self { low: keep(self.low), high: keep(self.high), arithmetic: self.arithmetic }
     }
 
     /// The same numbers, to be computed with in f64.

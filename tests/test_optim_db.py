@@ -1,0 +1,164 @@
+"""torch's own table of optimizer inputs, all of it: ours beside torch's for-loop."""
+
+import copy
+
+import pytest
+import torch
+from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db
+
+import oxistep.optim
+
+STEPS = 8
+TOLERANCE = {
+    torch.float32: {"rtol": 2e-6, "atol": 2e-6},
+    torch.float64: {"rtol": 1e-12, "atol": 1e-12},
+    torch.complex64: {"rtol": 2e-6, "atol": 2e-6},
+    torch.complex128: {"rtol": 1e-12, "atol": 1e-12},
+}
+# (For half types the for-loop's own rounding decides: test_parity and test_half judge ours.)
+HANDED_ON = ("Adafactor", "LBFGS", "Muon")
+
+
+def ours(info):
+    return getattr(oxistep.optim, info.optim_cls.__name__)
+
+
+def entries():
+    """Every (optimizer, dtype, input) of the table."""
+    for info in optim_db:
+        if info.optim_cls.__name__ in HANDED_ON:
+            continue  # the very class: test_native_where_promised
+        for dtype in TOLERANCE:
+            if dtype.is_complex and info.optim_cls.__name__ == "SparseAdam":
+                continue  # refuses complex parameters
+            for k, entry in enumerate(info.optim_inputs_func(device="cpu", dtype=dtype)):
+                # `capturable` and `differentiable` are torch's path and need what torch needs
+                if entry.kwargs.get("capturable"):
+                    continue
+                label = entry.desc.replace(" ", "-") or "default"
+                yield pytest.param(info, dtype, entry.kwargs, id=f"{info.optim_cls.__name__}-{dtype}-{k}-{label}")
+
+
+ENTRIES = list(entries())
+
+
+def make(info, dtype, kwargs, cls):
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.randn(s, generator=generator, dtype=dtype).requires_grad_() for s in ((10, 5), (10,))]
+    settings = {k: (copy.deepcopy(v) if torch.is_tensor(v) else v) for k, v in kwargs.items()}
+    # compare with the for-loop, whichever of torch's paths an entry names
+    if cls.__module__.startswith("torch"):
+        settings.update({flag: False for flag in ("foreach", "fused") if settings.get(flag)})
+    return params, cls(params, **settings)
+
+
+def gradients(info, params, generator):
+    """Drawn beforehand and given to both."""
+    for p in params:
+        grad = torch.randn(p.shape, generator=generator, dtype=p.dtype)
+        if info.only_supports_sparse_grads:
+            keep = torch.randint(0, 2, (p.shape[0],), generator=generator).bool()
+            keep[0] = True
+            grad[~keep] = 0
+            grad = grad.to_sparse(1)
+        yield grad
+
+
+def run(info, optimizer, params, generator, steps=STEPS):
+    for _ in range(steps):
+        for p, grad in zip(params, gradients(info, params, generator), strict=True):
+            p.grad = grad
+        optimizer.step()
+
+
+def assert_states_equal(a, b, tolerance):
+    """Same keys, dtypes, shapes, values."""
+    for p, q in zip(a.param_groups[0]["params"], b.param_groups[0]["params"], strict=True):
+        assert a.state[p].keys() == b.state[q].keys()
+        for key, value in b.state[q].items():
+            mine = a.state[p][key]
+            assert type(mine) is type(value), key
+            if torch.is_tensor(value):
+                assert (mine.dtype, mine.shape) == (value.dtype, value.shape), key
+                torch.testing.assert_close(mine, value, **tolerance)
+            else:
+                assert mine == value or isinstance(value, list), key
+
+
+@pytest.mark.parametrize(("info", "dtype", "kwargs"), ENTRIES)
+def test_eight_steps(info, dtype, kwargs):
+    params, a = make(info, dtype, kwargs, ours(info))
+    others, b = make(info, dtype, kwargs, info.optim_cls)
+    run(info, a, params, torch.Generator().manual_seed(1))
+    run(info, b, others, torch.Generator().manual_seed(1))
+    for p, q in zip(params, others, strict=True):
+        torch.testing.assert_close(p, q, **TOLERANCE[dtype])
+    assert_states_equal(a, b, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("info", "dtype", "kwargs"), ENTRIES)
+def test_state_dicts_move_both_ways(info, dtype, kwargs):
+    """Four steps of ours, a checkpoint to torch and from there back to ours, four more of each."""
+    params, a = make(info, dtype, kwargs, ours(info))
+    first = torch.Generator().manual_seed(1)
+    run(info, a, params, first, 4)
+    moved = [p.detach().clone().requires_grad_() for p in params]
+    settings = {k: (copy.deepcopy(v) if torch.is_tensor(v) else v) for k, v in kwargs.items()}
+    there = info.optim_cls(moved, **{**settings, **{f: False for f in ("foreach", "fused") if f in settings}})
+    saved = copy.deepcopy(a.state_dict())
+    there.load_state_dict(saved)
+    for key, value in saved["state"].get(0, {}).items():
+        loaded = there.state[moved[0]][key]
+        assert type(loaded) is type(value), key
+        if torch.is_tensor(value):  # torch casts everything but `step` to the dtype of the parameter
+            assert loaded.dtype in (value.dtype, dtype), key
+    back_params = [p.detach().clone().requires_grad_() for p in moved]
+    back = ours(info)(back_params, **{k: (copy.deepcopy(v) if torch.is_tensor(v) else v) for k, v in kwargs.items()})
+    back.load_state_dict(copy.deepcopy(there.state_dict()))
+    run(info, there, moved, twin(first), 4)
+    run(info, back, back_params, first, 4)
+    for p, q in zip(back_params, moved, strict=True):
+        torch.testing.assert_close(p, q, **TOLERANCE[dtype])
+    assert_states_equal(back, there, TOLERANCE[dtype])
+
+
+def twin(generator):
+    copied = torch.Generator()
+    copied.set_state(generator.get_state())
+    return copied
+
+
+def error_entries():
+    for info in optim_db:
+        if info.optim_error_inputs_func is None:
+            continue
+        for k, entry in enumerate(info.optim_error_inputs_func(device="cpu", dtype=torch.float32)):
+            yield pytest.param(info, entry, id=f"{info.optim_cls.__name__}-{k}-{entry.error_regex[:40]}")
+
+
+@pytest.mark.parametrize(("info", "entry"), list(error_entries()))
+def test_error_inputs(info, entry):
+    """The same type, with a message that torch's own pattern matches."""
+    given = entry.optimizer_error_input
+    params, kwargs = given.params, given.kwargs
+    if params is None:
+        params = [torch.nn.Parameter(torch.randn(2, 3))]
+    if entry.error_on == OptimizerErrorEnum.CONSTRUCTION_ERROR:
+        with pytest.raises(entry.error_type, match=entry.error_regex):
+            ours(info)(params, **kwargs)
+        return
+    optimizer = ours(info)(params, **kwargs)
+    with pytest.raises(entry.error_type, match=entry.error_regex):
+        optimizer.step()
+
+
+def test_native_where_promised():
+    """The table was met by our kernels, not by torch's."""
+    for info in optim_db:
+        name = info.optim_cls.__name__
+        if name in HANDED_ON:
+            assert ours(info) is info.optim_cls
+            continue
+        params, optimizer = make(info, torch.float32, {}, ours(info))
+        run(info, optimizer, params, torch.Generator().manual_seed(0), 1)
+        assert [row.path for row in oxistep.explain(optimizer)] == ["native"] * len(params), name
