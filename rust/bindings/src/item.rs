@@ -308,6 +308,13 @@ impl Item {
         }
     }
 
+    /// Every tensor that a native update touches, with its memory.
+    pub(crate) fn tensors_and_memory(&self) -> impl Iterator<Item = (&Py<PyAny>, Memory)> {
+        let objects = [Some(&self.param), Some(&self.grad)].into_iter().chain(self.states.iter().map(Option::as_ref));
+        let streams = objects.zip(&self.memory).chain(self.scalars.iter().map(Option::as_ref).zip(&self.scalar_memory));
+        streams.filter_map(|(object, memory)| Some((object?, (*memory)?)))
+    }
+
     /// The tensors as slices.
     ///
     /// # Safety

@@ -39,6 +39,8 @@ pub(crate) struct Plan {
     bumped: Option<Py<PyList>>,
     /// Whether one of them was made in inference mode.
     holds_inference_tensor: bool,
+    /// `OXISTEP_CHECK=1`
+    check_always: bool,
 }
 
 /// `torch.Tensor`, `torch.nn.Parameter` and what is needed of `torch._C`, looked up once.
@@ -75,6 +77,7 @@ impl Plan {
             step: Some(Step::default()),
             bumped: None,
             holds_inference_tensor: false,
+            check_always: std::env::var_os("OXISTEP_CHECK").is_some_and(|value| value == "1"),
         })
     }
 
@@ -267,17 +270,42 @@ impl Plan {
     fn params<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         if let Some(list) = &self.bumped {
             let list = list.bind(py);
-            if list.len() == self.items.len() && list.iter().zip(&self.items).all(|(p, item)| p.is(&item.param)) {
+            if !self.check_always
+                && list.len() == self.items.len()
+                && list.iter().zip(&self.items).all(|(p, item)| p.is(&item.param))
+            {
                 return Ok(list.clone());
             }
         }
         let list = PyList::new(py, self.items.iter().map(|item| item.param.bind(py)))?;
+        self.check_storages(py)?;
         self.holds_inference_tensor = false;
         for param in &list {
             self.holds_inference_tensor |= param.call_method0(pyo3::intern!(py, "is_inference"))?.is_truthy()?;
         }
         self.bumped = Some(list.clone().unbind());
         Ok(list)
+    }
+
+    /// Whether every tensor lies inside its storage. The exchange table does not tell; asking costs calls of Python, so
+    /// it is done when the list of parameters changes, and at every step under `OXISTEP_CHECK=1`.
+    fn check_storages(&self, py: Python<'_>) -> PyResult<()> {
+        for item in &self.items {
+            for (object, memory) in item.tensors_and_memory() {
+                let storage = object.bind(py).call_method0("untyped_storage")?;
+                let start: usize = storage.call_method0("data_ptr")?.extract()?;
+                let bytes: usize = storage.call_method0("nbytes")?.extract()?;
+                let (first, end) = memory.interval();
+                if first < end && (first < start || end > start + bytes) {
+                    return Err(PyRuntimeError::new_err(format!(
+                        "a tensor of param_groups[{}]['params'][{}] (the parameter, its gradient or a state) reaches beyond \
+                         its storage of {bytes} bytes, which was resized; nothing was updated",
+                        item.group, item.index
+                    )));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Puts states made for this step where torch keeps them. If that fails, those already stored are taken out again.
