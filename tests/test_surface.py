@@ -92,6 +92,16 @@ def test_constructors_begin_with_torchs_parameters(name):
 
 
 @each_class
+def test_a_subclass_with_a_constructor_of_its_own_shows_that(name):
+    class Mine(getattr(oxistep.optim, name)):
+        def __init__(self, params, size):
+            super().__init__(params, lr=1.0 / size)
+
+    assert list(inspect.signature(Mine).parameters) == ["params", "size"]
+    assert Mine([torch.ones(1)], 4).defaults["lr"] == 0.25
+
+
+@each_class
 def test_step_looks_as_torchs(name):
     (parameter,) = inspect.signature(make(oxistep.optim, name, [torch.ones(1)]).step).parameters.values()
     assert parameter.name == "closure"

@@ -6,23 +6,19 @@ name are torch's own, handed on. The list of names follows the installed torch.
 
 try:
     import torch.optim as _torch_optim
-except ModuleNotFoundError as error:
-    if error.name != "torch":
+except ModuleNotFoundError as _error:
+    if _error.name != "torch":
         raise
     raise ModuleNotFoundError(
         "oxistep.optim needs PyTorch: pip install 'oxistep[torch]' (torch >= 2.10). "
         "For NumPy arrays alone there is oxistep.numpy.",
         name="torch",
-    ) from error
+    ) from _error
 
 from typing import Any
 
-from torch.optim import LBFGS as LBFGS
-from torch.optim import Adafactor as Adafactor
-from torch.optim import Muon as Muon
-from torch.optim import Optimizer as Optimizer
-from torch.optim import lr_scheduler as lr_scheduler
-from torch.optim import swa_utils as swa_utils
+from torch.optim import *  # noqa: F403 - the public list varies by version
+from torch.optim import __all__ as __all__
 
 from oxistep.optim.adadelta import Adadelta as Adadelta
 from oxistep.optim.adagrad import Adagrad as Adagrad
@@ -36,8 +32,6 @@ from oxistep.optim.rmsprop import RMSprop as RMSprop
 from oxistep.optim.rprop import Rprop as Rprop
 from oxistep.optim.sgd import SGD as SGD
 from oxistep.optim.sparse_adam import SparseAdam as SparseAdam
-
-__all__ = list(_torch_optim.__all__)
 
 
 def __getattr__(name: str) -> Any:

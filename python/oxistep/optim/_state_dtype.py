@@ -7,7 +7,7 @@ move any more: the change is less than half a unit in the last place. The option
 
 import inspect
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ _PARAMETER = inspect.Parameter(
 
 class StateDtype(torch.optim.Optimizer):
     """An optimizer whose constructor takes ``state_dtype`` after torch's arguments."""
+
+    __signature__: ClassVar[inspect.Signature] = inspect.signature(torch.optim.Optimizer)
 
     _state_dtype: torch.dtype | None = None
     """None: torch's own dtypes. Kept on the instance, since distributed checkpoints read every key of a group."""
@@ -40,9 +42,10 @@ class StateDtype(torch.optim.Optimizer):
         super().__init_subclass__(**kwargs)
         if "_torch" in cls.__dict__:
             signature = inspect.signature(cls._torch)  # type: ignore[attr-defined]
-            cls.__signature__ = signature.replace(  # type: ignore[attr-defined]
-                parameters=[*signature.parameters.values(), _PARAMETER]
-            )
+            cls.__signature__ = signature.replace(parameters=[*signature.parameters.values(), _PARAMETER])
+        elif "__init__" in cls.__dict__:  # a user's class shows its own
+            signature = inspect.signature(cls.__init__)
+            cls.__signature__ = signature.replace(parameters=[*signature.parameters.values()][1:])
 
     def _in_state_dtype(self, p: Tensor, state: dict[str, Any]) -> dict[str, Any]:
         """The entries of ``state`` that have a parameter's half type, in the dtype asked for."""

@@ -31,6 +31,7 @@ class Adadelta(NativeStep, torch.optim.Adadelta):
         weight_decay: :math:`\lambda` (default: 0).
         maximize: ascend instead of descend (default: False).
         capturable, foreach, differentiable: as in torch; they choose among torch's own paths.
+        state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None, as torch).
 
     State: ``step`` (0-dimensional float32), ``square_avg``, ``acc_delta`` (shape and dtype of the parameter).
 

@@ -30,6 +30,7 @@ class Adagrad(NativeStep, torch.optim.Adagrad):
         eps: :math:`\epsilon` (default: 1e-10).
         maximize: ascend instead of descend (default: False).
         foreach, fused, differentiable: as in torch; they choose among torch's own paths.
+        state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None, as torch).
 
     State: ``step`` (0-dimensional float32), ``sum`` (shape and dtype of the parameter); made by the constructor, as
     torch does.

@@ -35,6 +35,7 @@ class Adam(NativeStep, torch.optim.Adam):
         decoupled_weight_decay: shrink the parameter by :math:`1 - \gamma \lambda` instead of adding to the gradient
             (default: False).
         capturable, foreach, fused, differentiable: as in torch; they choose among torch's own paths.
+        state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None, as torch).
 
     State: ``step`` (0-dimensional float32), ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq`` with amsgrad (shape and
     dtype of the parameter).

@@ -30,6 +30,7 @@ class Adamax(NativeStep, torch.optim.Adamax):
         weight_decay: :math:`\lambda` (default: 0).
         maximize: ascend instead of descend (default: False).
         capturable, foreach, differentiable: as in torch; they choose among torch's own paths.
+        state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None, as torch).
 
     State: ``step`` (0-dimensional float32), ``exp_avg``, ``exp_inf`` (shape and dtype of the parameter).
 

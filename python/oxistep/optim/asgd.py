@@ -31,6 +31,7 @@ class ASGD(NativeStep, torch.optim.ASGD):
         weight_decay: :math:`\lambda` (default: 0).
         maximize: ascend instead of descend (default: False).
         capturable, foreach, differentiable: as in torch; they choose among torch's own paths.
+        state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None, as torch).
 
     State: ``step``, ``eta``, ``mu`` (0-dimensional float32), ``ax``, the average (shape and dtype of the parameter).
 

@@ -33,6 +33,7 @@ class RAdam(NativeStep, torch.optim.RAdam):
         decoupled_weight_decay: shrink the parameter instead of adding to the gradient (default: False).
         maximize: ascend instead of descend (default: False).
         capturable, foreach, differentiable: as in torch; they choose among torch's own paths.
+        state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None, as torch).
 
     State: ``step`` (0-dimensional float32), ``exp_avg``, ``exp_avg_sq`` (shape and dtype of the parameter).
 

@@ -33,6 +33,7 @@ class RMSprop(NativeStep, torch.optim.RMSprop):
         centered: divide by the standard deviation instead of the root mean square (default: False).
         maximize: ascend instead of descend (default: False).
         capturable, foreach, differentiable: as in torch; they choose among torch's own paths.
+        state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None, as torch).
 
     State: ``step`` (0-dimensional float32), ``square_avg``, ``momentum_buffer`` with momentum, ``grad_avg`` if centered
     (shape and dtype of the parameter).

@@ -31,6 +31,7 @@ class Rprop(NativeStep, torch.optim.Rprop):
         step_sizes: :math:`s_{\min}, s_{\max}` (default: (1e-6, 50)).
         maximize: ascend instead of descend (default: False).
         capturable, foreach, differentiable: as in torch; they choose among torch's own paths.
+        state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None, as torch).
 
     State: ``step`` (0-dimensional float32), ``prev``, ``step_size`` (shape and dtype of the parameter).
 

@@ -31,6 +31,7 @@ class SGD(NativeStep, torch.optim.SGD):
         nesterov: look ahead along the buffer; needs momentum and no dampening (default: False).
         maximize: ascend instead of descend (default: False).
         foreach, fused, differentiable: as in torch; they choose among torch's own paths.
+        state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None, as torch).
 
     State: ``momentum_buffer`` (shape, dtype and layout of the gradient), if momentum is not zero.
 

@@ -25,6 +25,7 @@ class SparseAdam(NativeStep, torch.optim.SparseAdam):
         betas: :math:`\beta_1, \beta_2` (default: (0.9, 0.999)).
         eps: :math:`\epsilon`, outside the root (default: 1e-8).
         maximize: ascend instead of descend (default: False).
+        state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None, as torch).
 
     State: ``step`` (a Python integer), ``exp_avg``, ``exp_avg_sq`` (shape and dtype of the parameter).
 

@@ -112,6 +112,7 @@ impl Plan {
     }
 
     // A parameter may lead back to its optimizer (through a hook, say): Python's collector must see the way.
+    #[expect(clippy::needless_pass_by_value, reason = "the signature is PyO3's")]
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.bumped)
     }

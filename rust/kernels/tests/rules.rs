@@ -572,3 +572,22 @@ fn steps_are_counted_in_the_precision_of_their_owner() {
         }
     }
 }
+
+/// Scalars are rounded to nearest, ties to even, also a hair's breadth from the middle of two halves.
+#[test]
+fn scalars_are_rounded_to_nearest() {
+    for (precision, ty, middle) in [
+        (Precision::F32, Type::F32, 1.0 + f64::from(f32::EPSILON) / 2.0),
+        (Precision::F16, Type::F16, 1.0 + f64::from(f16::EPSILON) / 2.0),
+        (Precision::Bf16, Type::Bf16, 1.0 + f64::from(bf16::EPSILON) / 2.0),
+    ] {
+        for hair in [-f64::from(f32::EPSILON), 0.0, f64::from(f32::EPSILON)] {
+            let mut scalars = Scalars::new([0.0, 1.0, 0.0], [Precision::F32, precision, precision]);
+            scalars.set(2, middle + hair);
+            assert_eq!(scalars.get(2), ty.round(middle + hair), "{precision:?} {hair:e}");
+            scalars.multiply(1, middle + hair);
+            assert_eq!(scalars.get(1), ty.round(middle + hair), "{precision:?} {hair:e}");
+        }
+        assert_eq!([ty.round(middle), ty.round(middle + 1e-7)], [1.0, 2.0 * middle - 1.0]);
+    }
+}

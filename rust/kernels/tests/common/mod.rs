@@ -23,13 +23,14 @@ pub(crate) enum Type {
 use Type::{Bf16, F16, F32, F64};
 
 impl Type {
-    /// The number of this type nearest to `x`.
+    /// The number of this type nearest to `x`, seen as f32 first. (`half` has `from_f64`, but that drops the last 32 bits
+    /// before it rounds, and so takes what is just above the middle for the middle.)
     pub(crate) fn round(self, x: f64) -> f64 {
         match self {
             F64 => x,
             F32 => f64::from(x as f32),
-            F16 => f64::from(f16::from_f64(x)),
-            Bf16 => f64::from(bf16::from_f64(x)),
+            F16 => f64::from(f16::from_f32(x as f32)),
+            Bf16 => f64::from(bf16::from_f32(x as f32)),
         }
     }
 }
