@@ -216,8 +216,8 @@ impl Memory {
                 _ if self.len != 1 => {}
                 DType::F64 => self.data.cast::<f64>().write(x),
                 DType::F32 => self.data.cast::<f32>().write(x as f32),
-                DType::F16 => self.data.cast::<f16>().write(f16::from_f64(x)),
-                DType::Bf16 => self.data.cast::<bf16>().write(bf16::from_f64(x)),
+                DType::F16 => self.data.cast::<f16>().write(f16::from_f32(x as f32)),
+                DType::Bf16 => self.data.cast::<bf16>().write(bf16::from_f32(x as f32)),
             }
         }
     }

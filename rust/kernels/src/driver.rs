@@ -15,7 +15,7 @@ const CHUNK: usize = 64 * 1024;
 /// Elements of a block: the inner loop, of constant length, between two rounds of prefetching.
 const BLOCK: usize = 64;
 /// How many blocks ahead memory is prefetched.
-const AHEAD: usize = 8;
+const AHEAD: usize = 4;
 /// Elements of a tile: what is gathered from a strided tensor at a time, and stays in the first-level cache.
 const TILE: usize = 256;
 /// Below this many elements a step runs on the calling thread alone: a fork-join would cost more than it gains.

@@ -207,13 +207,4 @@ mod tests {
         assert!(panic.is_err());
         assert!(items.iter().filter(|&&item| item == 1000).count() >= 31);
     }
-
-    #[test]
-    #[cfg(target_arch = "x86_64")]
-    fn workers_take_the_callers_denormal_mode() {
-        let mode = DenormalMode::of_this_thread();
-        let mut seen = vec![None; 64];
-        for_each(&Rayon { threads: 2 }, &mut seen, |_| 1, |mine| *mine = Some(DenormalMode::of_this_thread())).unwrap();
-        assert!(seen.iter().all(|&one| one == Some(mode)));
-    }
 }

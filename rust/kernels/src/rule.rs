@@ -1,6 +1,6 @@
 //! What an optimizer tells the driver: hyperparameters (f64) -> constants of a step -> formula for one element.
 
-use crate::element::{Real, bf16, f16};
+use crate::element::{Element, Real, bf16, f16};
 
 /// The most state arrays that a rule keeps for one parameter.
 pub const MAX_STATES: usize = 3;
@@ -37,8 +37,9 @@ impl Precision {
         match self {
             Self::F64 => x,
             Self::F32 => f64::from(x as f32),
-            Self::F16 => f16::from_f64(x).to_f64(),
-            Self::Bf16 => bf16::from_f64(x).to_f64(),
+            // by way of f32, as torch does
+            Self::F16 => f64::from(f16::store(x as f32).load()),
+            Self::Bf16 => f64::from(bf16::store(x as f32).load()),
         }
     }
 }
