@@ -17,6 +17,11 @@ pub(crate) type Reason = Cow<'static, str>;
 
 const NO_KERNEL: &str = "no kernel for this combination of dtypes";
 
+/// Enough addresses for parameter, gradient, two states and a counter.
+const NEARBY: usize = 28;
+/// Addresses to prefetch.
+pub(crate) type Nearby = [usize; NEARBY];
+
 /// Who updates a parameter.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Route {
@@ -40,9 +45,9 @@ pub(crate) struct Item {
     pub(crate) memory: [Option<Memory>; STREAMS],
     pub(crate) scalar_memory: [Option<Memory>; MAX_SCALARS],
     pub(crate) scalar_values: Scalars,
-    pub(crate) layout: Option<Layout>,
+    pub(crate) layout: Option<Box<Layout>>,
     /// The rows that a sparse gradient names, and how many elements a row has. `grad` then holds its values.
-    pub(crate) rows: Option<(Vec<i64>, usize)>,
+    pub(crate) rows: Option<Box<(Vec<i64>, usize)>>,
     /// The name of the counter that is a Python integer instead of a tensor.
     pub(crate) python_counter: Option<&'static str>,
     /// States made for this step, not yet in `optimizer.state`.
@@ -93,21 +98,23 @@ impl Item {
     /// Finds the states and describes all tensors. Makes missing states, but does not store them.
     pub(crate) fn look_up(&mut self, py: Python<'_>, look: &Look<'_, '_>, keys: &mut Keys) -> PyResult<Route> {
         let left = |reason: &str| Ok(Route::Torch(reason.to_owned().into()));
+        let takes = look.rule.gradients();
         let param_object = self.param.clone_ref(py).into_bound(py);
         let mut grad_object = self.grad.clone_ref(py).into_bound(py);
-        if look.rule.gradients() != Gradients::Dense && matches!(look.torch.raw(&grad_object), Err(Unfit::NoMemory)) {
+        let mut pair = describe_pair(look.torch, &param_object, &grad_object, false);
+        // only a gradient that could not be described is asked whether it is sparse
+        if takes != Gradients::Dense && pair.is_err() && matches!(look.torch.raw(&grad_object), Err(Unfit::NoMemory)) {
             if let Some(reason) = self.take_rows(py, look)? {
                 return Ok(Route::Torch(reason));
             }
             grad_object = self.grad.clone_ref(py).into_bound(py);
-        } else if look.rule.gradients() == Gradients::Sparse {
-            return left("the gradient is not sparse");
+            pair = describe_pair(look.torch, &param_object, &grad_object, true);
         }
         let is_sparse = self.rows.is_some();
-        let describe_pair = || describe_pair(look.torch, &param_object, &grad_object, is_sparse);
-        let mut pair = match describe_pair() {
-            Ok(pair) => pair,
+        let mut pair = match pair {
             Err(reason) => return Ok(Route::Torch(reason)),
+            Ok(_) if takes == Gradients::Sparse && !is_sparse => return left("the gradient is not sparse"),
+            Ok(pair) => pair,
         };
 
         let (names, scalar_names) = (look.rule.states(), look.rule.scalars());
@@ -140,7 +147,7 @@ impl Item {
             self.fresh = Some(made.clone().unbind());
             source = Some(made);
             // Python code has run: what was described may have changed
-            pair = match describe_pair() {
+            pair = match describe_pair(look.torch, &param_object, &grad_object, is_sparse) {
                 Ok(pair) => pair,
                 Err(reason) => return Ok(Route::Torch(reason)),
             };
@@ -158,7 +165,7 @@ impl Item {
         for (k, name) in names.iter().enumerate() {
             let Some(object) = &objects[k] else { continue };
             match look.torch.describe(object) {
-                Ok(state) if state.shape.sizes != param.shape.sizes => {
+                Ok(state) if !state.shape.same_sizes(&param.shape) => {
                     return left(&format!("its state {name:?} has another shape than the parameter"));
                 }
                 Ok(state) if is_sparse && !state.shape.is_contiguous() => {
@@ -184,7 +191,7 @@ impl Item {
         {
             return left(NO_KERNEL);
         }
-        self.layout = if is_sparse { None } else { layout(&described[..2 + names.len()]) };
+        self.layout = if is_sparse { None } else { layout(&described[..2 + names.len()]).map(Box::new) };
         for (memory, described) in self.memory.iter_mut().zip(&described) {
             *memory = described.map(|d| d.memory);
         }
@@ -254,7 +261,7 @@ impl Item {
             return Ok(Some("the indices of the sparse gradient are not coalesced as it claims".into()));
         }
         self.grad = values.unbind();
-        self.rows = Some((rows, width));
+        self.rows = Some(Box::new((rows, width)));
         Ok(None)
     }
 
@@ -277,7 +284,7 @@ impl Item {
         same = same
             && (self.rows.is_some()
                 || again[..streams].iter().flatten().all(|d| Some(d.shape.sizes) == again[0].map(|p| p.shape.sizes))
-                    && layout(&again[..streams]) == self.layout);
+                    && layout(&again[..streams]).as_ref() == self.layout.as_deref());
         for (object, memory) in self.scalars.iter().zip(&mut self.scalar_memory) {
             let (Some(object), Some(memory)) = (object, memory) else { continue };
             match torch.describe_values(object.bind(py)) {
@@ -315,10 +322,34 @@ impl Item {
         streams.filter_map(|(object, memory)| Some((object?, (*memory)?)))
     }
 
+    /// Where Python and torch keep the objects that looking this parameter up touches. Only ever prefetched: an address
+    /// that no longer holds costs nothing.
+    pub(crate) fn nearby(&self, py: Python<'_>, torch: &Torch) -> Nearby {
+        let mut nearby = [0; NEARBY];
+        let mut places = nearby.iter_mut();
+        let mut add = |address: usize| places.next().into_iter().for_each(|place| *place = address);
+        if let Some(entry) = &self.entry {
+            add(entry.as_ptr() as usize);
+        }
+        for (object, memory) in self.tensors_and_memory() {
+            let object = object.bind(py);
+            let storage = object.call_method0("untyped_storage").and_then(|s| s.getattr("_cdata")?.extract());
+            // sizes stand in the middle of torch's tensor object, which is a few cache lines long
+            let sizes = torch.raw(object).map_or(0, |raw| raw.shape as usize);
+            let lines = [object.as_ptr() as usize, sizes.wrapping_sub(64), sizes, sizes.wrapping_add(64)];
+            lines.into_iter().chain(storage.ok()).for_each(&mut add);
+            if memory.len == 1 {
+                add(memory.interval().0); // a counter is read when it is looked up
+            }
+        }
+        nearby
+    }
+
     /// The tensors as slices.
     ///
     /// # Safety
     /// What was described still holds for all of `'a`, and nothing that is written is used by anything else in `'a`.
+    #[inline]
     pub(crate) unsafe fn tensors<'a>(&'a self) -> Tensors<'a> {
         let absent = SliceMut::Absent;
         // SAFETY: the caller's contract is that of `slice` and `slice_mut`.
@@ -332,7 +363,7 @@ impl Item {
                 param: self.memory[0].map_or(absent, |memory| memory.slice_mut()),
                 grad: grad.unwrap_or(oxistep_kernels::Slice::F32(&[])),
                 states,
-                layout: self.layout.as_ref(),
+                layout: self.layout.as_deref(),
             }
         }
     }
@@ -352,7 +383,7 @@ fn describe_pair<'t>(
         let plain = param.shape.is_contiguous() && grad.shape.is_contiguous() && !param.memory.complex;
         return if plain { Ok((param, grad)) } else { Err("sparse, and not all contiguous and real".into()) };
     }
-    if param.shape.sizes != grad.shape.sizes {
+    if !param.shape.same_sizes(&grad.shape) {
         return Err("the gradient has another shape than the parameter".into());
     }
     if !param.is_dense && !param.shape.is_free_of_overlap() {

@@ -7,7 +7,7 @@
 #![allow(unsafe_code)]
 
 use oxistep_kernels::overlap::Written;
-use oxistep_kernels::simd::Level;
+use oxistep_kernels::simd::{Level, prefetch_address};
 use oxistep_kernels::{AnyRule, Kind, Scalars, Step, driver};
 use pyo3::exceptions::{PyKeyError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::gc::{PyTraverseError, PyVisit};
@@ -17,10 +17,13 @@ use pyo3::types::{PyDict, PyList};
 
 use crate::error::panicked;
 use crate::group::{Group, Keys};
-use crate::item::{Item, Look, Reason, Route};
+use crate::item::{Item, Look, Nearby, Reason, Route};
 use crate::state_map::StateMap;
 use crate::tensors::Torch;
 use crate::threads::with_pool;
+
+/// How many items ahead is prefetched what the last step touched.
+const ITEMS_AHEAD: usize = 2;
 
 /// Looks up and runs the native steps of one optimizer.
 #[pyclass(module = "oxistep._core", weakref)]
@@ -34,6 +37,9 @@ pub(crate) struct Plan {
     advanced: Vec<Scalars>,
     written: Written,
     hints: Vec<u32>,
+    /// What looking up each item touches, as of when the list of parameters last changed: many small tensors lie
+    /// anywhere, and waiting for one after the other is half of what their step costs.
+    nearby: Vec<Nearby>,
     step: Option<Step<'static>>,
     /// The native parameters of the last step, as a list for torch.
     bumped: Option<Py<PyList>>,
@@ -74,6 +80,7 @@ impl Plan {
             advanced: Vec::new(),
             written: Written::default(),
             hints: Vec::new(),
+            nearby: Vec::new(),
             step: Some(Step::default()),
             bumped: None,
             holds_inference_tensor: false,
@@ -182,9 +189,13 @@ impl Plan {
                     }
                     continue;
                 }
+                if let Some(nearby) = self.nearby.get(self.items.len() + ITEMS_AHEAD) {
+                    nearby.iter().for_each(|&address| prefetch_address(address));
+                }
                 let found = rule.as_ref().map_err(Reason::clone);
                 let found = found.and_then(|(rule, _)| Ok((rule, self.state_map.entry(py, &param)?)));
-                let mut item = Item::new((g, i), self.rules.len().saturating_sub(1), param, grad);
+                self.items.push(Item::new((g, i), self.rules.len().saturating_sub(1), param, grad));
+                let Some(item) = self.items.last_mut() else { continue };
                 item.route = match found {
                     Err(reason) => Route::Torch(reason),
                     Ok((rule, entry)) => {
@@ -193,7 +204,6 @@ impl Plan {
                         item.look_up(py, &look, &mut self.keys)?
                     }
                 };
-                self.items.push(item);
             }
         }
         self.settle_overlaps(py, torch);
@@ -280,6 +290,8 @@ impl Plan {
         }
         let list = PyList::new(py, self.items.iter().map(|item| item.param.bind(py)))?;
         self.check_storages(py)?;
+        let torch = &modules(py)?.torch;
+        self.nearby = self.items.iter().map(|item| item.nearby(py, torch)).collect();
         self.holds_inference_tensor = false;
         for param in &list {
             self.holds_inference_tensor |= param.call_method0(pyo3::intern!(py, "is_inference"))?.is_truthy()?;
@@ -372,7 +384,7 @@ impl Plan {
             // alive by the items until the step is done. `settle_overlaps` found that what is written overlaps no
             // other tensor of the step. That nobody else uses them meanwhile is what torch, too, leaves to its callers.
             let tensors = unsafe { item.tensors() };
-            let pushed = match &item.rows {
+            let pushed = match item.rows.as_deref() {
                 None => step.push(tensors, *factor),
                 Some((rows, width)) => step.push_rows(tensors, rows, *width, *factor),
             };

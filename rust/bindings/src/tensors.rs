@@ -66,12 +66,19 @@ pub(crate) struct Shape<'a> {
 }
 
 impl Shape<'_> {
+    /// Whether both have the same sizes. (Shapes are short: comparing them as bytes would cost a call.)
+    #[inline]
+    pub(crate) fn same_sizes(&self, other: &Shape<'_>) -> bool {
+        self.sizes.len() == other.sizes.len() && self.sizes.iter().zip(other.sizes).all(|(a, b)| a == b)
+    }
+
     /// Whether both place equal indices at equal offsets. The strides of dimensions of size one mean nothing.
     pub(crate) fn same_order(&self, other: &Shape<'_>) -> bool {
         self.sizes.iter().zip(self.strides).zip(other.strides).all(|((&n, a), b)| n == 1 || a == b)
     }
 
     /// Whether the elements lie one after the other in the order of their indices.
+    #[inline]
     pub(crate) fn is_contiguous(&self) -> bool {
         let mut expected = 1;
         self.sizes.iter().zip(self.strides).rev().all(|(&n, &stride)| {
@@ -82,6 +89,7 @@ impl Shape<'_> {
     }
 
     /// Whether the elements fill their memory without gaps or overlap, in any order of dimensions.
+    #[inline]
     pub(crate) fn is_dense(&self) -> bool {
         self.is_contiguous() || self.nested(|stride, covered| stride == covered)
     }
@@ -326,7 +334,7 @@ impl Torch {
     }
 
     /// What the exchange table says of a tensor.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn raw(&self, object: &Bound<'_, PyAny>) -> Result<dlpack::Tensor, Unfit> {
         if !self.is_plain(object) {
             return Err(Unfit::Class);
@@ -344,7 +352,7 @@ impl Torch {
     }
 
     /// Describes a counter: as [`Torch::describe`], without asking whether it is lazily negated.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn describe_values<'t>(&self, object: &'t Bound<'_, PyAny>) -> Result<Described<'t>, Unfit> {
         let tensor = self.raw(object)?;
         if tensor.device.kind != dlpack::DEVICE_CPU {

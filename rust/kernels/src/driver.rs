@@ -7,7 +7,7 @@ use crate::layout::{Layout, STREAMS};
 use crate::pool::{Panic, Pool, for_each};
 use crate::rule::{Formula, MAX_STATES, States, Visitor};
 use crate::rules::Constants;
-use crate::simd::{Level, Vectorized, prefetch};
+use crate::simd::{Level, Vectorized, prefetch, prefetch_address};
 
 /// Elements of a chunk: small enough to share a step evenly between threads, large enough that handing one out costs
 /// nothing. A multiple of the cache line for every type.
@@ -16,6 +16,8 @@ const CHUNK: usize = 64 * 1024;
 const BLOCK: usize = 64;
 /// How many blocks ahead memory is prefetched.
 const AHEAD: usize = 4;
+/// How many chunks ahead the beginnings of small tensors are prefetched.
+const PLACES_AHEAD: usize = 4;
 /// Elements of a tile: what is gathered from a strided tensor at a time, and stays in the first-level cache.
 const TILE: usize = 256;
 /// Below this many elements a step runs on the calling thread alone: a fork-join would cost more than it gains.
@@ -49,6 +51,10 @@ macro_rules! storage {
                 self.len() == 0
             }
 
+            fn address(&self) -> usize {
+                match self { $(Self::$Variant(x) => x.as_ptr() as usize,)* }
+            }
+
             fn split_at(self, n: usize) -> (Self, Self) {
                 match self { $(Self::$Variant(x) => {
                     let (a, b) = x.split_at(n);
@@ -66,6 +72,10 @@ macro_rules! storage {
             /// Whether there are none.
             pub fn is_empty(&self) -> bool {
                 self.len() == 0
+            }
+
+            fn address(&self) -> usize {
+                match self { $(Self::$Variant(x) => x.as_ptr() as usize,)* Self::Absent => 0 }
             }
 
             fn fill_zero(&mut self) {
@@ -181,6 +191,7 @@ impl<'a> Tensors<'a> {
     }
 
     /// Storage types and the number of states.
+    #[inline]
     fn check_kinds(&self, states: usize) -> Result<(), Refused> {
         macro_rules! known {
             ($p:ty, $g:ty, $s:ty) => {
@@ -202,6 +213,7 @@ impl<'a> Tensors<'a> {
         Ok(())
     }
 
+    #[inline]
     fn check_lengths(&self, states: usize) -> Result<(), Refused> {
         let mut lengths = [0; STREAMS];
         lengths[0] = self.param.len();
@@ -227,12 +239,41 @@ struct Chunk<'a> {
     grad_factor: f64,
 }
 
+/// Where the memory of a chunk begins.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    streams: [usize; STREAMS],
+    /// Cache lines of each worth prefetching: those of a small tensor. A large one is prefetched as it is worked on.
+    lines: usize,
+}
+
+impl Place {
+    #[inline]
+    fn of(tensors: &Tensors<'_>) -> Self {
+        let mut streams = [tensors.param.address(); STREAMS];
+        streams[1] = tensors.grad.address();
+        streams[2..].iter_mut().zip(&tensors.states).filter(|(_, state)| !state.is_empty()).for_each(|(to, state)| {
+            *to = state.address();
+        });
+        Self { streams, lines: (tensors.param.len() / 16 + 1).min(4) }
+    }
+
+    #[inline]
+    fn prefetch(&self) {
+        for stream in self.streams {
+            (0..self.lines).for_each(|line| prefetch_address(stream + 64 * line));
+        }
+    }
+}
+
 /// A step over many tensors: filled, run once, and emptied for reuse without giving memory back.
 #[derive(Debug, Default)]
 pub struct Step<'a> {
     chunks: Vec<Chunk<'a>>,
     constants: Vec<Constants>,
     elements: usize,
+    /// Where the chunks lie, to prefetch those that come next: many small ones lie anywhere.
+    places: Vec<Place>,
 }
 
 impl<'a> Step<'a> {
@@ -250,6 +291,7 @@ impl<'a> Step<'a> {
     ///
     /// # Errors
     /// If the tensors do not fit together or their types are not served; nothing was added.
+    #[inline]
     pub fn push(&mut self, tensors: Tensors<'a>, grad_factor: f64) -> Result<(), Refused> {
         let constants = self.constants.len().checked_sub(1).ok_or(Refused::States)?;
         let states = state_count(&self.constants[constants]);
@@ -258,19 +300,19 @@ impl<'a> Step<'a> {
         let chunk = |tensors, range| Chunk { tensors, constants: constants as u32, range, grad_factor };
         if let Some(layout) = tensors.layout {
             self.elements += layout.len();
-            self.chunks.push(chunk(tensors, (0, layout.len())));
+            self.add(chunk(tensors, (0, layout.len())));
             return Ok(());
         }
         self.elements += tensors.param.len();
         let mut rest = tensors;
         while rest.param.len() > CHUNK + CHUNK / 2 {
             let (first, tail) = rest.split_at(CHUNK, CHUNK);
-            self.chunks.push(chunk(first, (0, CHUNK)));
+            self.add(chunk(first, (0, CHUNK)));
             rest = tail;
         }
         let len = rest.param.len();
         if len > 0 {
-            self.chunks.push(chunk(rest, (0, len)));
+            self.add(chunk(rest, (0, len)));
         }
         Ok(())
     }
@@ -313,10 +355,16 @@ impl<'a> Step<'a> {
             let (at, len) = (first as usize * width, run * width);
             let (_, from_row) = rest.split_at(at - start, 0);
             let (rows, tail) = from_row.split_at(len, len);
-            self.chunks.push(Chunk { tensors: rows, constants: constants as u32, range: (0, len), grad_factor });
+            self.add(Chunk { tensors: rows, constants: constants as u32, range: (0, len), grad_factor });
             (rest, start, remaining) = (tail, at + len, &remaining[run..]);
         }
         Ok(())
+    }
+
+    #[inline]
+    fn add(&mut self, chunk: Chunk<'a>) {
+        self.places.push(Place::of(&chunk.tensors));
+        self.chunks.push(chunk);
     }
 
     /// Updates every tensor.
@@ -324,11 +372,18 @@ impl<'a> Step<'a> {
     /// # Errors
     /// The payload of a panic in a kernel, which would be a defect of this crate: some tensors are then half written.
     pub fn run(&mut self, pool: &dyn Pool, level: Level) -> Result<(), Panic> {
-        let Self { chunks, constants, elements } = self;
-        let constants = constants.as_slice();
+        let Self { chunks, constants, elements, places } = self;
+        let (constants, places) = (constants.as_slice(), places.as_slice());
+        debug_assert_eq!(chunks.len(), places.len());
         let pool = if *elements < SERIAL { &crate::pool::Serial } else { pool };
         // a fixed share per chunk stands for what it costs to take one up
-        for_each(pool, chunks, |chunk| chunk.range.1 + 64, |chunk| chunk.run(constants, level))
+        let cost = |chunk: &Chunk<'_>| chunk.range.1 + 64;
+        for_each(pool, chunks, cost, |i, chunk| {
+            if let Some(place) = places.get(i + PLACES_AHEAD) {
+                place.prefetch();
+            }
+            chunk.run(constants, level);
+        })
     }
 
     /// Empties the step, keeping its memory for tensors of any lifetime.
@@ -337,7 +392,8 @@ impl<'a> Step<'a> {
         self.constants.clear();
         // An empty vector collected from one of the same layout keeps its allocation.
         let chunks = self.chunks.into_iter().map(|_| unreachable!("the vector is empty")).collect();
-        Step { chunks, constants: self.constants, elements: 0 }
+        self.places.clear();
+        Step { chunks, constants: self.constants, elements: 0, places: self.places }
     }
 }
 
@@ -355,7 +411,7 @@ pub fn zero(pool: &dyn Pool, tensor: SliceMut<'_>) -> Result<(), Panic> {
         rest = tail;
     }
     chunks.push(rest);
-    for_each(pool, &mut chunks, SliceMut::len, SliceMut::fill_zero)
+    for_each(pool, &mut chunks, SliceMut::len, |_, chunk| chunk.fill_zero())
 }
 
 fn state_count(constants: &Constants) -> usize {

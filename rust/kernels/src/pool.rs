@@ -55,7 +55,7 @@ impl Pool for Rayon {
 /// What a panic carried.
 pub type Panic = Box<dyn Any + Send>;
 
-/// Calls `work` once for every item, on up to `pool.threads()` threads, and returns when all are done.
+/// Calls `work` once for every item, with its place, on up to `pool.threads()` threads, and returns when all are done.
 ///
 /// The items are cut into as many parts of equal `cost` as there are threads, in order, so that from step to step a
 /// thread meets the same memory; a thread that is done with its part helps with the others. Workers take the caller's
@@ -64,11 +64,11 @@ pub fn for_each<T: Send>(
     pool: &dyn Pool,
     items: &mut [T],
     cost: impl Fn(&T) -> usize,
-    work: impl Fn(&mut T) + Sync,
+    work: impl Fn(usize, &mut T) + Sync,
 ) -> Result<(), Panic> {
     let threads = pool.threads().min(items.len()).min(MAX_THREADS);
     if threads <= 1 {
-        return catch_unwind(AssertUnwindSafe(|| items.iter_mut().for_each(work)));
+        return catch_unwind(AssertUnwindSafe(|| items.iter_mut().enumerate().for_each(|(i, item)| work(i, item))));
     }
 
     let parts = cut(items, threads, cost);
@@ -88,7 +88,7 @@ pub fn for_each<T: Send>(
                     // SAFETY: `index` is below the length that the items were cut with. The parts do not overlap and
                     // `fetch_add` gives each index out once, so this is the only reference to the item; the borrow
                     // of `items` outlives the fork-join, which returns when every worker has.
-                    work(unsafe { shared.item(index) });
+                    work(index, unsafe { shared.item(index) });
                 }
             }
         };
@@ -164,7 +164,7 @@ mod tests {
         for threads in [1, 2, 3, 8] {
             for costs in [vec![], vec![1], vec![0; 7], vec![5; 100], vec![1000, 1, 1, 1, 1, 1000, 3]] {
                 let mut items: Vec<(usize, u32)> = costs.iter().map(|&cost| (cost, 0)).collect();
-                for_each(&Rayon { threads }, &mut items, |item| item.0, |item| item.1 += 1).unwrap();
+                for_each(&Rayon { threads }, &mut items, |item| item.0, |_, item| item.1 += 1).unwrap();
                 assert!(items.iter().all(|item| item.1 == 1), "{threads} threads, {costs:?}");
             }
         }

@@ -126,17 +126,23 @@ fn run_avx2(code: impl Vectorized) {
     code.run();
 }
 
-/// Asks for the cache line of `slice[index]`, which may lie beyond its end, to be brought near.
+/// Asks for the cache line at an address to be brought near. Any address will do: nothing is read.
 #[inline(always)]
-pub fn prefetch<T>(slice: &[T], index: usize) {
+pub fn prefetch_address(address: usize) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch reads nothing and cannot fault, whatever the address; `wrapping_add` may leave the slice.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(slice.as_ptr().wrapping_add(index).cast()) };
+        // SAFETY: a prefetch reads nothing and cannot fault, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address as *const i8) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (slice, index);
+    let _ = address;
+}
+
+/// Asks for the cache line of `slice[index]`, which may lie beyond its end, to be brought near.
+#[inline(always)]
+pub fn prefetch<T>(slice: &[T], index: usize) {
+    prefetch_address(slice.as_ptr().wrapping_add(index) as usize);
 }
 
 /// The calling thread's treatment of denormal numbers (`torch.set_flush_denormal` is per thread).
