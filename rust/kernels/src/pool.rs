@@ -185,7 +185,7 @@ mod tests {
             &Rayon { threads: 2 },
             &mut items,
             |_| 1,
-            |item| {
+            |_, item| {
                 *item += 1;
                 assert!(std::thread::current().name() != Some("nobody"));
                 if *item == 2 {
@@ -199,7 +199,7 @@ mod tests {
             &Rayon { threads: 2 },
             &mut items,
             |_| 1,
-            |item| {
+            |_, item| {
                 assert_ne!(*item, 40, "on purpose");
                 *item = 1000;
             },
