@@ -59,5 +59,5 @@ class Rprop(NativeStep, torch.optim.Rprop):
         return {
             "step": zero_step(p, group),
             "prev": zeros(p),
-            "step_size": torch.full_like(grad, complex(lr, lr) if p.is_complex() else lr),
+            "step_size": torch.full_like(grad, complex(lr, lr) if p.is_complex() else lr, dtype=p.dtype),
         }

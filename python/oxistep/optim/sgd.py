@@ -56,4 +56,5 @@ class SGD(NativeStep, torch.optim.SGD):
 
     def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         # torch clones the gradient; the first step writes every element, so nothing needs to be copied here
-        return {"momentum_buffer": torch.empty_like(grad, memory_format=torch.preserve_format)}
+        # (in the dtype of the parameter, also for a half gradient of a float32 parameter)
+        return {"momentum_buffer": torch.empty_like(grad, dtype=p.dtype, memory_format=torch.preserve_format)}

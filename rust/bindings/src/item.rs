@@ -133,11 +133,14 @@ impl Item {
         if absent {
             self.first = true;
             if !look.make_states {
-                // states not yet made overlap nothing; their dtype is the parameter's, for SGD the gradient's
+                // states not yet made overlap nothing; their dtype is the parameter's
                 let (param, grad) = (pair.0.memory, pair.1.memory);
                 (self.memory[0], self.memory[1]) = (Some(param), Some(grad));
-                let state = if scalar_names.is_empty() { grad.dtype } else { param.dtype };
-                return if served(param.dtype, grad.dtype, Some(state)) { Ok(Route::Native) } else { left(NO_KERNEL) };
+                return if served(param.dtype, grad.dtype, Some(param.dtype)) {
+                    Ok(Route::Native)
+                } else {
+                    left(NO_KERNEL)
+                };
             }
             let made = look
                 .optimizer
@@ -232,29 +235,35 @@ impl Item {
         if fused {
             return Ok(Some("the gradient is sparse, which fused=True refuses".into()));
         }
-        let sorted = if grad.call_method0(pyo3::intern!(py, "is_coalesced"))?.is_truthy()? {
-            grad
-        } else {
-            grad.call_method0(pyo3::intern!(py, "coalesce"))?
-        };
-        let indices = sorted.call_method0("_indices")?.call_method0("contiguous")?;
-        let values = sorted.call_method0("_values")?.call_method0("contiguous")?;
         let param = self.param.bind(py).clone();
         let Ok(described) = look.torch.describe(&param) else {
             return Ok(Some("the gradient is sparse and the parameter no plain CPU tensor".into()));
         };
-        let sizes = described.shape.sizes;
-        let same_shape = sorted.getattr("shape")?.extract::<Vec<i64>>()? == sizes;
-        let indices = look.torch.copy_indices(&indices);
-        let Some((indices, dims, count)) = indices.filter(|&(_, dims, _)| same_shape && dims <= sizes.len()) else {
-            return Ok(Some("the gradient is sparse, of another shape or without plain indices".into()));
-        };
-        let inside = (0..dims).all(|d| indices[d * count..][..count].iter().all(|i| (0..sizes[d]).contains(i)));
-        if !inside {
-            return Ok(Some("an index of the sparse gradient lies outside the parameter".into()));
+        let sizes = described.shape.sizes.to_vec(); // Python runs below
+        if grad.getattr("shape")?.extract::<Vec<i64>>()? != sizes {
+            return Ok(Some("the gradient is sparse and of another shape".into()));
         }
+        let copy_indices = |sparse: &Bound<'_, PyAny>| -> PyResult<Option<(Vec<i64>, usize, usize)>> {
+            let indices = sparse.call_method0("_indices")?.call_method0("contiguous")?;
+            let indices = look.torch.copy_indices(&indices).filter(|&(_, dims, _)| dims <= sizes.len());
+            let inside = |(indices, dims, count): &(Vec<i64>, usize, usize)| {
+                (0..*dims).all(|d| indices[d * count..][..*count].iter().all(|i| (0..sizes[d]).contains(i)))
+            };
+            Ok(indices.filter(inside))
+        };
+        let outside = || Ok(Some("an index of the sparse gradient lies outside the parameter".into()));
+        // torch's coalesce trusts the indices: they are checked before it sees them
+        let Some(mut indices) = copy_indices(&grad)? else { return outside() };
+        let mut sorted = grad.clone();
+        if !grad.call_method0(pyo3::intern!(py, "is_coalesced"))?.is_truthy()? {
+            sorted = grad.call_method0(pyo3::intern!(py, "coalesce"))?;
+            let Some(coalesced) = copy_indices(&sorted)? else { return outside() };
+            indices = coalesced;
+        }
+        let (indices, dims, count) = indices;
+        let values = sorted.call_method0("_values")?.call_method0("contiguous")?;
         let row = |i: usize| (0..dims).fold(0, |row, d| row * sizes[d] + indices[d * count + i]);
-        let rows: Vec<i64> = if dims == 1 { indices } else { (0..count).map(row).collect() };
+        let rows: Vec<i64> = (0..count).map(row).collect();
         let width = sizes[dims..].iter().product::<i64>() as usize;
         let held = look.torch.describe_values(&values).map(|values| values.memory.len);
         if held != Ok(count * width) || !rows.is_sorted_by(|a, b| a < b) {

@@ -1,0 +1,297 @@
+"""Sparse gradients: natively by rows in SGD, Adagrad and SparseAdam, and in torch's words wherever torch refuses."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import oxistep
+import oxistep.optim
+from scenarios import assert_agrees, assert_same, draw, make, outcome, result
+
+CLOSE = {torch.float32: {"rtol": 2e-6, "atol": 2e-6}, torch.float64: {"rtol": 1e-12, "atol": 1e-12}}
+BY_ROWS = {
+    "SGD": [{"lr": 0.1}, {"lr": 0.1, "maximize": True}],
+    "Adagrad": [{"lr": 0.1}, {"lr": 0.1, "lr_decay": 0.1, "eps": 1e-3, "initial_accumulator_value": 0.5}],
+    "SparseAdam": [{"lr": 0.1}, {"lr": 0.1, "betas": (0.5, 0.9), "eps": 1e-3, "maximize": True}],
+}
+SETTINGS = [pytest.param(name, kwargs, id=f"{name}-{k}") for name in BY_ROWS for k, kwargs in enumerate(BY_ROWS[name])]
+each_setting = pytest.mark.parametrize("name, kwargs", SETTINGS)
+each_by_rows = pytest.mark.parametrize("name", BY_ROWS)
+
+# name: (shape of the parameter, indices of one step)
+INDICES = {
+    "in order": ((6, 3), [[0, 2, 5]]),
+    "out of order": ((6, 3), [[5, 0, 2]]),
+    "twice": ((6, 3), [[4, 1, 4, 4]]),
+    "all rows": ((6, 3), [[0, 1, 2, 3, 4, 5]]),
+    "none": ((6, 3), [[]]),
+    "a vector": ((9,), [[8, 3, 3]]),
+    "rows of matrices": ((4, 3, 2), [[3, 1, 3]]),
+    "two sparse dimensions": ((4, 5, 3), [[0, 3, 3], [4, 0, 4]]),
+    "two sparse dimensions, twice": ((4, 5, 3), [[3, 1, 3, 3], [2, 4, 2, 0]]),
+    "single elements": ((4, 5), [[3, 0, 3, 3], [2, 4, 2, 0]]),
+    "a row of one": ((7, 1), [[6]]),
+}
+each_indices = pytest.mark.parametrize("indices", INDICES)
+each_order = pytest.mark.parametrize("coalesced", [False, True], ids=["as it came", "coalesced"])
+
+
+def sparse(shape, indices, dtype=torch.float32, seed=0, **extra):
+    generator = torch.Generator().manual_seed(seed)
+    indices = torch.tensor(indices, dtype=torch.int64)
+    values = torch.randn(indices.shape[1], *shape[len(indices) :], generator=generator, dtype=dtype)
+    return torch.sparse_coo_tensor(indices, values, shape, **extra)
+
+
+def paths(optimizer):
+    return [row.path for row in oxistep.explain(optimizer)]
+
+
+@each_setting
+@each_indices
+@pytest.mark.parametrize("coalesced, dtype", [(False, torch.float32), (True, torch.float32), (False, torch.float64)])
+def test_rows_are_updated_as_in_torch(name, kwargs, indices, coalesced, dtype):
+    shape, where = INDICES[indices]
+    (p,), (q,) = draw(shape, dtype=dtype), draw(shape, dtype=dtype)
+    ours = getattr(oxistep.optim, name)([p], **kwargs)
+    theirs = getattr(torch.optim, name)([q], **kwargs)
+    for step in range(3):
+        # every step names other rows, in the same pattern
+        moved = [[(i + step) % n for i in row] for row, n in zip(where, shape, strict=False)]
+        grad = sparse(shape, moved, dtype, seed=step)
+        p.grad = grad.coalesce() if coalesced else grad.clone()
+        q.grad = grad.clone()
+        assert paths(ours) == ["native"], oxistep.explain(ours)
+        ours.step()
+        theirs.step()
+    torch.testing.assert_close(p, q, **CLOSE[dtype])
+    assert ours.state[p].keys() == theirs.state[q].keys()
+    for key, value in theirs.state[q].items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(ours.state[p][key], value, **CLOSE[dtype], msg=lambda m, key=key: f"{key}: {m}")
+        else:
+            assert ours.state[p][key] == value, key
+
+
+@each_setting
+@each_order
+def test_rows_that_are_not_named_keep_their_bits(name, kwargs, coalesced):
+    """Odd bits: a signed zero, a NaN with a payload, infinities and a subnormal survive only if nothing is written."""
+    odd = torch.tensor([-(2**31), 0x7FC12345, 0x7F800000, -0x00800000, 1, 0x3F800001], dtype=torch.int32)
+    p = torch.zeros(8, 6).copy_(odd.view(torch.float32)).requires_grad_()
+    assert torch.equal(p.detach().view(torch.int32)[0], odd)
+    optimizer = getattr(oxistep.optim, name)([p], **kwargs)
+    # the second step finds the states, which the first makes
+    for step in range(2):
+        with torch.no_grad():
+            p[2], p[5] = 1.0, 1.0
+        untouched = [0, 1, 3, 4, 6, 7]
+        before = {k: v.clone() for k, v in optimizer.state[p].items() if torch.is_tensor(v) and v.dim()}
+        grad = sparse((8, 6), [[5, 2, 5]], seed=step)
+        p.grad = grad.coalesce() if coalesced else grad
+        assert paths(optimizer) == ["native"]
+        optimizer.step()
+        assert torch.equal(p.detach().view(torch.int32)[untouched], odd.expand(6, 6))
+        assert (p[[2, 5]] != 1.0).all()
+        for key, value in before.items():
+            now = optimizer.state[p][key]
+            assert torch.equal(now[untouched], value[untouched]), key
+            assert (now[[2, 5]] != value[[2, 5]]).any(), key
+
+
+@each_by_rows
+def test_a_gradient_without_rows_changes_no_element_and_counts_as_a_step(name):
+    def scenario(optim):
+        (p,) = draw((5, 2))
+        optimizer = getattr(optim, name)([p], **BY_ROWS[name][0])
+        p.grad = sparse((5, 2), [[]])
+        for _ in range(2):
+            if optim is oxistep.optim:
+                assert paths(optimizer) == ["native"]
+            optimizer.step()
+        assert torch.equal(p, draw((5, 2))[0])
+        return result(optimizer)
+
+    assert_agrees(scenario, exact=True)
+
+
+@each_by_rows
+def test_the_gradient_is_left_as_it_was(name):
+    (p,) = draw((6, 3))
+    p.grad = sparse((6, 3), [[4, 1, 4]])
+    grad, values = p.grad, p.grad._values().clone()
+    getattr(oxistep.optim, name)([p], **BY_ROWS[name][0]).step()
+    assert p.grad is grad
+    assert not grad.is_coalesced()
+    assert torch.equal(grad._indices(), torch.tensor([[4, 1, 4]]))
+    assert torch.equal(grad._values(), values)
+
+
+def test_an_embedding_beside_a_dense_layer():
+    def scenario(optim):
+        torch.manual_seed(0)
+        table, dense = torch.nn.Embedding(20, 4, sparse=True), torch.nn.Linear(4, 1)
+        optimizer = optim.Adagrad([*table.parameters(), *dense.parameters()], lr=0.1)
+        for step in range(4):
+            optimizer.zero_grad()
+            dense(table(torch.tensor([step, 3, 3, 19]))).square().sum().backward()
+            if optim is oxistep.optim:
+                assert paths(optimizer) == ["native"] * 3
+            optimizer.step()
+        return result(optimizer)
+
+    assert_agrees(scenario)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adagrad"])
+def test_sparse_and_dense_gradients_in_turn(name):
+    def scenario(optim):
+        (p,) = draw((6, 3))
+        optimizer = getattr(optim, name)([p], **BY_ROWS[name][0])
+        for step in range(4):
+            grad = sparse((6, 3), [[4, 1, 4]], seed=step)
+            p.grad = None
+            p.grad = grad.to_dense() if step % 2 else grad
+            optimizer.step()
+        return result(optimizer)
+
+    assert_agrees(scenario)
+
+
+@each_by_rows
+def test_two_groups_and_a_missing_gradient(name):
+    def scenario(optim):
+        p, q, idle = draw((6, 3), (5, 2), (4, 2))
+        optimizer = getattr(optim, name)([{"params": [p, idle]}, {"params": [q], "lr": 0.5}], lr=0.1)
+        for step in range(3):
+            p.grad, q.grad = sparse((6, 3), [[4, 1, 4]], seed=step), sparse((5, 2), [[step]], seed=step)
+            if optim is oxistep.optim:
+                assert paths(optimizer) == ["native", "skipped", "native"]
+            optimizer.step()
+        return result(optimizer)
+
+    assert_agrees(scenario)
+
+
+# ---- what torch refuses, or does in its own way ----
+
+# In each of these a sparse gradient makes torch raise, or take a path of its own.
+TORCHS = {
+    "SGD with momentum": ("SGD", {"momentum": 0.9}),
+    "SGD with Nesterov momentum": ("SGD", {"momentum": 0.9, "nesterov": True}),
+    "SGD with decay": ("SGD", {"momentum": 0.0, "weight_decay": 0.1}),
+    "SGD with momentum and decay": ("SGD", {"momentum": 0.9, "weight_decay": 0.1}),
+    "Adagrad with decay": ("Adagrad", {"weight_decay": 0.1}),
+    **{name: (name, {}) for name in ("RMSprop", "Adam", "AdamW", "Adadelta", "Adamax", "NAdam", "RAdam", "ASGD")},
+    "Rprop": ("Rprop", {}),
+}
+
+
+@pytest.mark.parametrize("what", TORCHS)
+@each_order
+def test_torchs_error_before_any_write_or_torchs_result(what, coalesced):
+    name, extra = TORCHS[what]
+
+    def scenario(optim):
+        first, p, last = draw((3,), (6, 3), (2, 2))
+        optimizer = make(optim, name, [first, p, last], **extra)
+        came = []
+        for step in range(3):
+            first.grad, last.grad = torch.ones(3), torch.ones(2, 2)
+            grad = sparse((6, 3), [[4, 1, 4]], seed=step)
+            p.grad = grad.coalesce() if coalesced else grad
+            if optim is oxistep.optim:
+                assert paths(optimizer) == ["native", "torch", "native"]
+            before = result(optimizer)
+            raised = outcome(optimizer.step)
+            if raised and optim is oxistep.optim:
+                after = result(optimizer)
+                # torch may have made an entry of its own for the parameter that it then refuses, or counted a step
+                before["state"][1] = after["state"][1]
+                assert_same(after, before, exact=True)
+            came.append(raised or result(optimizer))
+        return came
+
+    came = assert_agrees(scenario)
+    assert all(isinstance(c, dict) for c in came) == (what == "SGD with momentum" or "Nesterov" in what), came
+
+
+def test_sparse_adam_refuses_dense_gradients_in_torchs_words():
+    def scenario(optim):
+        p, q = draw((4, 2), (3, 2))
+        optimizer = optim.SparseAdam([p, q])
+        p.grad, q.grad = sparse((4, 2), [[1]]), torch.ones(3, 2)
+        came = outcome(optimizer.step)
+        if optim is oxistep.optim:
+            assert torch.equal(p, draw((4, 2), (3, 2))[0])
+            assert p not in optimizer.state
+        return came
+
+    error, text = assert_agrees(scenario)
+    assert error is RuntimeError
+    assert "SparseAdam" in text
+
+
+@each_by_rows
+def test_fused_refuses_as_torch_does(name):
+    if name == "SparseAdam":
+        pytest.skip("SparseAdam has no fused")
+
+    def scenario(optim):
+        (p,) = draw((4, 2))
+        optimizer = getattr(optim, name)([p], lr=0.1, fused=True)
+        p.grad = sparse((4, 2), [[3, 1]])
+        return outcome(optimizer.step)
+
+    assert isinstance(assert_agrees(scenario), tuple)
+
+
+# ---- corrupt indices ----
+
+# Never stepped: torch's own kernels do not check these either, and may write where they point.
+OUTSIDE = "an index of the sparse gradient lies outside the parameter"
+NOT_COALESCED = "the indices of the sparse gradient are not coalesced as it claims"
+CORRUPT = {
+    "too large": ((4, 2), [[1, 4]], OUTSIDE),
+    "far too large": ((4, 2), [[1, 2**62]], OUTSIDE),
+    "negative": ((4, 2), [[-1, 2]], OUTSIDE),
+    "too large in the second dimension": ((4, 5, 2), [[0, 1], [0, 5]], OUTSIDE),
+    "negative in the second dimension": ((4, 5, 2), [[1, 2], [-1, 0]], OUTSIDE),
+    "twice": ((4, 2), [[1, 1]], NOT_COALESCED),
+    "out of order": ((4, 2), [[2, 1]], NOT_COALESCED),
+    "twice in two dimensions": ((4, 5, 2), [[3, 3], [1, 1]], NOT_COALESCED),
+}
+
+
+@each_by_rows
+@pytest.mark.parametrize("corrupt", CORRUPT)
+def test_corrupt_indices_that_claim_to_be_coalesced_are_not_ours(name, corrupt):
+    shape, indices, reason = CORRUPT[corrupt]
+    p = torch.ones(shape)
+    grad = sparse(shape, indices, check_invariants=False)
+    p.grad = grad._coalesced_(True)
+    (row,) = oxistep.explain(getattr(oxistep.optim, name)([p]))
+    assert (row.path, row.reason) == ("torch", reason)
+
+
+def test_indices_outside_are_found_before_torch_coalesces_them():
+    """In a process of its own: torch's `coalesce` believes the indices, and has written outside its memory."""
+    corrupt = [(shape, indices) for shape, indices, reason in CORRUPT.values() if reason is OUTSIDE]
+    code = f"""
+import torch, oxistep, oxistep.optim
+torch.sparse.check_sparse_tensor_invariants.disable()
+coalesced = []
+torch.Tensor.coalesce = lambda grad: coalesced.append(grad) or grad
+for name in {list(BY_ROWS)}:
+    for shape, indices in {corrupt}:
+        p = torch.ones(shape)
+        values = torch.ones(2, *shape[len(indices):])
+        p.grad = torch.sparse_coo_tensor(indices, values, shape, check_invariants=False, is_coalesced=False)
+        (row,) = oxistep.explain(getattr(oxistep.optim, name)([p]))
+        assert (row.path, row.reason) == ("torch", {OUTSIDE!r}), row
+        assert not coalesced, (name, indices)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
