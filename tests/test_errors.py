@@ -432,3 +432,21 @@ def test_wrong_arguments_of_step():
             optimizer.step(*args, **kwargs)
     with pytest.raises(TypeError, match="not callable"):
         optimizer.step(3)
+
+
+def test_a_parameter_changed_while_states_are_made_is_noticed():
+    """Making states runs Python code: what was described before it is described again, and nothing is written."""
+    first, second = torch.ones(8, requires_grad=True), torch.ones(8, requires_grad=True)
+
+    class Meddling(oxistep.optim.Adam):
+        def _new_state(self, p, grad, group):
+            if p is second:
+                first.data = first.data[:2]
+            return super()._new_state(p, grad, group)
+
+    optimizer = Meddling([first, second], lr=0.1)
+    first.grad, second.grad = torch.ones(8), torch.ones(8)
+    with pytest.raises(RuntimeError, match=r"param_groups\[0\]\['params'\]\[0\] was changed while this step"):
+        optimizer.step()
+    assert (first == 1).all() and (second == 1).all()
+    assert not optimizer.state

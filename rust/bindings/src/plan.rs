@@ -149,7 +149,14 @@ impl Plan {
             ));
         }
         modules(py)?.increment_version.call1(py, (params,))?;
-        self.store_fresh_states(optimizer)?;
+        if self.items.iter().any(|item| item.fresh.is_some()) {
+            // Making and storing states runs Python code, which could have changed tensors described before it.
+            self.store_fresh_states(optimizer)?;
+            if let Err(error) = self.describe_again(py) {
+                self.take_out_fresh_states(optimizer, self.items.len())?;
+                return Err(error);
+            }
+        }
         self.advance_python_counters(py)?;
         self.write(py)
     }
@@ -262,8 +269,8 @@ impl Plan {
         for item in &mut self.items {
             if !item.describe_again(py, torch) {
                 return Err(PyRuntimeError::new_err(format!(
-                    "param_groups[{}]['params'][{}] was changed while torch updated other parameters of this step; \
-                     oxistep has not updated any",
+                    "param_groups[{}]['params'][{}] was changed while this step was under way (by a hook, a state or \
+                     torch's part of the step); oxistep has not updated any parameter",
                     item.group, item.index
                 )));
             }
@@ -324,9 +331,6 @@ impl Plan {
     /// Puts states made for this step where torch keeps them. If that fails, those already stored are taken out again.
     fn store_fresh_states(&mut self, optimizer: &Bound<'_, PyAny>) -> PyResult<()> {
         let py = optimizer.py();
-        if self.items.iter().all(|item| item.fresh.is_none()) {
-            return Ok(());
-        }
         let state = optimizer.getattr(pyo3::intern!(py, "state"))?;
         let store = |item: &Item| match (&item.fresh, &item.entry) {
             (Some(fresh), Some(entry)) => entry.bind(py).update(fresh.bind(py).as_mapping()),
@@ -335,16 +339,24 @@ impl Plan {
         };
         for (k, item) in self.items.iter().enumerate() {
             if let Err(error) = store(item) {
-                for item in &self.items[..=k] {
-                    match (&item.fresh, &item.entry) {
-                        (Some(fresh), Some(entry)) => {
-                            fresh.bind(py).keys().iter().for_each(|key| drop(entry.bind(py).del_item(key)));
-                        }
-                        (Some(_), None) => drop(state.del_item(&item.param)),
-                        (None, _) => {}
-                    }
-                }
+                self.take_out_fresh_states(optimizer, k + 1)?;
                 return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the states made for the first `count` items out of `optimizer.state` again.
+    fn take_out_fresh_states(&self, optimizer: &Bound<'_, PyAny>, count: usize) -> PyResult<()> {
+        let py = optimizer.py();
+        let state = optimizer.getattr(pyo3::intern!(py, "state"))?;
+        for item in &self.items[..count] {
+            match (&item.fresh, &item.entry) {
+                (Some(fresh), Some(entry)) => {
+                    fresh.bind(py).keys().iter().for_each(|key| drop(entry.bind(py).del_item(key)));
+                }
+                (Some(_), None) => drop(state.del_item(&item.param)),
+                (None, _) => {}
             }
         }
         Ok(())
