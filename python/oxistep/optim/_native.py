@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._device import DeviceContext
 
 from oxistep import _core
+from oxistep.optim._rehearsal import rehearse
 from oxistep.optim._state_dtype import StateDtype
 
 _LIBRARY = {"Darwin": "libtorch_cpu.dylib", "Windows": "torch_cpu.dll"}
@@ -211,6 +212,10 @@ class NativeStep(StateDtype):
             _unwrapped(self._torch.step)(self)
         finally:
             self.param_groups = groups
+
+    def _rehearse(self, g: int, p: Tensor, state: dict[str, Any] | None) -> None:
+        """What the native plan calls, before it writes, where torch may refuse the hyperparameters."""
+        rehearse(self, _unwrapped(self._torch.step), g, p, state)
 
 
 def _unwrapped(step: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,6 +17,8 @@ pub(crate) type Reason = Cow<'static, str>;
 
 const NO_KERNEL: &str = "no kernel for this combination of dtypes";
 
+const UNUSUAL: &str = "a hyperparameter or counter is outside its usual range, torch decides what that means";
+
 /// Enough addresses for parameter, gradient, two states and a counter.
 const NEARBY: usize = 28;
 /// Addresses to prefetch.
@@ -37,6 +39,8 @@ pub(crate) struct Item {
     /// Place of its rule among those of the step.
     pub(crate) rule: u32,
     pub(crate) first: bool,
+    /// Its hyperparameters or counters are such that torch might refuse them: torch is asked before the first write.
+    pub(crate) unusual: bool,
     pub(crate) param: Py<PyAny>,
     pub(crate) grad: Py<PyAny>,
     pub(crate) states: [Option<Py<PyAny>>; MAX_STATES],
@@ -80,6 +84,7 @@ impl Item {
             route: Route::Native,
             rule: rule as u32,
             first: false,
+            unusual: false,
             param: param.unbind(),
             grad: grad.unbind(),
             states: [const { None }; MAX_STATES],
@@ -137,7 +142,7 @@ impl Item {
                 let (param, grad) = (pair.0.memory, pair.1.memory);
                 (self.memory[0], self.memory[1]) = (Some(param), Some(grad));
                 return if served(param.dtype, grad.dtype, Some(param.dtype)) {
-                    Ok(Route::Native)
+                    Ok(self.settle_unusual(look, param.dtype, grad.dtype == param.dtype))
                 } else {
                     left(NO_KERNEL)
                 };
@@ -194,6 +199,7 @@ impl Item {
         {
             return left(NO_KERNEL);
         }
+        let (param_dtype, one_dtype) = (param.memory.dtype, (1..2 + names.len()).all(|k| dtype(k) == dtype(0)));
         self.layout = if is_sparse { None } else { layout(&described[..2 + names.len()]).map(Box::new) };
         for (memory, described) in self.memory.iter_mut().zip(&described) {
             *memory = described.map(|d| d.memory);
@@ -221,7 +227,19 @@ impl Item {
             self.scalars[k] = value.map(Bound::unbind);
         }
         self.scalar_values = Scalars::new(values, precisions);
-        Ok(Route::Native)
+        Ok(self.settle_unusual(look, param_dtype, one_dtype))
+    }
+
+    /// Native, if torch could not possibly refuse the numbers of this step; else torch's, where it takes these dtypes.
+    fn settle_unusual(&mut self, look: &Look<'_, '_>, dtype: DType, one_dtype: bool) -> Route {
+        // what fits the type that torch hands its scalars over in, with room for a division by 1 - beta
+        let largest = match dtype {
+            DType::F64 => 1e100,
+            DType::F32 | DType::Bf16 => 1e20,
+            DType::F16 => 6e4,
+        };
+        self.unusual = !look.rule.is_usual(&self.scalar_values, largest);
+        if self.unusual && one_dtype { Route::Torch(UNUSUAL.into()) } else { Route::Native }
     }
 
     /// Replaces a sparse gradient by its values, coalesced, and the rows they belong to. Returns why not, if that

@@ -133,9 +133,13 @@ impl Plan {
     fn take_step(&mut self, optimizer: &Bound<'_, PyAny>) -> PyResult<()> {
         let py = optimizer.py();
         self.survey(optimizer, true)?;
-        if self.items.iter().any(|item| item.route != Route::Native) {
+        let asked = self.rehearse(optimizer)?;
+        let left = self.items.iter().any(|item| item.route != Route::Native);
+        if left {
             self.run_torch(optimizer)?;
             self.items.retain(|item| item.route == Route::Native);
+        }
+        if left || asked {
             self.describe_again(py)?;
         }
         if self.items.is_empty() {
@@ -251,6 +255,22 @@ impl Plan {
                 return;
             }
         }
+    }
+
+    /// Has torch take the step on copies of three elements wherever it might refuse the numbers of a step, so that it
+    /// does so before anything is written. Returns whether there was such a parameter.
+    fn rehearse(&self, optimizer: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let py = optimizer.py();
+        let mut last = None;
+        for item in self.items.iter().filter(|item| item.unusual) {
+            let this = (item.rule, item.scalar_values, item.memory[0].map(|memory| memory.dtype));
+            if last != Some(this) {
+                let of_item = (item.group, &item.param, item.entry.as_ref());
+                optimizer.call_method1(pyo3::intern!(py, "_rehearse"), of_item)?;
+            }
+            last = Some(this);
+        }
+        Ok(last.is_some())
     }
 
     /// Lets torch update what is left to it.

@@ -83,11 +83,36 @@ impl Scalars {
         self.values[i]
     }
 
+    /// Whether the counter stands where counting from zero leads.
+    pub(crate) fn is_counted(&self) -> bool {
+        (0.0..1e15).contains(&self.values[0])
+    }
+
+    /// The largest number below one by which the owner of scalar `i` can tell a product from one, with room to spare.
+    pub(crate) fn largest_factor(&self, i: usize) -> f64 {
+        match self.precisions[i] {
+            Precision::F64 => 1.0 - 1e-14,
+            Precision::F32 => 1.0 - 1e-6,
+            Precision::F16 => 0.999,
+            Precision::Bf16 => 0.99,
+        }
+    }
+
     /// Adds one to the counter `step`, by convention the first scalar, and returns the new count.
     pub fn count(&mut self) -> f64 {
         self.set(0, self.values[0] + 1.0);
         self.values[0]
     }
+}
+
+/// Whether all numbers are finite and no larger than `largest`.
+pub(crate) fn within<const N: usize>(largest: f64, numbers: [f64; N]) -> bool {
+    numbers.iter().all(|x| x.abs() <= largest)
+}
+
+/// Whether a factor lies in [0, 1): its powers stay there.
+pub(crate) fn decays(beta: f64) -> bool {
+    (0.0..1.0).contains(&beta)
 }
 
 /// Which gradients a rule takes.
@@ -118,6 +143,13 @@ pub trait Rule: Copy + Send + Sync + Sized {
     /// The gradients it takes with these hyperparameters.
     fn gradients(&self) -> Gradients {
         Gradients::Dense
+    }
+
+    /// Whether hyperparameters and scalars are such that computing the constants is plain arithmetic wherever it is
+    /// done: no division by zero, no power that overflows or is complex, no constant beyond `largest`. Elsewhere torch's
+    /// Python may raise where IEEE arithmetic goes on to infinity, so there torch is asked.
+    fn is_usual(&self, _scalars: &Scalars, _largest: f64) -> bool {
+        true
     }
 
     /// Advances the scalars to this step and returns its constants. `first`: the states were made for this step.

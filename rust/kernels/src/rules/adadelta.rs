@@ -12,7 +12,7 @@
 //! In torch's order of operations: equal to its for-loop bit for bit.
 
 use crate::element::Real;
-use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor};
+use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor, within};
 
 /// Hyperparameters.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +48,10 @@ impl Rule for Adadelta {
 
     fn scalars(&self) -> &'static [&'static str] {
         &["step"]
+    }
+
+    fn is_usual(&self, scalars: &Scalars, largest: f64) -> bool {
+        scalars.is_counted() && within(largest, [self.lr, self.rho, self.eps, self.weight_decay])
     }
 
     fn constants(&self, scalars: &mut Scalars, _first: bool) -> Constants {

@@ -10,7 +10,7 @@
 //! `h` is one fused multiply-add, the quotient is `addcdiv`: equal to torch's for-loop bit for bit.
 
 use crate::element::Real;
-use crate::rule::{Formula, Gradients, Hyperparameters, Rule, Scalars, States, Visitor};
+use crate::rule::{Formula, Gradients, Hyperparameters, Rule, Scalars, States, Visitor, within};
 
 /// Hyperparameters.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +55,12 @@ impl Rule for Adagrad {
     fn gradients(&self) -> Gradients {
         // decay moves every row
         if self.weight_decay == 0.0 { Gradients::Any } else { Gradients::Dense }
+    }
+
+    fn is_usual(&self, scalars: &Scalars, largest: f64) -> bool {
+        scalars.is_counted()
+            && self.lr_decay >= 0.0
+            && within(largest, [self.lr, self.lr_decay, self.weight_decay, self.eps])
     }
 
     fn constants(&self, scalars: &mut Scalars, _first: bool) -> Constants {

@@ -15,7 +15,7 @@
 //! bias corrections may differ in the last place, since `pow` is the libm crate's on every platform.
 
 use crate::element::Real;
-use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor};
+use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor, decays, within};
 
 /// Hyperparameters.
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +68,13 @@ impl Rule for Adam {
 
     fn scalars(&self) -> &'static [&'static str] {
         &["step"]
+    }
+
+    fn is_usual(&self, scalars: &Scalars, largest: f64) -> bool {
+        scalars.is_counted()
+            && decays(self.beta1)
+            && decays(self.beta2)
+            && within(largest, [self.lr, self.weight_decay, self.eps])
     }
 
     fn constants(&self, scalars: &mut Scalars, _first: bool) -> Constants {

@@ -11,7 +11,7 @@
 //! In torch's order of operations: equal to its for-loop bit for bit in f32.
 
 use crate::element::Real;
-use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor};
+use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor, decays, within};
 
 /// Hyperparameters.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +56,12 @@ impl Rule for Adamax {
 
     fn scalars(&self) -> &'static [&'static str] {
         &["step"]
+    }
+
+    fn is_usual(&self, scalars: &Scalars, largest: f64) -> bool {
+        scalars.is_counted()
+            && decays(self.beta1)
+            && within(largest, [self.lr, self.beta2, self.weight_decay, self.eps])
     }
 
     fn constants(&self, scalars: &mut Scalars, _first: bool) -> Constants {

@@ -12,7 +12,7 @@
 //! In torch's order of operations, with eta and mu of the step before: equal to its for-loop bit for bit in f32.
 
 use crate::element::Real;
-use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor};
+use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor, within};
 
 /// Hyperparameters.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +56,15 @@ impl Rule for Asgd {
 
     fn scalars(&self) -> &'static [&'static str] {
         &["step", "eta", "mu"]
+    }
+
+    fn is_usual(&self, scalars: &Scalars, largest: f64) -> bool {
+        // a root of a negative number, or a power beyond all bounds, are what must not come about
+        scalars.is_counted()
+            && self.lambd * self.lr >= 0.0
+            && (0.0..=8.0).contains(&self.alpha)
+            && within(largest, [self.lr, self.lambd, self.weight_decay, scalars.get(1), scalars.get(2)])
+            && self.t0.is_finite()
     }
 
     fn constants(&self, scalars: &mut Scalars, _first: bool) -> Constants {

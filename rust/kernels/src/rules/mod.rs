@@ -70,6 +70,11 @@ macro_rules! table {
                 match self { $(Self::$Rule(rule) => rule.gradients(),)* }
             }
 
+            /// See [`Rule::is_usual`].
+            pub fn is_usual(&self, scalars: &Scalars, largest: f64) -> bool {
+                match self { $(Self::$Rule(rule) => rule.is_usual(scalars, largest),)* }
+            }
+
             /// See [`Rule::constants`].
             pub fn constants(&self, scalars: &mut Scalars, first: bool) -> Constants {
                 match self { $(Self::$Rule(rule) => Constants::$Rule(rule.constants(scalars, first)),)* }

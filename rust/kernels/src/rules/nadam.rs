@@ -15,7 +15,7 @@
 //! In torch's order of operations: equal to its for-loop bit for bit in f32.
 
 use crate::element::Real;
-use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor};
+use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor, decays, within};
 
 /// Hyperparameters.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +69,17 @@ impl Rule for NAdam {
 
     fn scalars(&self) -> &'static [&'static str] {
         &["step", "mu_product"]
+    }
+
+    fn is_usual(&self, scalars: &Scalars, largest: f64) -> bool {
+        // 1 - mu_product divides, and mu_product may be kept in a half type
+        scalars.is_counted()
+            && decays(self.beta1)
+            && self.beta1 <= scalars.largest_factor(1)
+            && (0.0..=1.0).contains(&scalars.get(1))
+            && decays(self.beta2)
+            && self.momentum_decay >= 0.0
+            && within(largest, [self.lr, self.momentum_decay, self.weight_decay, self.eps])
     }
 
     fn constants(&self, scalars: &mut Scalars, _first: bool) -> Constants {

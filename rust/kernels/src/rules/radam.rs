@@ -16,7 +16,7 @@
 //! equal to its for-loop bit for bit in f32.
 
 use crate::element::Real;
-use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor};
+use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor, decays, within};
 
 /// Hyperparameters.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +66,13 @@ impl Rule for RAdam {
 
     fn scalars(&self) -> &'static [&'static str] {
         &["step"]
+    }
+
+    fn is_usual(&self, scalars: &Scalars, largest: f64) -> bool {
+        scalars.is_counted()
+            && decays(self.beta1)
+            && decays(self.beta2)
+            && within(largest, [self.lr, self.weight_decay, self.eps])
     }
 
     fn constants(&self, scalars: &mut Scalars, _first: bool) -> Constants {

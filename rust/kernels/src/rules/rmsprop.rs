@@ -14,7 +14,7 @@
 //! equal to torch's for-loop bit for bit.
 
 use crate::element::Real;
-use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor};
+use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor, within};
 
 /// Hyperparameters.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +61,10 @@ impl Rule for RmsProp {
 
     fn scalars(&self) -> &'static [&'static str] {
         &["step"]
+    }
+
+    fn is_usual(&self, scalars: &Scalars, largest: f64) -> bool {
+        scalars.is_counted() && within(largest, [self.lr, self.alpha, self.eps, self.weight_decay, self.momentum])
     }
 
     fn constants(&self, scalars: &mut Scalars, _first: bool) -> Constants {

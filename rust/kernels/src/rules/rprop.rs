@@ -12,7 +12,7 @@
 //! Equal to torch's for-loop bit for bit. The learning rate is only what `step_size` starts with.
 
 use crate::element::Real;
-use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor};
+use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor, within};
 
 /// Hyperparameters.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +45,14 @@ impl Rule for Rprop {
 
     fn scalars(&self) -> &'static [&'static str] {
         &["step"]
+    }
+
+    fn is_usual(&self, scalars: &Scalars, largest: f64) -> bool {
+        // torch recognises a turn by its factor, which must therefore differ from zero, one and the other in any dtype
+        scalars.is_counted()
+            && (1e-3..=0.99).contains(&self.eta_minus)
+            && self.eta_plus >= 1.01
+            && within(largest, [self.eta_plus, self.smallest, self.largest])
     }
 
     fn constants(&self, scalars: &mut Scalars, _first: bool) -> Constants {

@@ -12,7 +12,7 @@
 //! Each line is one fused multiply-add, as torch's `add(alpha)` is: equal to torch's for-loop bit for bit.
 
 use crate::element::Real;
-use crate::rule::{Formula, Gradients, Hyperparameters, Rule, Scalars, States, Visitor};
+use crate::rule::{Formula, Gradients, Hyperparameters, Rule, Scalars, States, Visitor, within};
 
 /// Hyperparameters.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +60,10 @@ impl Rule for Sgd {
     fn gradients(&self) -> Gradients {
         // a buffer, or decay, moves every row
         if self.momentum == 0.0 && self.weight_decay == 0.0 { Gradients::Any } else { Gradients::Dense }
+    }
+
+    fn is_usual(&self, _: &Scalars, largest: f64) -> bool {
+        within(largest, [self.lr, self.momentum, self.dampening, self.weight_decay])
     }
 
     fn constants(&self, _: &mut Scalars, first: bool) -> Constants {

@@ -10,7 +10,7 @@
 //! and eps outside the corrected root, as in torch.
 
 use crate::element::Real;
-use crate::rule::{Formula, Gradients, Hyperparameters, Rule, Scalars, States, Visitor};
+use crate::rule::{Formula, Gradients, Hyperparameters, Rule, Scalars, States, Visitor, decays, within};
 
 /// Hyperparameters.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +51,10 @@ impl Rule for SparseAdam {
 
     fn gradients(&self) -> Gradients {
         Gradients::Sparse
+    }
+
+    fn is_usual(&self, scalars: &Scalars, largest: f64) -> bool {
+        scalars.is_counted() && decays(self.beta1) && decays(self.beta2) && within(largest, [self.lr, self.eps])
     }
 
     fn constants(&self, scalars: &mut Scalars, _first: bool) -> Constants {
