@@ -1,8 +1,9 @@
 """Asking torch whether it takes the numbers of a step: on copies of a few elements, before anything is written.
 
 torch computes the constants of a step in Python, which raises where IEEE arithmetic goes on to infinity or NaN
-(``betas`` of one after construction, a learning rate beyond what the dtype holds), and in complex numbers under a root of
-a negative one. By then its own step has written half of what it writes. Nothing of this depends on the values of tensors.
+(``betas`` of one after construction, a learning rate beyond what the dtype holds), and in complex numbers under a root
+of a negative one. By then its own step has written half of what it writes. None of this depends on the values of
+tensors.
 """
 
 from collections import defaultdict
