@@ -57,4 +57,27 @@ class SGD(NativeStep, torch.optim.SGD):
     def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         # torch clones the gradient; the first step writes every element, so nothing needs to be copied here
         # (in the dtype of the parameter, also for a half gradient of a float32 parameter)
-        return {"momentum_buffer": torch.empty_like(grad, dtype=p.dtype, memory_format=torch.preserve_format)}
+        if p.stride() == grad.stride() and p.is_contiguous() and 1 not in p.shape and 0 not in p.shape:
+            return {"momentum_buffer": torch.empty_like(grad, dtype=p.dtype)}
+        return {"momentum_buffer": torch.empty_strided(p.shape, _strides(p, grad, group), dtype=p.dtype)}
+
+
+def _strides(p: Tensor, grad: Tensor, group: dict[str, Any]) -> tuple[int, ...]:
+    """The strides of what torch clones, which its operations choose: asked of tensors without memory."""
+    param, like = (torch.empty_strided(t.shape, t.stride(), device="meta") for t in (p, grad))
+    if group["maximize"]:
+        like = _result_of(like)
+    if group["weight_decay"] != 0:
+        like = _result_of(like, param)
+    return like.clone().stride()
+
+
+def _result_of(*operands: Tensor) -> Tensor:
+    """What an element-wise operation on the CPU returns: there torch has shortcuts that tensors on ``meta`` go without."""
+    first = operands[0]
+    for layout in (torch.contiguous_format, torch.channels_last):
+        if all(t.is_contiguous(memory_format=layout) for t in operands):
+            return torch.empty(first.shape, device="meta", memory_format=layout)
+    if all(t.stride() == first.stride() == t.clone().stride() for t in operands):  # dense, in the same order
+        return first
+    return first + operands[-1]
