@@ -53,21 +53,6 @@ def test_a_hundred_steps_agree_with_torch(case, dtype):
         torch.testing.assert_close(a, b, **TOLERANCE[dtype], msg=lambda m, what=what: f"{what}: {m}")
 
 
-@pytest.fixture
-def ieee_sqrt(monkeypatch):
-    """Gives torch a correctly rounded square root; the library that torch may use for it is off by one ulp at times.
-
-    IEEE 754 asks for correct rounding and processors deliver it, NumPy's and ours do; this is where torch's for-loop
-    would differ from itself between processors.
-    """
-
-    def sqrt(x):
-        return torch.from_numpy(np.asarray(np.sqrt(x.detach().numpy())))
-
-    monkeypatch.setattr(torch.Tensor, "sqrt", sqrt)
-    monkeypatch.setattr(torch.Tensor, "sqrt_", lambda x: x.copy_(sqrt(x)))
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_float32_equals_torch_bit_for_bit(case, ieee_sqrt):
     ours, theirs, generator = pair(case, torch.float32)

@@ -73,7 +73,7 @@ def _strides(p: Tensor, grad: Tensor, group: dict[str, Any]) -> tuple[int, ...]:
 
 
 def _result_of(*operands: Tensor) -> Tensor:
-    """What an element-wise operation on the CPU returns: there torch has shortcuts that tensors on ``meta`` go without."""
+    """What an operation on the CPU returns: there torch has shortcuts that tensors on ``meta`` go without."""
     first = operands[0]
     for layout in (torch.contiguous_format, torch.channels_last):
         if all(t.is_contiguous(memory_format=layout) for t in operands):
