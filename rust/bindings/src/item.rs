@@ -349,6 +349,16 @@ impl Item {
         streams.filter_map(|(object, memory)| Some((object?, (*memory)?)))
     }
 
+    /// The tensors that a native update writes.
+    pub(crate) fn written_tensors(&self) -> impl Iterator<Item = &Py<PyAny>> {
+        std::iter::once(&self.param).chain(self.states.iter().chain(&self.scalars).flatten())
+    }
+
+    /// Where its states' Python objects lie; another address is another object.
+    pub(crate) fn state_addresses(&self) -> impl Iterator<Item = usize> {
+        self.states.iter().chain(&self.scalars).flatten().map(|object| object.as_ptr() as usize)
+    }
+
     /// Where Python and torch keep the objects that looking this parameter up touches. Only ever prefetched: an address
     /// that no longer holds costs nothing.
     pub(crate) fn nearby(&self, py: Python<'_>, torch: &Torch) -> Nearby {

@@ -43,7 +43,9 @@ pub(crate) struct Plan {
     step: Option<Step<'static>>,
     /// The native parameters of the last step, as a list for torch.
     bumped: Option<Py<PyList>>,
-    /// Whether one of them was made in inference mode.
+    /// The addresses of their states, as one number.
+    known_states: usize,
+    /// Whether one of all these was made in inference mode.
     holds_inference_tensor: bool,
     /// `OXISTEP_CHECK=1`
     check_always: bool,
@@ -83,6 +85,7 @@ impl Plan {
             nearby: Vec::new(),
             step: Some(Step::default()),
             bumped: None,
+            known_states: 0,
             holds_inference_tensor: false,
             check_always: std::env::var_os("OXISTEP_CHECK").is_some_and(|value| value == "1"),
         })
@@ -136,6 +139,9 @@ impl Plan {
         let asked = self.rehearse(optimizer)?;
         let left = self.items.iter().any(|item| item.route != Route::Native);
         if left {
+            self.check_storages(py)?;
+            self.holds_inference_tensor = self.find_inference_tensor(py)?;
+            self.check_inference_mode(py)?;
             self.run_torch(optimizer)?;
             self.items.retain(|item| item.route == Route::Native);
         }
@@ -146,12 +152,7 @@ impl Plan {
             return Ok(());
         }
         let params = self.params(py)?;
-        if self.holds_inference_tensor && !py.import("torch")?.call_method0("is_inference_mode_enabled")?.is_truthy()? {
-            return Err(PyRuntimeError::new_err(
-                "Inplace update to inference tensor outside InferenceMode is not allowed. Make the parameter outside \
-                 torch.inference_mode(), or step inside it",
-            ));
-        }
+        self.check_inference_mode(py)?;
         modules(py)?.increment_version.call1(py, (params,))?;
         if self.items.iter().any(|item| item.fresh.is_some()) {
             // Making and storing states runs Python code, which could have changed tensors described before it.
@@ -306,9 +307,13 @@ impl Plan {
 
     /// The native parameters as a list; the one of the last step if it still holds.
     fn params<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let states = self.items.iter().flat_map(Item::state_addresses);
+        let states = states.fold(0_usize, |sum, address| sum.rotate_left(5).wrapping_add(address));
+        let known_states = std::mem::replace(&mut self.known_states, states);
         if let Some(list) = &self.bumped {
             let list = list.bind(py);
             if !self.check_always
+                && known_states == states
                 && list.len() == self.items.len()
                 && list.iter().zip(&self.items).all(|(p, item)| p.is(&item.param))
             {
@@ -319,12 +324,32 @@ impl Plan {
         self.check_storages(py)?;
         let torch = &modules(py)?.torch;
         self.nearby = self.items.iter().map(|item| item.nearby(py, torch)).collect();
-        self.holds_inference_tensor = false;
-        for param in &list {
-            self.holds_inference_tensor |= param.call_method0(pyo3::intern!(py, "is_inference"))?.is_truthy()?;
-        }
+        self.holds_inference_tensor = self.find_inference_tensor(py)?;
         self.bumped = Some(list.clone().unbind());
         Ok(list)
+    }
+
+    /// Whether a tensor that is to be written natively was made in inference mode.
+    fn find_inference_tensor(&self, py: Python<'_>) -> PyResult<bool> {
+        for item in self.items.iter().filter(|item| item.route == Route::Native) {
+            for tensor in item.written_tensors() {
+                if tensor.call_method0(py, pyo3::intern!(py, "is_inference"))?.is_truthy(py)? {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Refuses to write what was made in inference mode outside of it, as torch does.
+    fn check_inference_mode(&self, py: Python<'_>) -> PyResult<()> {
+        if self.holds_inference_tensor && !py.import("torch")?.call_method0("is_inference_mode_enabled")?.is_truthy()? {
+            return Err(PyRuntimeError::new_err(
+                "Inplace update to inference tensor outside InferenceMode is not allowed. Make the parameter, and take \
+                 the first step or load states, outside torch.inference_mode(), or step inside it",
+            ));
+        }
+        Ok(())
     }
 
     /// Whether every tensor lies inside its storage. The exchange table does not tell; asking costs calls of Python, so
