@@ -1,4 +1,4 @@
-"""torch refuses to write tensors made in inference mode outside of it: parameters, and states made or replaced there."""
+"""torch refuses to write tensors made in inference mode outside of it: parameters, and states made or put there."""
 
 import pytest
 import torch
