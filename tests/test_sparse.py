@@ -295,3 +295,32 @@ for name in {list(BY_ROWS)}:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+NATIVELY = ("native", "plain CPU tensors")
+EMPTY = {
+    "rows of nothing": lambda: ((4, 0), [[1, 3]], torch.ones(2, 0)),
+    "no rows of nothing": lambda: ((4, 0), torch.zeros(1, 0, dtype=torch.int64), torch.ones(0, 0)),
+    "no elements named": lambda: ((4, 0), torch.zeros(2, 0, dtype=torch.int64), torch.ones(0)),
+    "nothing in the middle": lambda: ((4, 0, 2), [[1]], torch.ones(1, 0, 2)),
+    "no rows to name": lambda: ((0, 3), torch.zeros(1, 0, dtype=torch.int64), torch.ones(0, 3)),
+    "a scalar": lambda: ((), torch.zeros(0, 1, dtype=torch.int64), torch.ones(1)),
+}
+
+
+@pytest.mark.parametrize("what", EMPTY)
+@pytest.mark.parametrize("name", ["SGD", "Adagrad", "SparseAdam"])
+def test_parameters_without_elements_or_dimensions(name, what):
+    def scenario(optim):
+        shape, indices, values = EMPTY[what]()
+        p, beside = torch.ones(shape, requires_grad=True), torch.ones(2, 2, requires_grad=True)
+        optimizer = getattr(optim, name)([p, beside], lr=0.1)
+        for _ in range(2):
+            p.grad = torch.sparse_coo_tensor(indices, values, shape)
+            beside.grad = torch.sparse_coo_tensor([[1]], torch.ones(1, 2), (2, 2))
+            if optim is oxistep.optim:
+                assert {(row.path, row.reason) for row in oxistep.explain(optimizer)} == {NATIVELY}
+            optimizer.step()
+        return p, beside, [dict(optimizer.state[q]) for q in (p, beside)]
+
+    assert_agrees(scenario)

@@ -83,7 +83,7 @@ impl Shape<'_> {
         let mut expected = 1;
         self.sizes.iter().zip(self.strides).rev().all(|(&n, &stride)| {
             let fits = n == 1 || stride == expected;
-            expected *= n;
+            expected *= n.max(1); // torch's strides around an empty dimension
             fits
         })
     }
