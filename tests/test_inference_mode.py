@@ -5,7 +5,18 @@ import torch
 
 import oxistep
 import oxistep.optim
-from scenarios import assert_agrees, assert_same, draw, each_class, make, outcome, params_of, result, set_gradients
+from scenarios import (
+    SHAPES,
+    assert_agrees,
+    assert_same,
+    draw,
+    each_class,
+    make,
+    outcome,
+    params_of,
+    result,
+    set_gradients,
+)
 
 REFUSED = "Inplace update to inference tensor outside InferenceMode is not allowed"
 
@@ -82,5 +93,37 @@ def test_a_gradient_made_inside_is_only_read():
         p.grad = grad
         optimizer.step()
         return p
+
+    assert_agrees(scenario)
+
+
+@each_class
+def test_inference_tensors_outside_inference_mode(name):
+    with torch.inference_mode():
+        locked = torch.ones(3)
+        locked.grad = torch.ones(3)
+    (w,) = draw((4,))
+    set_gradients([w], 0)
+    optimizer = make(oxistep.optim, name, [w, locked])
+    before = result(optimizer), w._version
+    with pytest.raises(RuntimeError, match="Inplace update to inference tensor outside InferenceMode is not allowed"):
+        optimizer.step()
+    assert_same(result(optimizer), before[0], exact=True)
+    assert w._version == before[1]
+    with torch.inference_mode():
+        optimizer.step()
+    assert not torch.equal(locked, torch.ones(3))
+
+
+@each_class
+def test_inside_inference_mode(name):
+    def scenario(optim):
+        params = draw(*SHAPES)
+        optimizer = make(optim, name, params)
+        set_gradients(params, 0)
+        with torch.inference_mode():
+            optimizer.step()
+            optimizer.step()
+        return [p.is_inference() for p in params], result(optimizer)
 
     assert_agrees(scenario)
