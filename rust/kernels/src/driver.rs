@@ -190,6 +190,22 @@ impl<'a> Tensors<'a> {
         )
     }
 
+    /// Cuts strided tensors before element `i` in the order of walking, the first of these tensors being element `start`.
+    /// The gradient, which is only read, stays whole in both.
+    fn cut(self, layout: &'a Layout, start: usize, i: usize) -> (Self, Self) {
+        let at = |s: usize| layout.position(s, i) - origin(layout, s, start);
+        let grad = self.grad;
+        let (param, param_rest) = self.param.split_at(at(0));
+        let mut states: [SliceMut<'a>; MAX_STATES] = Default::default();
+        let mut states_rest: [SliceMut<'a>; MAX_STATES] = Default::default();
+        for (k, state) in self.states.into_iter().enumerate() {
+            let at = if state.is_empty() { 0 } else { at(2 + k) };
+            (states[k], states_rest[k]) = state.split_at(at);
+        }
+        let layout = Some(layout);
+        (Tensors { param, grad, states, layout }, Tensors { param: param_rest, grad, states: states_rest, layout })
+    }
+
     /// Storage types and the number of states.
     #[inline]
     fn check_kinds(&self, states: usize) -> Result<(), Refused> {
@@ -237,6 +253,11 @@ struct Chunk<'a> {
     range: (usize, usize),
     /// Multiplies the gradient as it is read: minus one to maximise, and whatever unscales or clips.
     grad_factor: f64,
+}
+
+/// Where the slice of a written stream, cut before element `start`, begins in the slice that the layout speaks of.
+fn origin(layout: &Layout, s: usize, start: usize) -> usize {
+    if start == 0 { 0 } else { layout.position(s, start) }
 }
 
 /// Where the memory of a chunk begins.
@@ -299,8 +320,17 @@ impl<'a> Step<'a> {
         tensors.check_lengths(states)?;
         let chunk = |tensors, range| Chunk { tensors, constants: constants as u32, range, grad_factor };
         if let Some(layout) = tensors.layout {
-            self.elements += layout.len();
-            self.add(chunk(tensors, (0, layout.len())));
+            let len = layout.len();
+            self.elements += len;
+            let block = layout.block(states).max(1);
+            let each = (CHUNK / block).max(1) * block;
+            let (mut rest, mut start) = (tensors, 0);
+            while len - start > each + each / 2 {
+                let (first, tail) = rest.cut(layout, start, start + each);
+                self.add(chunk(first, (start, start + each)));
+                (rest, start) = (tail, start + each);
+            }
+            self.add(chunk(rest, (start, len)));
             return Ok(());
         }
         self.elements += tensors.param.len();
@@ -377,7 +407,7 @@ impl<'a> Step<'a> {
         debug_assert_eq!(chunks.len(), places.len());
         let pool = if *elements < SERIAL { &crate::pool::Serial } else { pool };
         // a fixed share per chunk stands for what it costs to take one up
-        let cost = |chunk: &Chunk<'_>| chunk.range.1 + 64;
+        let cost = |chunk: &Chunk<'_>| chunk.range.1 - chunk.range.0 + 64;
         for_each(pool, chunks, cost, |i, chunk| {
             if let Some(place) = places.get(i + PLACES_AHEAD) {
                 place.prefetch();
@@ -480,17 +510,19 @@ fn strided(
         ($p:ty, $g:ty, $s:ty) => {
             if let (Some(param), Some(grad)) = (<$p>::slice_mut(param), <$g>::slice(&grad)) {
                 let mut states = states.each_mut().map(|s| <$s>::slice_mut(s));
+                let origins: [usize; STREAMS] =
+                    std::array::from_fn(|s| if s == 1 { 0 } else { origin(layout, s, start) });
                 let mut first = start;
                 while first < end {
                     let n = TILE.min(end - first);
                     let mut p = [<$p>::default(); TILE];
                     let mut g = [<$g>::default(); TILE];
                     let mut s = [[<$s>::default(); TILE]; MAX_STATES];
-                    layout.walk(0, first, n, |i, at| p[i] = param[at]);
+                    layout.walk(0, first, n, |i, at| p[i] = param[at - origins[0]]);
                     layout.walk(1, first, n, |i, at| g[i] = grad[at]);
                     for (k, state) in states.iter().enumerate() {
                         if let Some(state) = state {
-                            layout.walk(2 + k, first, n, |i, at| s[k][i] = state[at]);
+                            layout.walk(2 + k, first, n, |i, at| s[k][i] = state[at - origins[2 + k]]);
                         }
                     }
                     {
@@ -502,10 +534,10 @@ fn strided(
                         let mut tile_param = <$p>::wrap_mut(&mut p[..n]);
                         dense(constants, level, factor, &mut tile_param, <$g>::wrap(&g[..n]), &mut tile_states);
                     }
-                    layout.walk(0, first, n, |i, at| param[at] = p[i]);
+                    layout.walk(0, first, n, |i, at| param[at - origins[0]] = p[i]);
                     for (k, state) in states.iter_mut().enumerate() {
                         if let Some(state) = state {
-                            layout.walk(2 + k, first, n, |i, at| state[at] = s[k][i]);
+                            layout.walk(2 + k, first, n, |i, at| state[at - origins[2 + k]] = s[k][i]);
                         }
                     }
                     first += n;
@@ -618,5 +650,40 @@ fn prefetch_block<T>(blocks: &[[T; BLOCK]], b: usize) {
     let per_line = 64 / size_of::<T>();
     for line in 0..BLOCK / per_line {
         prefetch(flat, b * BLOCK + line * per_line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rule::{Precision, Rule, Scalars};
+    use crate::rules::adagrad::{Adagrad, Constants as AdagradConstants};
+
+    /// The ranges of the chunks of a step over one parameter with one state.
+    fn ranges(sizes: &[usize], param: &[isize], state: &[isize]) -> Vec<(usize, usize)> {
+        let strides: Vec<_> = param.iter().zip(state).map(|(&p, &s)| [p, 0, s, 0, 0]).collect();
+        let layout = Layout::new(sizes, &strides, [0; STREAMS]);
+        let (mut p, grad) = (vec![0.0_f32; layout.extent(0).unwrap()], [1.0_f32]);
+        let mut s = vec![0.0_f32; layout.extent(2).unwrap()];
+        let rule = Adagrad { lr: 1.0, lr_decay: 0.0, weight_decay: 0.0, eps: 0.0 };
+        let constants: AdagradConstants = rule.constants(&mut Scalars::new([0.0; 3], [Precision::F32; 3]), true);
+        let mut step = Step::default();
+        step.constants(Constants::Adagrad(constants));
+        let states = [SliceMut::F32(&mut s), SliceMut::Absent, SliceMut::Absent];
+        let tensors = Tensors { param: SliceMut::F32(&mut p), grad: Slice::F32(&grad), states, layout: Some(&layout) };
+        step.push(tensors, 1.0).unwrap();
+        assert_eq!(step.elements(), layout.len());
+        step.chunks.iter().map(|chunk| chunk.range).collect()
+    }
+
+    #[test]
+    fn strided_tensors_are_cut_between_blocks() {
+        let n = CHUNK;
+        assert_eq!(ranges(&[n, 3], &[6, 2], &[3, 1]), [(0, n), (n, 2 * n), (2 * n, 3 * n)]);
+        // rows of 1,000 that are laid out differently: no chunk ends within one
+        let each = CHUNK / 1000 * 1000;
+        assert_eq!(ranges(&[200, 10, 100], &[2000, 200, 2], &[1000, 1, 10])[..2], [(0, each), (each, 2 * each)]);
+        assert_eq!(ranges(&[1000, 200], &[200, 1], &[1, 1000]), [(0, 200_000)]);
+        assert_eq!(ranges(&[3, 0], &[1, 1], &[1, 1]), [(0, 0)]);
     }
 }

@@ -68,6 +68,39 @@ impl Layout {
         if low < 0 { None } else { usize::try_from(high).ok()?.checked_add(1) }
     }
 
+    /// Where in its slice element `i`, in the order of walking, of stream `s` lies.
+    pub(crate) fn position(&self, s: usize, mut i: usize) -> usize {
+        let mut position = self.starts[s] as isize;
+        for (&size, stride) in self.sizes.iter().zip(&self.strides).rev() {
+            position += (i % size) as isize * stride[s];
+            i /= size;
+        }
+        position as usize
+    }
+
+    /// The number of elements at whose multiples the order of walking can be cut, for slices to be cut there too: in the
+    /// parameter and its `states`, whatever is walked before such a cut lies below whatever is walked after it. Where
+    /// they are laid out differently, or backwards, that may be all of them.
+    pub(crate) fn block(&self, states: usize) -> usize {
+        let written = std::iter::once(0).chain(2..2 + states);
+        let backwards = |s: usize| self.strides.iter().any(|stride| stride[s] < 0);
+        let mut block = self.len();
+        if written.clone().any(backwards) {
+            return block;
+        }
+        for (d, &size) in self.sizes.iter().enumerate() {
+            let inner = || self.sizes[d + 1..].iter().zip(&self.strides[d + 1..]);
+            let steps_over = |s: usize| {
+                self.strides[d][s] > inner().map(|(&size, stride)| (size as isize - 1) * stride[s]).sum::<isize>()
+            };
+            if size == 0 || !written.clone().all(steps_over) {
+                break;
+            }
+            block /= size;
+        }
+        block
+    }
+
     /// Calls `f(position in the order of walking, position in the slice)` for `count` elements of stream `s`, from
     /// the `first`-th on.
     #[inline(always)]
@@ -131,6 +164,20 @@ mod tests {
         assert_eq!(positions(&layout, 0, 3), [4, 2, 0]);
         assert_eq!(layout.extent(0), Some(5));
         assert_eq!(Layout::new(&[3], &same(&[-2]), [3; STREAMS]).extent(0), None);
+    }
+
+    #[test]
+    fn blocks_end_where_streams_do_not_interleave() {
+        let block = |sizes: &[usize], strides: &[[isize; 2]]| {
+            let strides: Vec<_> = strides.iter().map(|&[p, s]| [p, 0, s, s, s]).collect();
+            Layout::new(sizes, &strides, [0; STREAMS]).block(1)
+        };
+        assert_eq!(block(&[4, 6], &[[20, 20], [2, 2]]), 1);
+        assert_eq!(block(&[4, 6], &[[6, 1], [1, 4]]), 24, "one is the other, transposed");
+        assert_eq!(block(&[4, 6, 5], &[[30, 30], [5, 1], [1, 6]]), 30, "transposed within rows");
+        assert_eq!(block(&[4, 6], &[[20, 20], [2, -2]]), 24, "backwards");
+        assert_eq!(block(&[4, 6], &[[3, 3], [2, 2]]), 24, "rows that interleave");
+        assert_eq!(block(&[], &[]), 1);
     }
 
     #[test]

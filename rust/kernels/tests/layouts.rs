@@ -190,6 +190,53 @@ fn long_strided_tensors_share_a_step_with_dense_ones() {
     }
 }
 
+/// One after the other from `order`'s last dimension to its first, with gaps of `gap` elements in between.
+fn forwards(sizes: &[usize], order: &[usize], gap: usize, rng: &mut Random) -> Placement {
+    let (mut strides, mut step) = (vec![0; sizes.len()], 1 + gap.min(1));
+    for &d in order.iter().rev() {
+        strides[d] = step as isize;
+        step = step * sizes[d] + gap;
+    }
+    let start = rng.below(3);
+    Placement { strides, start, len: start + step + rng.below(3) }
+}
+
+/// Tensors long enough to be cut, where what is written is laid out alike (cut anywhere), alike but for the innermost
+/// dimensions (cut between rows), and differently (not cut): the same bits for any number of threads.
+#[test]
+fn long_strided_tensors_are_cut_without_a_trace() {
+    let mut rng = Random(5);
+    let alike: [&[usize]; 2] = [&[0, 1, 2], &[0, 1, 2]];
+    let rows: [&[usize]; 2] = [&[0, 1, 2], &[0, 2, 1]];
+    let apart: [&[usize]; 2] = [&[0, 1, 2], &[2, 1, 0]];
+    for (i, rule) in every_rule().into_iter().enumerate() {
+        let types = COMBINATIONS[i % COMBINATIONS.len()];
+        let sizes: &[usize] = [&[5, 170, 301][..], &[2, 9, 15_013], &[130, 50, 33]][i % 3];
+        for [of_param, of_states] in [alike, rows, apart] {
+            let gap = rng.below(3);
+            let mut placements =
+                vec![forwards(sizes, of_param, gap, &mut rng), Placement::random(sizes, true, &mut rng)];
+            placements.extend(rule.states().iter().map(|_| forwards(sizes, of_states, gap, &mut rng)));
+            let mut parameter =
+                Parameter::new(rule, types, 0, Values::Scaled, &mut rng).aged(10, Values::Scaled, &mut rng);
+            parameter.param = Values::Scaled.buffer(types.0, placements[0].len, &mut rng);
+            parameter.grad = Values::Scaled.buffer(types.1, placements[1].len, &mut rng);
+            for (state, placement) in parameter.states.iter_mut().zip(&placements[2..]) {
+                *state = Values::Scaled.buffer(types.2, placement.len, &mut rng);
+            }
+            parameter.layout = Some(layout(sizes, &placements));
+            let mut dense = gathered(&parameter, &placements, sizes);
+            update(std::slice::from_mut(&mut dense), &Serial, Level::best());
+            let expected = expected(&parameter, &dense, &placements, sizes);
+            for threads in [1, 2, 5] {
+                let mut updated = parameter.clone();
+                update(std::slice::from_mut(&mut updated), &Rayon { threads }, Level::best());
+                assert!(updated.bits() == expected, "{rule:?} {types:?} {sizes:?} {threads} threads");
+            }
+        }
+    }
+}
+
 /// A tensor without dimensions is one element; a tensor with an empty dimension is none, and needs no memory.
 #[test]
 fn one_element_and_none() {
