@@ -1,0 +1,210 @@
+"""docs/torch-parity.md: every line of its tables is true, and every case here has a line."""
+
+import re
+from collections import UserDict
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import oxistep
+import oxistep.optim
+from oxistep.optim import SGD, Adagrad, Adam, SparseAdam
+
+PAGE = Path(__file__).parent.parent / "docs" / "torch-parity.md"
+
+
+# torch warns of sparse tensors until it has been told whether to check them.
+torch.sparse.check_sparse_tensor_invariants.enable()
+
+
+class Labelled(torch.Tensor):
+    """A subclass that changes nothing."""
+
+
+def table(title):
+    """The rows of the table under a heading, by their first column."""
+    (section,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
+    return {row[0]: row[1:] for row in rows[2:]}
+
+
+def given(p, grad=None):
+    p.grad = torch.ones_like(p) if grad is None else grad
+    return p
+
+
+def ones(*shape, **kwargs):
+    return given(torch.ones(shape, **kwargs))
+
+
+def with_data(p, data):
+    p.data = data
+    return p
+
+
+def sparse(shape=(4, 2), indices=((1, 3),), values=None, **kwargs):
+    values = torch.ones(len(indices[0]), *shape[1:]) if values is None else values
+    return torch.sparse_coo_tensor(torch.tensor(indices), values, shape, **kwargs)
+
+
+def with_state(**changed):
+    """Adam after a step, with states that the user changed."""
+    optimizer = Adam([ones(3)])
+    optimizer.step()
+    (state,) = optimizer.state.values()
+    for key, value in changed.items():
+        state.pop(key) if value is None else state.update({key: value})
+    return optimizer
+
+
+def with_group(make, **changed):
+    optimizer = make()
+    optimizer.param_groups[0].update(changed)
+    return optimizer
+
+
+def lacking_a_dict():
+    optimizer = with_state()
+    (p,) = optimizer.state
+    optimizer.state[p] = UserDict(optimizer.state[p])
+    return optimizer
+
+
+def complex_with_real_states():
+    p = ones(3, dtype=torch.complex64)
+    optimizer = Adam([p])
+    optimizer.step()
+    optimizer.state[p].update(exp_avg=torch.zeros(3), exp_avg_sq=torch.zeros(3))
+    return optimizer
+
+
+def in_float32_states():
+    return Adam([ones(3, dtype=torch.bfloat16)], state_dtype=torch.float32)
+
+
+channels_last = torch.empty(2, 3, 4, 4, memory_format=torch.channels_last).fill_(1)
+
+NATIVE = {
+    "float64, float32, bfloat16, float16": lambda: Adam(
+        [ones(3, dtype=d) for d in (torch.float64, torch.float32, torch.bfloat16, torch.float16)]
+    ),
+    "complex64, complex128": lambda: Adam([ones(3, dtype=d) for d in (torch.complex64, torch.complex128)]),
+    "half gradient of a float32 parameter": lambda: Adam([with_data(ones(3, dtype=torch.half), torch.ones(3))]),
+    "float32 states of a half parameter": in_float32_states,
+    "contiguous, channels_last, permuted": lambda: Adam([ones(3), given(channels_last), given(torch.ones(2, 3).t())]),
+    "sliced with steps": lambda: Adam([given(torch.ones(6, 6)[::2, 1::2])]),
+    "gradient laid out differently, or expanded": lambda: SGD(
+        [given(torch.ones(2, 3), torch.ones(3, 2).t()), given(torch.ones(2, 3), torch.ones(3).expand(2, 3))],
+        momentum=0.9,
+    ),
+    "view into a larger buffer": lambda: Adam([given(torch.ones(9)[2:5], torch.ones(9)[3:6])]),
+    "no dimensions, no elements": lambda: Adam([ones(), ones(0, 3)]),
+    "sparse COO, coalesced or not": lambda: Adagrad(
+        [given(torch.ones(4, 2), sparse()), given(torch.ones(4, 2), sparse(indices=((1, 1),)).coalesce())]
+    ),
+    "lr as a tensor": lambda: Adam([ones(3)], lr=torch.tensor(0.1)),
+    "foreach=True, fused=True, maximize=True": lambda: Adam(
+        [{"params": [ones(3)], "foreach": True}, {"params": [ones(3)], "fused": True}], maximize=True
+    ),
+}
+
+nothing = torch.ones(3)
+
+TORCHS = {
+    "differentiable=True": lambda: SGD([ones(3)], differentiable=True),
+    "capturable=True": lambda: Adam([ones(3)], capturable=True),
+    "lr that requires grad": lambda: SGD([ones(3)], lr=torch.tensor(0.1, requires_grad=True)),
+    "hyperparameter that is no number": lambda: with_group(lambda: SGD([ones(3)]), lr="fast"),
+    "float32 lr of a float64 parameter": lambda: SGD([ones(3, dtype=torch.float64)], lr=torch.tensor(0.1)),
+    "unusual numbers": lambda: with_group(lambda: Adam([ones(3)]), betas=(1.0, 0.9)),
+    "other devices": lambda: Adam([ones(3, device="meta")]),
+    "subclass of Tensor": lambda: Adam([given(torch.ones(3).as_subclass(Labelled))]),
+    "gradient of a subclass": lambda: Adam([given(torch.ones(3), torch.ones(3).as_subclass(Labelled))]),
+    "integers, 8-bit floats": lambda: SGD([ones(3, dtype=torch.int64), ones(3, dtype=torch.float8_e4m3fn)]),
+    "float32 gradient of a float64 parameter": lambda: Adam([with_data(ones(3), torch.ones(3, dtype=torch.float64))]),
+    "real states of a complex parameter": complex_with_real_states,
+    "elements that share memory": lambda: Adam([given(torch.ones(1).expand(3), torch.ones(3))]),
+    "tensors that overlap": lambda: Adam([given(nothing[:2]), given(nothing[1:])]),
+    "gradient of another shape": lambda: Adam([with_data(ones(3), torch.ones(2, 3))]),
+    "lazily negated or conjugated": lambda: SGD(
+        [given(torch.ones(3), torch.ones(3, dtype=torch.complex64).conj().imag)]
+        + [given(torch.ones(3, dtype=torch.complex64), torch.ones(3, dtype=torch.complex64).conj())]
+    ),
+    "no plain memory": lambda: Adam([given(torch.ones(3), torch._efficientzerotensor((3,)))]),
+    "sparse gradient elsewhere": lambda: Adagrad([given(torch.ones(4, 2), sparse())], weight_decay=0.1),
+    "sparse gradient with fused=True": lambda: Adagrad([given(torch.ones(4, 2), sparse())], fused=True),
+    "sparse gradient of another shape": lambda: Adagrad(
+        [with_data(given(torch.ones(4, 2), sparse()), torch.ones(5, 2))]
+    ),
+    "sparse gradient, parameter not contiguous": lambda: Adagrad([given(torch.ones(2, 4).t(), sparse())]),
+    "sparse gradient with bad indices": lambda: Adagrad(
+        [given(torch.ones(4, 2), sparse(indices=((1, 9),), check_invariants=False))]
+    ),
+    "falsely coalesced gradient": lambda: Adagrad(
+        [given(torch.ones(4, 2), sparse(indices=((3, 1),), is_coalesced=True, check_invariants=False))]
+    ),
+    "dense gradient in SparseAdam": lambda: SparseAdam([ones(3)]),
+    "state missing": lambda: with_state(exp_avg=None),
+    "state of another shape": lambda: with_state(exp_avg=torch.zeros(1)),
+    "state whose elements share memory": lambda: with_state(exp_avg=torch.zeros(1).expand(3)),
+    "state that is no tensor of memory": lambda: with_state(exp_avg=torch.zeros(3, device="meta")),
+    "step that is no tensor of one number": lambda: with_state(step=1),
+    "state entry that is no dict": lacking_a_dict,
+    "torch's own classes": lambda: torch.optim.LBFGS([ones(3)]),
+}
+# Cases that need more than an optimizer; each has a test of its own below.
+OTHERS = {"a mode that sees operations", "misaligned memory", "parameter named twice"}
+
+
+def test_the_page_and_these_cases_are_the_same():
+    assert set(table("Native")) == set(NATIVE)
+    assert set(table("torch's")) == set(TORCHS) | OTHERS
+
+
+@pytest.mark.parametrize("what", NATIVE)
+def test_native(what):
+    optimizer = NATIVE[what]()
+    for _ in range(2):  # before and after states are made
+        rows = oxistep.explain(optimizer)
+        assert rows
+        assert {(row.path, row.reason) for row in rows} == {("native", "plain CPU tensors")}, f"{what}: {rows}"
+        optimizer.step()
+
+
+def assert_torchs(what, optimizer):
+    reason = table("torch's")[what][0]
+    rows = oxistep.explain(optimizer)
+    assert rows
+    assert all(row.path == "torch" and reason in row.reason for row in rows), f"{reason!r}: {rows}"
+
+
+@pytest.mark.parametrize("what", TORCHS)
+def test_torchs(what):
+    assert_torchs(what, TORCHS[what]())
+
+
+def test_a_mode_that_sees_operations():
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            return function(*args, **(kwargs or {}))
+
+    optimizer = Adam([ones(3)])
+    with Mode():
+        assert_torchs("a mode that sees operations", optimizer)
+
+
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
+def test_misaligned_memory():
+    block = bytearray(64)
+    for offset in range(1, 4):
+        p = torch.frombuffer(block, dtype=torch.float32, count=3, offset=offset)
+        if p.data_ptr() % 4:
+            assert_torchs("misaligned memory", Adam([given(p, torch.ones(3))]))
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters:UserWarning")
+def test_a_parameter_named_twice():
+    p = ones(3)
+    assert_torchs("parameter named twice", SGD([p, p]))
