@@ -11,7 +11,7 @@ use crate::simd::{Level, Vectorized, prefetch, prefetch_address};
 
 /// Elements of a chunk: small enough to share a step evenly between threads, large enough that handing one out costs
 /// nothing. A multiple of the cache line for every type.
-const CHUNK: usize = 64 * 1024;
+pub(crate) const CHUNK: usize = 64 * 1024;
 /// Elements of a block: the inner loop, of constant length, between two rounds of prefetching.
 const BLOCK: usize = 64;
 /// How many blocks ahead memory is prefetched.
@@ -51,7 +51,7 @@ macro_rules! storage {
                 self.len() == 0
             }
 
-            fn address(&self) -> usize {
+            pub(crate) fn address(&self) -> usize {
                 match self { $(Self::$Variant(x) => x.as_ptr() as usize,)* }
             }
 
@@ -82,7 +82,7 @@ macro_rules! storage {
                 match self { $(Self::$Variant(x) => x.fill(<$t as Default>::default()),)* Self::Absent => {} }
             }
 
-            fn split_at(self, n: usize) -> (Self, Self) {
+            pub(crate) fn split_at(self, n: usize) -> (Self, Self) {
                 match self {
                     $(Self::$Variant(x) => {
                         let (a, b) = x.split_at_mut(n);

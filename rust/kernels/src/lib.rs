@@ -10,9 +10,11 @@
 //! - `unsafe` stands only in `simd.rs` (running code compiled for a processor feature that was detected, prefetching,
 //!   the denormal mode) and `pool.rs` (handing the items of a slice to several threads).
 
+pub mod change;
 pub mod driver;
 pub mod element;
 mod layout;
+pub mod norm;
 pub mod overlap;
 pub mod pool;
 pub mod rule;

@@ -1,0 +1,307 @@
+//! The norm of many tensors as one vector: the sum of squares, the sum of absolute values or the largest of them.
+//!
+//! Sums are kept in f64. The square of an f32 is exact in it and can neither overflow nor vanish, and the loop waits for
+//! memory either way. The same bits come out whatever the threads, the SIMD level and the order of the tensors:
+//!
+//! - a tensor is cut into chunks of fixed size, and element i of a chunk is always added to lane i mod 64;
+//! - the 64 lanes of a chunk are added pairwise;
+//! - the sums of the chunks are added exactly, as integers (`exact_sum`), so that no order among them is left;
+//! - the largest absolute value is found among the bits: a NaN has larger ones than infinity, hence it wins, as in torch.
+
+use crate::driver::{CHUNK, SERIAL, Slice};
+use crate::element::{Element, bf16, f16};
+use crate::layout::Layout;
+use crate::pool::{Panic, Pool, Serial, for_each};
+use crate::simd::{Level, Vectorized, prefetch, prefetch_address};
+
+/// Accumulators of a chunk, and elements between two rounds of prefetching. With fewer the compiler unrolls the loop over
+/// them before it could vectorise it, and what it then finds is three times slower.
+const LANES: usize = 64;
+/// How many blocks ahead memory is prefetched.
+const AHEAD: usize = 16;
+/// How many chunks ahead the beginnings of small tensors are prefetched.
+const PLACES_AHEAD: usize = 4;
+/// Elements gathered from a strided tensor at a time; a multiple of the lanes.
+const TILE: usize = 256;
+
+/// Which norm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// The sum of absolute values.
+    One,
+    /// The root of the sum of squares.
+    Two,
+    /// The largest absolute value.
+    Max,
+}
+
+/// A part of one tensor, and what came of it.
+#[derive(Debug)]
+struct Chunk<'a> {
+    elements: Slice<'a>,
+    /// Where the elements lie if not one after the other: the first stream of the layout.
+    layout: Option<&'a Layout>,
+    /// Elements, in walking order.
+    range: (usize, usize),
+    /// Where a chunk a few places on begins, to prefetch it: many small ones lie anywhere.
+    next: usize,
+    sum: f64,
+}
+
+/// A norm over many tensors: filled, computed once, and emptied for reuse without giving memory back.
+#[derive(Debug, Default)]
+pub struct Norm<'a> {
+    chunks: Vec<Chunk<'a>>,
+    elements: usize,
+}
+
+impl<'a> Norm<'a> {
+    /// How many elements there are.
+    pub fn elements(&self) -> usize {
+        self.elements
+    }
+
+    /// Adds a tensor; with a layout, the elements that its first stream walks over.
+    ///
+    /// # Panics
+    /// If the slice is too short for the layout.
+    pub fn push(&mut self, elements: Slice<'a>, layout: Option<&'a Layout>) {
+        if let Some(layout) = layout {
+            assert!(layout.extent(0).is_some_and(|extent| extent <= elements.len()), "slice too short for its layout");
+        }
+        let len = layout.map_or(elements.len(), Layout::len);
+        self.elements += len;
+        let mut first = 0;
+        while first < len {
+            let end = if len - first > CHUNK + CHUNK / 2 { first + CHUNK } else { len };
+            if let Some(before) = self.chunks.len().checked_sub(PLACES_AHEAD) {
+                self.chunks[before].next = elements.address();
+            }
+            self.chunks.push(Chunk { elements, layout, range: (first, end), next: elements.address(), sum: 0.0 });
+            first = end;
+        }
+    }
+
+    /// The norm; NaN if there is one among the elements, else infinite if one is.
+    ///
+    /// # Errors
+    /// The payload of a panic in a kernel, which would be a defect of this crate.
+    pub fn compute(&mut self, order: Order, pool: &dyn Pool, level: Level) -> Result<f64, Panic> {
+        let pool = if self.elements < SERIAL { &Serial } else { pool };
+        // a fixed share per chunk stands for what it costs to take one up
+        let cost = |chunk: &Chunk<'_>| chunk.range.1 - chunk.range.0 + 64;
+        for_each(pool, &mut self.chunks, cost, |_, chunk| {
+            prefetch_address(chunk.next);
+            chunk.sum = chunk.run(order, level);
+        })?;
+        let sums = self.chunks.iter().map(|chunk| chunk.sum);
+        Ok(match order {
+            Order::One => exact_sum(sums),
+            Order::Two => exact_sum(sums).sqrt(),
+            Order::Max => f64::from_bits(sums.map(f64::to_bits).max().unwrap_or(0)),
+        })
+    }
+
+    /// Empties it, keeping its memory for tensors of any lifetime.
+    pub fn recycle<'b>(mut self) -> Norm<'b> {
+        self.chunks.clear();
+        // An empty vector collected from one of the same layout keeps its allocation.
+        let chunks = self.chunks.into_iter().map(|_| unreachable!("the vector is empty")).collect();
+        Norm { chunks, elements: 0 }
+    }
+}
+
+impl Chunk<'_> {
+    fn run(&self, order: Order, level: Level) -> f64 {
+        macro_rules! each {
+            ($($Variant:ident),*) => {
+                match self.elements { $(Slice::$Variant(x) => self.sum_of(x, order, level),)* }
+            };
+        }
+        each!(F64, F32, F16, Bf16)
+    }
+
+    fn sum_of<E: Absolute>(&self, x: &[E], order: Order, level: Level) -> f64 {
+        let (first, end) = self.range;
+        let mut sums = [0.0; LANES];
+        let mut most = [E::Bits::default(); LANES];
+        let mut add = |x: &[E]| match order {
+            Order::One => level.run(Sum::<E, false>(x, &mut sums)),
+            Order::Two => level.run(Sum::<E, true>(x, &mut sums)),
+            Order::Max => level.run(Most(x, &mut most)),
+        };
+        match self.layout {
+            None => add(&x[first..end]),
+            Some(layout) => {
+                let mut tile = [E::default(); TILE];
+                for start in (first..end).step_by(TILE) {
+                    let n = TILE.min(end - start);
+                    layout.walk(0, start, n, |i, at| tile[i] = x[at]);
+                    add(&tile[..n]);
+                }
+            }
+        }
+        match order {
+            Order::Max => E::from_bits(most.into_iter().max().unwrap_or_default()),
+            _ => pairwise(sums),
+        }
+    }
+}
+
+/// Adds the lanes, halving their number each time.
+fn pairwise(mut lanes: [f64; LANES]) -> f64 {
+    let mut n = LANES;
+    while n > 1 {
+        n /= 2;
+        let (low, high) = lanes.split_at_mut(n);
+        low.iter_mut().zip(high).for_each(|(a, b)| *a += *b);
+    }
+    lanes[0]
+}
+
+/// The sum of numbers that are not negative, rounded once: whatever their order, the same bits.
+///
+/// They are added as integers in units of 2^-100 of the largest one's power of two. What lies below that unit is cut off,
+/// number by number, and so does not depend on the order either.
+fn exact_sum(numbers: impl Iterator<Item = f64> + Clone) -> f64 {
+    let largest = f64::from_bits(numbers.clone().map(f64::to_bits).max().unwrap_or(0));
+    if largest == 0.0 || !largest.is_finite() {
+        return largest; // the bits of a NaN are above those of infinity
+    }
+    // x = mantissa * 2^(exponent - 1075)
+    let parts = |x: f64| {
+        let (exponent, fraction) = (x.to_bits() >> 52, x.to_bits() & ((1 << 52) - 1));
+        if exponent == 0 { (fraction, 1) } else { (fraction | 1 << 52, exponent as i32) }
+    };
+    let top = parts(largest).1;
+    let total: u128 = numbers
+        .map(|x| {
+            let (mantissa, exponent) = parts(x);
+            let shift = 48 - (top - exponent); // the largest below 2^101: room for 2^27 of them
+            if shift >= 0 {
+                u128::from(mantissa) << shift
+            } else {
+                u128::from(mantissa.checked_shr(shift.unsigned_abs()).unwrap_or(0))
+            }
+        })
+        .sum();
+    // a power of two in two factors, each within range
+    let exponent = top - 1075 - 48;
+    total as f64 * power_of_two(exponent / 2) * power_of_two(exponent - exponent / 2)
+}
+
+/// 2^e for the exponents of normal numbers.
+fn power_of_two(e: i32) -> f64 {
+    f64::from_bits(((e + 1023) as u64) << 52)
+}
+
+/// An element type's absolute value, as a number and as bits in the same order.
+trait Absolute: Element<Arith: Into<f64>> {
+    /// Unsigned integers, in the order of the absolute values they are the bits of; NaN comes last.
+    type Bits: Copy + Ord + Default;
+    fn bits(self) -> Self::Bits;
+    fn from_bits(bits: Self::Bits) -> f64;
+}
+
+impl Absolute for f64 {
+    type Bits = u64;
+    #[inline(always)]
+    fn bits(self) -> u64 {
+        self.to_bits() & (u64::MAX >> 1)
+    }
+    fn from_bits(bits: u64) -> f64 {
+        f64::from_bits(bits)
+    }
+}
+
+/// What f32 holds exactly.
+macro_rules! absolute {
+    ($($t:ty),*) => {$(
+        impl Absolute for $t {
+            type Bits = u32;
+            #[inline(always)]
+            fn bits(self) -> u32 {
+                self.load().to_bits() & (u32::MAX >> 1)
+            }
+            fn from_bits(bits: u32) -> f64 {
+                f32::from_bits(bits).into()
+            }
+        }
+    )*};
+}
+absolute!(f32, f16, bf16);
+
+/// Adds absolute values, or squares, to the lanes.
+struct Sum<'a, E, const SQUARES: bool>(&'a [E], &'a mut [f64; LANES]);
+
+impl<E: Absolute, const SQUARES: bool> Vectorized for Sum<'_, E, SQUARES> {
+    #[inline(always)]
+    fn run(self) {
+        // not fused: where it would matter (f64) every level then rounds alike, elsewhere the square is exact
+        sweep(self.0, self.1, |lane: f64, x: E| {
+            let x: f64 = x.load().into();
+            lane + if SQUARES { x * x } else { x.abs() }
+        });
+    }
+}
+
+/// Raises the lanes to the bits of larger absolute values.
+struct Most<'a, E: Absolute>(&'a [E], &'a mut [E::Bits; LANES]);
+
+impl<E: Absolute> Vectorized for Most<'_, E> {
+    #[inline(always)]
+    fn run(self) {
+        sweep(self.0, self.1, |lane: E::Bits, x| lane.max(x.bits()));
+    }
+}
+
+/// Takes every element into the lane of its place.
+#[inline(always)]
+fn sweep<E: Copy, L: Copy>(x: &[E], lanes: &mut [L; LANES], take: impl Fn(L, E) -> L) {
+    let (rows, tail) = x.as_chunks::<LANES>();
+    for (r, row) in rows.iter().enumerate() {
+        let per_line = 64 / size_of::<E>();
+        for line in 0..LANES / per_line {
+            prefetch(x, (r + AHEAD) * LANES + line * per_line);
+        }
+        for l in 0..LANES {
+            lanes[l] = take(lanes[l], row[l]);
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(tail) {
+        *lane = take(*lane, x);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn sums_that_f64_holds_are_exact() {
+        assert_eq!(exact_sum([].into_iter()), 0.0);
+        assert_eq!(exact_sum([0.0, 0.0].into_iter()), 0.0);
+        assert_eq!(exact_sum([1.0, 2f64.powi(-52), 2f64.powi(-60)].into_iter()), 1.0 + 2f64.powi(-52));
+        assert_eq!(exact_sum([f64::from_bits(1), f64::from_bits(2)].into_iter()), f64::from_bits(3));
+        assert_eq!(exact_sum([f64::MIN_POSITIVE, f64::from_bits(1)].into_iter()), f64::MIN_POSITIVE.next_up());
+        assert_eq!(exact_sum([f64::MAX].into_iter()), f64::MAX);
+        assert_eq!(exact_sum([f64::MAX / 2.0, f64::MAX / 2.0].into_iter()), f64::MAX);
+        assert_eq!(exact_sum([f64::MAX, f64::MAX].into_iter()), f64::INFINITY);
+        assert_eq!(exact_sum([1e300, 1e-300].into_iter()), 1e300);
+        assert_eq!(exact_sum([1.0, f64::INFINITY].into_iter()), f64::INFINITY);
+        assert!(exact_sum([f64::NAN, f64::INFINITY, 1.0].into_iter()).is_nan());
+    }
+
+    proptest! {
+        #[test]
+        fn a_sum_does_not_depend_on_the_order(numbers in prop::collection::vec(0.0..1e6f64, 1..200), turn in 0..200usize) {
+            let sum = exact_sum(numbers.iter().copied());
+            let turned = numbers.iter().cycle().skip(turn).take(numbers.len());
+            prop_assert_eq!(sum, exact_sum(turned.copied()));
+            prop_assert_eq!(sum, exact_sum(numbers.iter().rev().copied()));
+            let naive: f64 = numbers.iter().sum();
+            prop_assert!((sum - naive).abs() <= naive * 1e-13);
+        }
+    }
+}
