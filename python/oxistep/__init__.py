@@ -15,6 +15,9 @@ from oxistep import _core
 from oxistep._core import __version__, get_num_threads, set_num_threads
 
 if TYPE_CHECKING:
+    from oxistep._clip import clip_grad_norm_ as clip_grad_norm_
+    from oxistep._clip import clip_grad_value_ as clip_grad_value_
+    from oxistep._clip import get_total_norm as get_total_norm
     from oxistep._explain import Explanation as Explanation
     from oxistep._explain import explain as explain
     from oxistep.optim import ASGD as ASGD
@@ -44,8 +47,11 @@ _LAZY = {
     "Rprop": "oxistep.optim",
     "SGD": "oxistep.optim",
     "SparseAdam": "oxistep.optim",
+    "clip_grad_norm_": "oxistep._clip",
+    "clip_grad_value_": "oxistep._clip",
     "explain": "oxistep._explain",
     "Explanation": "oxistep._explain",
+    "get_total_norm": "oxistep._clip",
 }
 
 __all__ = [
@@ -63,9 +69,12 @@ __all__ = [
     "Rprop",
     "SparseAdam",
     "__version__",
+    "clip_grad_norm_",
+    "clip_grad_value_",
     "cpu_features",
     "explain",
     "get_num_threads",
+    "get_total_norm",
     "set_num_threads",
 ]
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils._device import DeviceContext
 
 from oxistep import _core
+from oxistep.optim._max_grad_norm import MaxGradNorm
 from oxistep.optim._rehearsal import rehearse
-from oxistep.optim._state_dtype import StateDtype
 
 _LIBRARY = {"Darwin": "libtorch_cpu.dylib", "Windows": "torch_cpu.dll"}
 
@@ -65,7 +65,7 @@ def zeros(p: Tensor) -> Tensor:
     return torch.zeros_like(p, memory_format=torch.preserve_format)
 
 
-class NativeStep(StateDtype):
+class NativeStep(MaxGradNorm):
     """Replaces ``step`` of a torch optimizer by one native call; whatever that cannot serve takes torch's own step."""
 
     _rule: ClassVar[str]
@@ -129,15 +129,21 @@ class NativeStep(StateDtype):
             self._update()
         return loss
 
-    def _update(self) -> None:
+    def _update(self, unscale: Callable[[], None] | None = None) -> None:
         if _FORCED or ((_dispatch_modes() or _function_modes()) and _modes_want_operations()):
-            self._torch_step([(g, p) for g, group in enumerate(self.param_groups) for p in group["params"]])
+            if self._guarded_by_torch(unscale):
+                self._torch_step([(g, p) for g, group in enumerate(self.param_groups) for p in group["params"]])
             return
         try:
             plan = self.__dict__["_plan"]
         except KeyError:  # setdefault: two threads that come here must not get two plans
             plan = self.__dict__.setdefault("_plan", _core.Plan(self._rule))
-        plan.step(self)
+        if not self._guarded and unscale is None:
+            plan.step(self)
+            return
+        norm = plan.step(self, self._max_grad_norm, self._skip_nonfinite, unscale)
+        if self._guarded:
+            self._note_norm(norm)
 
     def _explain(self) -> list[tuple[int, int, str, str]]:
         rows = _core.Plan(self._rule).explain(self)
@@ -176,21 +182,23 @@ class NativeStep(StateDtype):
     def _scaled_update(self) -> None:
         """The step inside ``GradScaler.step`` of an optimizer made with ``fused=True``.
 
-        Gradients are left unscaled, as torch's fused kernels leave them; with an infinity among them the step is
-        skipped whole: no state is made and no counter moves.
+        When everything has been checked gradients are unscaled in place, as torch's fused kernels leave them; with an
+        infinity among them the step is skipped whole: no state is made and no counter moves.
         """
         found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if found_inf is not None and found_inf.item():
             return
-        if scale is not None:
+
+        def unscale() -> None:
             grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
             with torch.no_grad():
                 for grad in grads:
-                    grad.div_(scale.to(grad.device))
+                    grad.div_(scale.to(grad.device))  # type: ignore[union-attr]
+
         scaling = ("grad_scale", "found_inf")
         hidden: dict[str, Any] = {key: self.__dict__.pop(key) for key in scaling if key in self.__dict__}
         try:
-            self._update()
+            self._update(None if scale is None else unscale)
         finally:
             self.__dict__.update(hidden)
 

@@ -35,6 +35,8 @@ class NAdam(NativeStep, torch.optim.NAdam):
         maximize: ascend instead of descend (default: False).
         capturable, foreach, differentiable: as in torch; they choose among torch's own paths.
         state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None, as torch).
+        max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
+        skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
 
     State: ``step``, ``mu_product`` (0-dimensional float32), ``exp_avg``, ``exp_avg_sq`` (shape and dtype of the
     parameter).

@@ -32,6 +32,8 @@ class SGD(NativeStep, torch.optim.SGD):
         maximize: ascend instead of descend (default: False).
         foreach, fused, differentiable: as in torch; they choose among torch's own paths.
         state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None, as torch).
+        max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
+        skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
 
     State: ``momentum_buffer`` (shape, dtype and layout of the gradient), if momentum is not zero.
 

@@ -26,6 +26,8 @@ class SparseAdam(NativeStep, torch.optim.SparseAdam):
         eps: :math:`\epsilon`, outside the root (default: 1e-8).
         maximize: ascend instead of descend (default: False).
         state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None, as torch).
+        max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
+        skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
 
     State: ``step`` (a Python integer), ``exp_avg``, ``exp_avg_sq`` (shape and dtype of the parameter).
 

@@ -6,9 +6,11 @@
 use pyo3::prelude::*;
 
 mod arrays;
+mod clip;
 mod dlpack;
 mod error;
 mod group;
+mod guard;
 mod item;
 mod pages;
 mod plan;
@@ -25,6 +27,8 @@ mod _core {
 
     #[pymodule_export]
     use super::arrays::{rule_states, step_arrays};
+    #[pymodule_export]
+    use super::clip::{clamp, clip_factor, grad_norm, scale};
     #[pymodule_export]
     use super::pages::zero_large;
     #[pymodule_export]

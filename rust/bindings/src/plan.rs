@@ -15,8 +15,10 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList};
 
+use crate::clip::Gradients;
 use crate::error::panicked;
 use crate::group::{Group, Keys};
+use crate::guard::Guard;
 use crate::item::{Item, Look, Nearby, Reason, Route};
 use crate::state_map::StateMap;
 use crate::tensors::Torch;
@@ -41,6 +43,7 @@ pub(crate) struct Plan {
     /// anywhere, and waiting for one after the other is half of what their step costs.
     nearby: Vec<Nearby>,
     step: Option<Step<'static>>,
+    gradients: Gradients,
     /// The native parameters of the last step, as a list for torch.
     bumped: Option<Py<PyList>>,
     /// The addresses of their states, as one number.
@@ -54,7 +57,7 @@ pub(crate) struct Plan {
 /// `torch.Tensor`, `torch.nn.Parameter` and what is needed of `torch._C`, looked up once.
 pub(crate) struct Modules {
     pub(crate) torch: Torch,
-    increment_version: Py<PyAny>,
+    pub(crate) increment_version: Py<PyAny>,
 }
 
 static MODULES: PyOnceLock<Modules> = PyOnceLock::new();
@@ -84,6 +87,7 @@ impl Plan {
             hints: Vec::new(),
             nearby: Vec::new(),
             step: Some(Step::default()),
+            gradients: Gradients::default(),
             bumped: None,
             known_states: 0,
             holds_inference_tensor: false,
@@ -91,15 +95,23 @@ impl Plan {
         })
     }
 
-    /// Takes one step of `optimizer`: natively where possible, the rest through `optimizer._torch_step`.
-    fn step(slf: &Bound<'_, Self>, optimizer: &Bound<'_, PyAny>) -> PyResult<()> {
+    /// Takes one step of `optimizer`: natively where possible, the rest through `optimizer._torch_step`. Returns the norm
+    /// of all gradients if `max_grad_norm` or `skip_nonfinite` is given. `unscale` is called when all has been checked.
+    #[pyo3(signature = (optimizer, max_grad_norm=None, skip_nonfinite=false, unscale=None))]
+    fn step<'py>(
+        slf: &Bound<'py, Self>,
+        optimizer: &Bound<'py, PyAny>,
+        max_grad_norm: Option<f64>,
+        skip_nonfinite: bool,
+        unscale: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let mut plan = slf.try_borrow_mut().map_err(|_| {
             PyRuntimeError::new_err(
                 "this optimizer is taking a step already: in another thread, or further up this call stack. \
                  Give each thread its own optimizer, or hold a lock around step()",
             )
         })?;
-        let result = plan.take_step(optimizer);
+        let result = plan.take_step(optimizer, &Guard { max_grad_norm, skip_nonfinite, unscale });
         plan.forget();
         result
     }
@@ -133,15 +145,47 @@ impl Plan {
 }
 
 impl Plan {
-    fn take_step(&mut self, optimizer: &Bound<'_, PyAny>) -> PyResult<()> {
+    fn take_step<'py>(
+        &mut self,
+        optimizer: &Bound<'py, PyAny>,
+        guard: &Guard<'_, '_>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let py = optimizer.py();
         self.survey(optimizer, true)?;
-        let asked = self.rehearse(optimizer)?;
-        let left = self.items.iter().any(|item| item.route != Route::Native);
-        if left {
+        let mut asked = self.rehearse(optimizer)?;
+        if guard.unscale.is_some() || self.items.iter().any(|item| item.route != Route::Native) {
+            // what is checked further down is checked before others write
             self.check_storages(py)?;
             self.holds_inference_tensor = self.find_inference_tensor(py)?;
             self.check_inference_mode(py)?;
+        }
+        if let Some(unscale) = guard.unscale {
+            unscale.call0()?;
+            self.survey(optimizer, true)?; // a sparse gradient was looked up as a copy
+            asked = false;
+        }
+        let mut norm = None;
+        if guard.measures() && !self.items.is_empty() {
+            if asked || self.items.iter().any(|item| item.fresh.is_some()) {
+                self.describe_again(py)?; // Python code has run
+                asked = false;
+            }
+            let verdict = guard.judge(py, &modules(py)?.torch, &self.items, &mut self.gradients)?;
+            norm = Some(verdict.norm);
+            if verdict.skip {
+                return Ok(norm);
+            }
+            self.rules.iter_mut().for_each(|(_, factor)| *factor *= verdict.factor);
+        }
+        self.update(optimizer, asked)?;
+        Ok(norm)
+    }
+
+    /// Lets torch update what is left to it, and updates the rest. `asked`: Python code has run since all was described.
+    fn update(&mut self, optimizer: &Bound<'_, PyAny>, asked: bool) -> PyResult<()> {
+        let py = optimizer.py();
+        let left = self.items.iter().any(|item| item.route != Route::Native);
+        if left {
             self.run_torch(optimizer)?;
             self.items.retain(|item| item.route == Route::Native);
         }
@@ -287,7 +331,9 @@ impl Plan {
     /// Reads the native tensors' pointers again, after Python code has run.
     fn describe_again(&mut self, py: Python<'_>) -> PyResult<()> {
         let torch = &modules(py)?.torch;
-        for item in &mut self.items {
+        let native = |items: &[Item]| items.iter().filter(|item| item.route == Route::Native).count();
+        let before = native(&self.items);
+        for item in self.items.iter_mut().filter(|item| item.route == Route::Native) {
             if !item.describe_again(py, torch) {
                 return Err(PyRuntimeError::new_err(format!(
                     "param_groups[{}]['params'][{}] was changed while this step was under way (by a hook, a state or \
@@ -297,7 +343,7 @@ impl Plan {
             }
         }
         self.settle_overlaps(py, torch);
-        if self.items.iter().any(|item| item.route != Route::Native) {
+        if native(&self.items) != before {
             return Err(PyRuntimeError::new_err(
                 "tensors came to overlap while torch updated other parameters of this step; oxistep has not updated any",
             ));

@@ -1,0 +1,91 @@
+//! What may stand between the checks of a step and its first write: unscaling, the norm of all gradients, and with it
+//! clipping or skipping.
+#![allow(unsafe_code)]
+
+use oxistep_kernels::norm::Order;
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use pyo3::types::PyList;
+
+use crate::clip::{Gradients, factor, zero_dim};
+use crate::item::{Item, Route};
+use crate::tensors::{DType, Torch};
+
+/// What was asked for.
+#[derive(Default)]
+pub(crate) struct Guard<'a, 'py> {
+    pub(crate) max_grad_norm: Option<f64>,
+    pub(crate) skip_nonfinite: bool,
+    /// Unscales the gradients in place.
+    pub(crate) unscale: Option<&'a Bound<'py, PyAny>>,
+}
+
+/// What came of it.
+pub(crate) struct Verdict<'py> {
+    /// The norm of all gradients, a 0-dimensional tensor.
+    pub(crate) norm: Bound<'py, PyAny>,
+    pub(crate) skip: bool,
+    /// What the gradients are to be multiplied by.
+    pub(crate) factor: f64,
+}
+
+impl Guard<'_, '_> {
+    /// Whether the norm is wanted.
+    pub(crate) fn measures(&self) -> bool {
+        self.max_grad_norm.is_some() || self.skip_nonfinite
+    }
+
+    /// Measures all gradients of the step and decides. Gradients that torch's part will read are scaled here, last; those
+    /// of native items are not written.
+    pub(crate) fn judge<'py>(
+        &self,
+        py: Python<'py>,
+        torch: &Torch,
+        items: &[Item],
+        gradients: &mut Gradients,
+    ) -> PyResult<Verdict<'py>> {
+        gradients.clear();
+        let others = PyList::empty(py);
+        for item in items {
+            match (&item.route, item.memory[1], &item.layout) {
+                (Route::Native, Some(memory), None) => gradients.push_dense(memory),
+                (Route::Native, _, _) => match torch.describe(item.grad.bind(py)) {
+                    Ok(grad) => gradients.push(&grad),
+                    Err(_) => {
+                        return Err(PyRuntimeError::new_err("a gradient was changed while this step was under way"));
+                    }
+                },
+                // not `item.grad`, which may be the values of a sparse gradient
+                (Route::Torch(_), _, _) => others.append(item.param.bind(py).getattr(pyo3::intern!(py, "grad"))?)?,
+            }
+        }
+        // SAFETY: the items keep the tensors alive, and no Python code has run that could change them since they were
+        // described. That nobody writes to gradients during a step is what torch, too, leaves to its callers.
+        let native = unsafe { gradients.norm(py, Order::Two)? };
+        let (norm, value, dtype) = match gradients.dtype() {
+            Some(dtype) if others.is_empty() => (zero_dim(py, native, dtype)?, native, dtype),
+            dtype => {
+                let native = dtype.map(|dtype| zero_dim(py, native, dtype)).transpose()?;
+                let combine = py.import("oxistep._clip")?.getattr("_norm_with")?;
+                let norm = combine.call1((native, &others, items[0].grad.bind(py).getattr("device")?))?;
+                let dtype =
+                    if norm.call_method0("element_size")?.extract::<usize>()? == 8 { DType::F64 } else { DType::F32 };
+                let value = norm.call_method0("item")?.extract()?;
+                (norm, value, dtype)
+            }
+        };
+        // not asked of the rounded norm: finite gradients of a half type can have a norm beyond its range
+        let skip = self.skip_nonfinite && !value.is_finite();
+        let factor = match self.max_grad_norm {
+            // half types hold a norm to three digits, and float16 none above 65504: the factor is computed in float32
+            Some(max_norm) if !skip => {
+                factor(value, max_norm, if dtype == DType::F64 { DType::F64 } else { DType::F32 })
+            }
+            _ => 1.0,
+        };
+        if factor != 1.0 && !others.is_empty() {
+            py.import("oxistep._clip")?.getattr("_scale_all")?.call1((others, factor))?;
+        }
+        Ok(Verdict { norm, skip, factor })
+    }
+}
