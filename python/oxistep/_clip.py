@@ -147,6 +147,9 @@ def clip_grad_value_(
     grads = [grad for p in parameters if (grad := p.grad) is not None]
     native = clip_value == clip_value and not _torch_only() and not _unwritable(grads)
     if not (native and _core.clamp(grads, -clip_value, clip_value)):
+        # what torch refuses, before it has changed the others
+        if refused := [p for p in parameters if p.grad is not None and p.grad.is_complex()]:
+            torch_utils.clip_grad_value_(refused, clip_value, foreach)
         torch_utils.clip_grad_value_(parameters, clip_value, foreach)
 
 
@@ -165,6 +168,8 @@ def _total_norm(tensors: list[Tensor], norm_type: float, foreach: bool | None) -
     norm, left = _core.grad_norm(tensors, norm_type)
     if not left:
         return norm, left
+    if not all(isinstance(tensors[i], Tensor) for i in left):
+        return torch_utils.get_total_norm(tensors, norm_type, False, foreach), left  # which raises
     device = tensors[0].device
     others = torch_utils.get_total_norm([tensors[i] for i in left], norm_type, False, foreach)
     if norm is None:

@@ -88,14 +88,14 @@ pub(crate) fn rounded(x: f64, dtype: DType) -> f64 {
     }
 }
 
-/// What torch multiplies gradients of this norm by, rounding where torch rounds: `max_norm * (1 / (norm + 1e-6))`, not
-/// above one; NaN for a norm of NaN.
+/// What torch multiplies gradients of this norm by, rounding where torch rounds (of half types the constant, too):
+/// `max_norm * (1 / (norm + 1e-6))`, not above one; NaN for a norm of NaN.
 pub(crate) fn factor(norm: f64, max_norm: f64, dtype: DType) -> f64 {
     let coefficient = if dtype == DType::F64 {
         1.0 / (norm + 1e-6) * max_norm
     } else {
         let round = |x: f32| rounded(x.into(), dtype) as f32;
-        let inverse = round(1.0 / round(norm as f32 + 1e-6));
+        let inverse = round(1.0 / round(norm as f32 + round(1e-6)));
         round(inverse * max_norm as f32).into()
     };
     if coefficient > 1.0 { 1.0 } else { coefficient }
@@ -186,6 +186,7 @@ pub(crate) fn clamp(tensors: &Bound<'_, PyList>, low: f64, high: f64) -> PyResul
 }
 
 /// Changes tensors in place. `False`, and nothing done, unless every one of them is served and they overlap nowhere.
+/// Bounds beyond the range of a dtype are torch's to refuse.
 fn change(tensors: &Bound<'_, PyList>, change: Change, complex: bool) -> PyResult<bool> {
     thread_local! {
         /// Remembers what it sorted: a training loop gives the same gradients again.
@@ -197,7 +198,11 @@ fn change(tensors: &Bound<'_, PyList>, change: Change, complex: bool) -> PyResul
     let mut parts = Vec::with_capacity(objects.len());
     for tensor in &objects {
         match modules.torch.describe(tensor) {
-            Ok(d) if (d.is_dense || d.shape.is_free_of_overlap()) && (complex || !d.memory.complex) => {
+            Ok(d)
+                if (d.is_dense || d.shape.is_free_of_overlap())
+                    && (complex || !d.memory.complex)
+                    && within_range(change, d.memory.dtype) =>
+            {
                 parts.push((d.memory, layout(&[Some(d)])));
             }
             _ => return Ok(false),
@@ -224,4 +229,18 @@ fn change(tensors: &Bound<'_, PyList>, change: Change, complex: bool) -> PyResul
     let done = if small { run() } else { py.detach(run) };
     done.map_err(|panic| panicked(&*panic))?;
     Ok(true)
+}
+
+/// Whether bounds that are finite are so in `dtype`.
+fn within_range(change: Change, dtype: DType) -> bool {
+    let largest = match dtype {
+        DType::F64 => f64::MAX,
+        DType::F32 => f32::MAX.into(),
+        DType::F16 => f16::MAX.to_f64(),
+        DType::Bf16 => bf16::MAX.to_f64(),
+    };
+    match change {
+        Change::Scale(_) => true,
+        Change::Clamp(low, high) => [low, high].iter().all(|bound| bound.abs() <= largest || !bound.is_finite()),
+    }
 }
