@@ -205,3 +205,12 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn bounds_are_those_of_the_type() {
+    let mut x: Vec<bf16> = numbers(100, 4).into_iter().map(bf16::from_f32).collect();
+    let bound = 0.123_456; // between two bfloat16
+    changed(SliceMut::Bf16(&mut x), None, Change::Clamp(-bound, bound), &Serial, Level::best());
+    let rounded = bf16::from_f64(bound);
+    assert!(x.iter().all(|x| x.to_f32().abs() <= rounded.to_f32()) && x.contains(&rounded) && x.contains(&-rounded));
+}
