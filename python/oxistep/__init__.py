@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from oxistep.optim import ASGD as ASGD
     from oxistep.optim import SGD as SGD
     from oxistep.optim import Adadelta as Adadelta
+    from oxistep.optim import Adafactor as Adafactor
     from oxistep.optim import Adagrad as Adagrad
     from oxistep.optim import Adam as Adam
     from oxistep.optim import Adamax as Adamax
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "ASGD": "oxistep.optim",
     "Adadelta": "oxistep.optim",
+    "Adafactor": "oxistep.optim",
     "Adagrad": "oxistep.optim",
     "Adam": "oxistep.optim",
     "AdamW": "oxistep.optim",
@@ -58,6 +60,7 @@ __all__ = [
     "ASGD",
     "SGD",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",

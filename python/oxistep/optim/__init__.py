@@ -1,6 +1,6 @@
 """A drop-in for ``torch.optim``: the same classes, functions and modules, with the step in native code.
 
-The element-wise optimizers and ``SparseAdam`` are oxistep's; ``Adafactor``, ``LBFGS``, ``Muon`` and every other public
+The element-wise optimizers, ``SparseAdam`` and ``Adafactor`` are oxistep's; ``LBFGS``, ``Muon`` and every other public
 name are torch's own, handed on. The list of names follows the installed torch.
 """
 
@@ -21,6 +21,7 @@ from torch.optim import *  # noqa: F403 - the public list varies by version
 from torch.optim import __all__ as __all__
 
 from oxistep.optim.adadelta import Adadelta as Adadelta
+from oxistep.optim.adafactor import Adafactor as Adafactor
 from oxistep.optim.adagrad import Adagrad as Adagrad
 from oxistep.optim.adam import Adam as Adam
 from oxistep.optim.adamax import Adamax as Adamax

@@ -104,6 +104,10 @@ impl Hyperparameters for Group<'_, '_> {
         Ok((number(&first, key)?, number(&second, key)?))
     }
 
+    fn pair_or_none(&mut self, key: &'static str) -> PyResult<(Option<f64>, f64)> {
+        crate::factored::pair_or_none(self, key)
+    }
+
     fn flag(&mut self, key: &'static str) -> PyResult<bool> {
         self.value(key)?.is_truthy()
     }

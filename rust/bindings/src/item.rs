@@ -10,6 +10,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyInt};
 
+use crate::factored::Whole;
 use crate::group::Keys;
 use crate::tensors::{DType, Described, Memory, Torch, Unfit, layout};
 
@@ -52,6 +53,8 @@ pub(crate) struct Item {
     pub(crate) layout: Option<Box<Layout>>,
     /// The rows that a sparse gradient names, and how many elements a row has. `grad` then holds its values.
     pub(crate) rows: Option<Box<(Vec<i64>, usize)>>,
+    /// Whether it is updated whole, and then the shape of its matrices.
+    pub(crate) whole: Whole,
     /// The name of the counter that is a Python integer instead of a tensor.
     pub(crate) python_counter: Option<&'static str>,
     /// States made for this step, not yet in `optimizer.state`.
@@ -94,6 +97,7 @@ impl Item {
             scalar_values: Scalars::new([0.0; MAX_SCALARS], [Precision::F64; MAX_SCALARS]),
             layout: None,
             rows: None,
+            whole: Whole::No,
             python_counter: None,
             fresh: None,
             entry: None,
@@ -122,7 +126,11 @@ impl Item {
             Ok(pair) => pair,
         };
 
-        let (names, scalar_names) = (look.rule.states(), look.rule.scalars());
+        self.whole = match Whole::of(look.rule, &pair.0, &pair.1) {
+            Ok(whole) => whole,
+            Err(reason) => return Ok(Route::Torch(reason)),
+        };
+        let (names, scalar_names) = (look.rule.states_of(pair.0.shape.sizes.len()), look.rule.scalars());
         let entry = self.entry.as_ref().map(|entry| entry.bind(py).clone());
         let found = |keys: &mut Keys, name| match &entry {
             Some(entry) => Ok(entry.get_item(keys.get(py, name))?.filter(|value| !value.is_none())),
@@ -162,6 +170,9 @@ impl Item {
         }
 
         let (param, grad) = pair;
+        if Whole::of(look.rule, &param, &grad).as_ref() != Ok(&self.whole) {
+            return left("the parameter or its gradient changed while its states were made");
+        }
         let mut described: [Option<Described<'_>>; STREAMS] = [Some(param), Some(grad), None, None, None];
         let mut objects: [Option<Bound<'_, PyAny>>; MAX_STATES] = Default::default();
         for (k, name) in names.iter().enumerate() {
@@ -173,7 +184,7 @@ impl Item {
         for (k, name) in names.iter().enumerate() {
             let Some(object) = &objects[k] else { continue };
             match look.torch.describe(object) {
-                Ok(state) if !state.shape.same_sizes(&param.shape) => {
+                Ok(state) if !self.whole.fits(k, &state.shape, &param.shape) => {
                     return left(&format!("its state {name:?} has another shape than the parameter"));
                 }
                 Ok(state) if is_sparse && !state.shape.is_contiguous() => {
@@ -200,7 +211,11 @@ impl Item {
             return left(NO_KERNEL);
         }
         let (param_dtype, one_dtype) = (param.memory.dtype, (1..2 + names.len()).all(|k| dtype(k) == dtype(0)));
-        self.layout = if is_sparse { None } else { layout(&described[..2 + names.len()]).map(Box::new) };
+        self.layout = if is_sparse || self.whole != Whole::No {
+            None
+        } else {
+            layout(&described[..2 + names.len()]).map(Box::new)
+        };
         for (memory, described) in self.memory.iter_mut().zip(&described) {
             *memory = described.map(|d| d.memory);
         }
@@ -310,6 +325,7 @@ impl Item {
         let streams = again.iter().take_while(|d| d.is_some()).count();
         same = same
             && (self.rows.is_some()
+                || self.whole.holds(&again)
                 || again[..streams].iter().flatten().all(|d| Some(d.shape.sizes) == again[0].map(|p| p.shape.sizes))
                     && layout(&again[..streams]).as_ref() == self.layout.as_deref());
         for (object, memory) in self.scalars.iter().zip(&mut self.scalar_memory) {

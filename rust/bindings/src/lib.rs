@@ -10,6 +10,7 @@ mod arrays;
 mod clip;
 mod dlpack;
 mod error;
+mod factored;
 mod group;
 mod guard;
 mod item;

@@ -17,6 +17,7 @@ use pyo3::types::{PyDict, PyList};
 
 use crate::clip::Gradients;
 use crate::error::panicked;
+use crate::factored::{self, Whole};
 use crate::group::{Group, Keys};
 use crate::guard::Guard;
 use crate::item::{Item, Look, Nearby, Reason, Route};
@@ -247,6 +248,9 @@ impl Plan {
                 }
                 if let Some(nearby) = self.nearby.get(self.items.len() + ITEMS_AHEAD) {
                     nearby.iter().for_each(|&address| prefetch_address(address));
+                }
+                if let (Ok(_), Some((rule, _))) = (&rule, self.rules.last_mut()) {
+                    factored::settle(rule, &param)?;
                 }
                 let found = rule.as_ref().map_err(Reason::clone);
                 let found = found.and_then(|(rule, _)| Ok((rule, self.state_map.entry(py, &param)?)));
@@ -487,9 +491,11 @@ impl Plan {
             // alive by the items until the step is done. `settle_overlaps` found that what is written overlaps no
             // other tensor of the step. That nobody else uses them meanwhile is what torch, too, leaves to its callers.
             let tensors = unsafe { item.tensors() };
-            let pushed = match item.rows.as_deref() {
-                None => step.push(tensors, *factor),
-                Some((rows, width)) => step.push_rows(tensors, rows, *width, *factor),
+            let pushed = match (item.rows.as_deref(), item.whole) {
+                (None, Whole::No) => step.push(tensors, *factor),
+                (None, Whole::Vector) => step.push_factored(tensors, None, *factor),
+                (None, Whole::Matrix(rows, cols)) => step.push_factored(tensors, Some((rows, cols)), *factor),
+                (Some((rows, width)), _) => step.push_rows(tensors, rows, *width, *factor),
             };
             pushed.map_err(|refused| PyRuntimeError::new_err(format!("oxistep: {refused}; this is a defect")))?;
         }

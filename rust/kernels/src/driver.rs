@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::element::{Element, Real, bf16, f16};
+use crate::factored::Factored;
 use crate::layout::{Layout, STREAMS};
 use crate::pool::{Panic, Pool, for_each};
 use crate::rule::{Formula, MAX_STATES, States, Visitor};
@@ -55,7 +56,7 @@ macro_rules! storage {
                 match self { $(Self::$Variant(x) => x.as_ptr() as usize,)* }
             }
 
-            fn split_at(self, n: usize) -> (Self, Self) {
+            pub(crate) fn split_at(self, n: usize) -> (Self, Self) {
                 match self { $(Self::$Variant(x) => {
                     let (a, b) = x.split_at(n);
                     (Self::$Variant(a), Self::$Variant(b))
@@ -100,6 +101,9 @@ macro_rules! storage {
             fn slice_mut<'s>(slice: &'s mut SliceMut<'_>) -> Option<&'s mut [Self]> {
                 match slice { SliceMut::$Variant(x) => Some(x), _ => None }
             }
+            fn shared<'s>(slice: &'s SliceMut<'_>) -> Option<&'s [Self]> {
+                match slice { SliceMut::$Variant(x) => Some(x), _ => None }
+            }
             fn wrap(x: &[Self]) -> Slice<'_> {
                 Slice::$Variant(x)
             }
@@ -112,9 +116,10 @@ macro_rules! storage {
 storage!(F64(f64), F32(f32), F16(f16), Bf16(bf16));
 
 /// An element type together with its variants of [`Slice`] and [`SliceMut`].
-trait Storage: Element {
+pub(crate) trait Storage: Element {
     fn slice<'a>(slice: &Slice<'a>) -> Option<&'a [Self]>;
     fn slice_mut<'s>(slice: &'s mut SliceMut<'_>) -> Option<&'s mut [Self]>;
+    fn shared<'s>(slice: &'s SliceMut<'_>) -> Option<&'s [Self]>;
     fn wrap(x: &[Self]) -> Slice<'_>;
     fn wrap_mut(x: &mut [Self]) -> SliceMut<'_>;
 }
@@ -291,8 +296,10 @@ impl Place {
 #[derive(Debug, Default)]
 pub struct Step<'a> {
     chunks: Vec<Chunk<'a>>,
-    constants: Vec<Constants>,
-    elements: usize,
+    pub(crate) constants: Vec<Constants>,
+    pub(crate) elements: usize,
+    /// Parameters whose rule looks at them whole.
+    pub(crate) factored: Factored<'a>,
     /// Where the chunks lie, to prefetch those that come next: many small ones lie anywhere.
     places: Vec<Place>,
 }
@@ -402,7 +409,7 @@ impl<'a> Step<'a> {
     /// # Errors
     /// The payload of a panic in a kernel, which would be a defect of this crate: some tensors are then half written.
     pub fn run(&mut self, pool: &dyn Pool, level: Level) -> Result<(), Panic> {
-        let Self { chunks, constants, elements, places } = self;
+        let Self { chunks, constants, elements, factored, places } = self;
         let (constants, places) = (constants.as_slice(), places.as_slice());
         debug_assert_eq!(chunks.len(), places.len());
         let pool = if *elements < SERIAL { &crate::pool::Serial } else { pool };
@@ -413,7 +420,8 @@ impl<'a> Step<'a> {
                 place.prefetch();
             }
             chunk.run(constants, level);
-        })
+        })?;
+        factored.run(pool, level)
     }
 
     /// Empties the step, keeping its memory for tensors of any lifetime.
@@ -423,7 +431,8 @@ impl<'a> Step<'a> {
         // An empty vector collected from one of the same layout keeps its allocation.
         let chunks = self.chunks.into_iter().map(|_| unreachable!("the vector is empty")).collect();
         self.places.clear();
-        Step { chunks, constants: self.constants, elements: 0, places: self.places }
+        let factored = self.factored.recycle();
+        Step { chunks, constants: self.constants, elements: 0, factored, places: self.places }
     }
 }
 
@@ -451,7 +460,8 @@ fn state_count(constants: &Constants) -> usize {
             *self.0 = F::STATES;
         }
     }
-    let mut count = 0;
+    // a rule that is not visited takes its tensors another way: no number of states fits
+    let mut count = usize::MAX;
     constants.visit(Count(&mut count));
     count
 }

@@ -22,6 +22,7 @@ pub trait Real:
     + Mul<Output = Self>
     + Div<Output = Self>
     + Neg<Output = Self>
+    + Into<f64>
     + 'static
 {
     /// Zero.

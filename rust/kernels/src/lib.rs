@@ -13,6 +13,7 @@
 pub mod change;
 pub mod driver;
 pub mod element;
+mod factored;
 mod layout;
 pub mod norm;
 pub mod overlap;

@@ -18,6 +18,10 @@ pub trait Hyperparameters {
     fn number(&mut self, key: &'static str) -> Result<f64, Self::Error>;
     /// A pair of numbers, such as `betas`.
     fn pair(&mut self, key: &'static str) -> Result<(f64, f64), Self::Error>;
+    /// A pair of numbers, of which the first may be left out, such as Adafactor's `eps`.
+    fn pair_or_none(&mut self, key: &'static str) -> Result<(Option<f64>, f64), Self::Error> {
+        self.pair(key).map(|(first, second)| (Some(first), second))
+    }
     /// A flag, such as `amsgrad`.
     fn flag(&mut self, key: &'static str) -> Result<bool, Self::Error>;
 }
@@ -136,6 +140,12 @@ pub trait Rule: Copy + Send + Sync + Sized {
 
     /// The state arrays it keeps with these hyperparameters, by torch's names, in the order that formulas take them.
     fn states(&self) -> &'static [&'static str];
+
+    /// The state arrays it keeps for a parameter of `dims` dimensions, where that makes a difference.
+    fn states_of(&self, dims: usize) -> &'static [&'static str] {
+        let _ = dims;
+        self.states()
+    }
 
     /// The scalar states it keeps, by torch's names; `step` first.
     fn scalars(&self) -> &'static [&'static str];

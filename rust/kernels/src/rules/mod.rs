@@ -3,6 +3,7 @@
 use crate::rule::{Gradients, Hyperparameters, Rule, Scalars, Visitor};
 
 pub mod adadelta;
+pub mod adafactor;
 pub mod adagrad;
 pub mod adam;
 pub mod adamax;
@@ -15,6 +16,26 @@ pub mod sgd;
 pub mod sparse_adam;
 
 macro_rules! table {
+    (
+        element by element: $($each:literal => $each_module:ident :: $Each:ident),* $(,)?;
+        tensor by tensor: $($whole:literal => $whole_module:ident :: $Whole:ident),* $(,)?;
+    ) => {
+        table! {
+            $($each => $each_module :: $Each,)* $($whole => $whole_module :: $Whole,)*
+        }
+
+        impl Constants {
+            /// Hands `visitor` the formula that the rule's flags select. A rule that looks at whole tensors has none: it
+            /// is never visited.
+            #[inline(always)]
+            pub fn visit(&self, visitor: impl Visitor) {
+                match self {
+                    $(Self::$Each(constants) => constants.visit(visitor),)*
+                    $(Self::$Whole(_) => {})*
+                }
+            }
+        }
+    };
     ($($name:literal => $module:ident :: $Rule:ident),* $(,)?) => {
         /// The rules by name.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +81,11 @@ macro_rules! table {
                 match self { $(Self::$Rule(rule) => rule.states(),)* }
             }
 
+            /// See [`Rule::states_of`].
+            pub fn states_of(&self, dims: usize) -> &'static [&'static str] {
+                match self { $(Self::$Rule(rule) => rule.states_of(dims),)* }
+            }
+
             /// See [`Rule::scalars`].
             pub fn scalars(&self) -> &'static [&'static str] {
                 match self { $(Self::$Rule(rule) => rule.scalars(),)* }
@@ -81,17 +107,11 @@ macro_rules! table {
             }
         }
 
-        impl Constants {
-            /// Hands `visitor` the formula that the rule's flags select.
-            #[inline(always)]
-            pub fn visit(&self, visitor: impl Visitor) {
-                match self { $(Self::$Rule(constants) => constants.visit(visitor),)* }
-            }
-        }
     };
 }
 
 table! {
+    element by element:
     "sgd" => sgd::Sgd,
     "adagrad" => adagrad::Adagrad,
     "rmsprop" => rmsprop::RmsProp,
@@ -102,5 +122,7 @@ table! {
     "radam" => radam::RAdam,
     "asgd" => asgd::Asgd,
     "rprop" => rprop::Rprop,
-    "sparse_adam" => sparse_adam::SparseAdam,
+    "sparse_adam" => sparse_adam::SparseAdam;
+    tensor by tensor:
+    "adafactor" => adafactor::Adafactor;
 }
