@@ -13,10 +13,12 @@ import oxistep.optim
 from scenarios import (
     CLOSE,
     NATIVE,
+    WHOLE,
     assert_agrees,
     assert_same,
     draw,
     each_class,
+    each_elementwise_class,
     make,
     outcome,
     params_of,
@@ -280,7 +282,7 @@ def test_differentiable(name):
     assert gradient is not None
 
 
-@pytest.mark.parametrize("name", sorted(set(NATIVE) - {"SGD", "Adagrad"}))
+@pytest.mark.parametrize("name", sorted(set(NATIVE) - {"SGD", "Adagrad", "Adafactor"}))
 def test_capturable(name):
     def scenario(optim):
         w, v = draw((4,), (3,))
@@ -460,7 +462,7 @@ def laid_out(layout, dtype):
     return p
 
 
-@each_class
+@each_elementwise_class
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_dense_training_runs_though_torchs_updates_raise(name, dtype):
     # eps: 1e-8 is zero in float16, and where denominators all but vanish torch's roundings decide
@@ -488,6 +490,9 @@ def test_dense_training_runs_though_torchs_updates_raise(name, dtype):
 @each_class
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_states_are_laid_out_as_torchs(name, layout):
+    if name in WHOLE and layout == "no elements":
+        pytest.skip("torch divides by zero")
+
     def strides(optim):
         p = laid_out(layout, torch.float32)
         optimizer = make(optim, name, [p])

@@ -16,7 +16,17 @@ TOLERANCE = {
     torch.complex128: {"rtol": 1e-12, "atol": 1e-12},
 }
 # (For half types the for-loop's own rounding decides: test_parity and test_half judge ours.)
-HANDED_ON = ("Adafactor", "LBFGS", "Muon")
+HANDED_ON = ("LBFGS", "Muon")
+# torch sums in the type of the tensor, ours in float64: the promise where bits cannot be the same.
+SUMS = ("Adafactor",)
+TOLERANCE_OF_SUMS = {
+    torch.float32: {"rtol": 1e-4, "atol": 1e-4},
+    torch.float64: {"rtol": 1e-10, "atol": 1e-10},
+}
+
+
+def tolerance(info, dtype):
+    return (TOLERANCE_OF_SUMS if info.optim_cls.__name__ in SUMS else TOLERANCE)[dtype]
 
 
 def ours(info):
@@ -29,8 +39,8 @@ def entries():
         if info.optim_cls.__name__ in HANDED_ON:
             continue  # the very class: test_native_where_promised
         for dtype in TOLERANCE:
-            if dtype.is_complex and info.optim_cls.__name__ == "SparseAdam":
-                continue  # refuses complex parameters
+            if dtype.is_complex and info.optim_cls.__name__ in ("SparseAdam", "Adafactor"):
+                continue  # they refuse complex parameters
             for k, entry in enumerate(info.optim_inputs_func(device="cpu", dtype=dtype)):
                 # `capturable` and `differentiable` are torch's path and need what torch needs
                 if entry.kwargs.get("capturable"):
@@ -92,8 +102,8 @@ def test_eight_steps(info, dtype, kwargs):
     run(info, a, params, torch.Generator().manual_seed(1))
     run(info, b, others, torch.Generator().manual_seed(1))
     for p, q in zip(params, others, strict=True):
-        torch.testing.assert_close(p, q, **TOLERANCE[dtype])
-    assert_states_equal(a, b, TOLERANCE[dtype])
+        torch.testing.assert_close(p, q, **tolerance(info, dtype))
+    assert_states_equal(a, b, tolerance(info, dtype))
 
 
 @pytest.mark.parametrize(("info", "dtype", "kwargs"), ENTRIES)
@@ -118,8 +128,8 @@ def test_state_dicts_move_both_ways(info, dtype, kwargs):
     run(info, there, moved, twin(first), 4)
     run(info, back, back_params, first, 4)
     for p, q in zip(back_params, moved, strict=True):
-        torch.testing.assert_close(p, q, **TOLERANCE[dtype])
-    assert_states_equal(back, there, TOLERANCE[dtype])
+        torch.testing.assert_close(p, q, **tolerance(info, dtype))
+    assert_states_equal(back, there, tolerance(info, dtype))
 
 
 def twin(generator):

@@ -29,7 +29,7 @@ impl Whole {
             if tensor.memory.complex {
                 return Err("Adafactor refuses complex parameters".into());
             }
-            if !tensor.shape.is_contiguous() {
+            if !contiguous(&tensor.shape) {
                 return Err(format!(
                     "the {name} is not contiguous: means of rows and columns are native only where it is"
                 )
@@ -48,13 +48,13 @@ impl Whole {
     /// Whether `state`, the `k`-th of the parameter, has the shape that it must have.
     pub(crate) fn fits(self, k: usize, state: &Shape<'_>, param: &Shape<'_>) -> bool {
         let Self::Matrix(..) = self else {
-            return state.same_sizes(param) && (self == Self::No || state.is_contiguous());
+            return state.same_sizes(param) && (self == Self::No || contiguous(state));
         };
         // `row_var` has one column, `col_var` one row
         let dims = param.sizes.len();
         let shrunk = dims.wrapping_sub(k + 1);
         let expected = |d: usize| if d == shrunk { 1 } else { param.sizes[d] };
-        state.sizes.len() == dims && (0..dims).all(|d| state.sizes[d] == expected(d)) && state.is_contiguous()
+        state.sizes.len() == dims && (0..dims).all(|d| state.sizes[d] == expected(d)) && contiguous(state)
     }
 
     /// Whether what was described again is what it was.
@@ -65,12 +65,17 @@ impl Whole {
             (Self::Vector, sizes) => sizes.len() < 2,
             (Self::Matrix(rows, cols), sizes) => sizes.ends_with(&[rows as i64, cols as i64]),
         };
-        let plain = param.shape.is_contiguous() && grad.shape.is_contiguous() && grad.shape.same_sizes(&param.shape);
+        let plain = contiguous(&param.shape) && contiguous(&grad.shape) && grad.shape.same_sizes(&param.shape);
         let fit = |(k, state): (usize, &Option<Described<'_>>)| {
             state.as_ref().is_none_or(|state| self.fits(k, &state.shape, &param.shape))
         };
         same && plain && states.iter().enumerate().all(fit)
     }
+}
+
+/// The strides of a tensor without elements mean nothing.
+fn contiguous(shape: &Shape<'_>) -> bool {
+    shape.sizes.contains(&0) || shape.is_contiguous()
 }
 
 /// Gives a rule what it takes from the first parameter of a group that has a gradient: where `eps[0]` is None, torch uses

@@ -87,8 +87,9 @@ struct Matrix<'a> {
     col_var: SliceMut<'a>,
     /// Of `row_var`.
     mean: f64,
-    /// Its tiles: from, to.
+    /// Its tiles and strips: from, to.
     tiles: (usize, usize),
+    strips: (usize, usize),
 }
 
 #[derive(Debug)]
@@ -98,6 +99,7 @@ struct Tile {
     cols: (usize, usize),
     /// Of its rows, then of its columns.
     sums: Vec<f64>,
+    squares: f64,
     updates: f64,
 }
 
@@ -107,7 +109,6 @@ struct Strip<'a> {
     /// Place of the first element in the matrix.
     start: usize,
     theta: SliceMut<'a>,
-    squares: f64,
 }
 
 /// The part of a step that takes parameters whole.
@@ -235,18 +236,20 @@ impl<'a> Factored<'a> {
                     rows: (row, rows.min(row + tile_rows)),
                     cols: (col, cols.min(col + tile_cols)),
                     sums: self.spare[1].pop().unwrap_or_default(),
+                    squares: 0.0,
                     updates: 0.0,
                 });
             }
         }
         let tiles = (first_tile, self.tiles.len());
-        self.matrices.push(Matrix { whole, rows, cols, grad, row_var, col_var, mean: 0.0, tiles });
+        let strips = (self.strips.len(), self.strips.len() + theta.len().div_ceil(PIECE));
+        self.matrices.push(Matrix { whole, rows, cols, grad, row_var, col_var, mean: 0.0, tiles, strips });
         let mut start = 0;
         while !theta.is_empty() {
             let n = PIECE.min(theta.len());
             let strip;
             (strip, theta) = theta.split_at(n);
-            self.strips.push(Strip { matrix, start, theta: strip, squares: 0.0 });
+            self.strips.push(Strip { matrix, start, theta: strip });
             start += n;
         }
     }
@@ -267,10 +270,13 @@ impl<'a> Factored<'a> {
                 piece.update(&whole, level);
             }
         })?;
-        for_each(pool, strips, of_strip, |_, strip| strip.measure(level))?;
-        for_each(pool, tiles, of_tile, |_, tile| {
+        for_each(pool, tiles, of_tile, |i, tile| {
             let matrix = &matrices[tile.matrix as usize];
             tile.add_up(&wholes[matrix.whole as usize], matrix, level);
+            // each tile of a matrix also sums theta's squares over some of its strips
+            let strips = &strips[matrix.strips.0..matrix.strips.1];
+            let of_tile = strips.iter().skip(i - matrix.tiles.0).step_by(matrix.tiles.1 - matrix.tiles.0);
+            tile.squares = of_tile.map(|strip| strip.squares(level)).sum();
         })?;
         for matrix in &mut *matrices {
             matrix.move_means(&wholes[matrix.whole as usize], &mut tiles[matrix.tiles.0..matrix.tiles.1], level);
@@ -284,18 +290,18 @@ impl<'a> Factored<'a> {
             let whole = &mut wholes[piece.whole as usize];
             (whole.squares, whole.updates) = (whole.squares + piece.squares, whole.updates + piece.updates);
         }
-        for strip in &*strips {
-            wholes[matrices[strip.matrix as usize].whole as usize].squares += strip.squares;
-        }
         for tile in &*tiles {
-            wholes[matrices[tile.matrix as usize].whole as usize].updates += tile.updates;
+            let whole = &mut wholes[matrices[tile.matrix as usize].whole as usize];
+            (whole.squares, whole.updates) = (whole.squares + tile.squares, whole.updates + tile.updates);
         }
 
-        for_each(pool, pieces, of_piece, |_, piece| {
-            if !piece.alone {
-                piece.update(&wholes[piece.whole as usize], level);
-            }
-        })?;
+        if pieces.iter().any(|piece| !piece.alone) {
+            for_each(pool, pieces, of_piece, |_, piece| {
+                if !piece.alone {
+                    piece.update(&wholes[piece.whole as usize], level);
+                }
+            })?;
+        }
         for_each(pool, strips, of_strip, |_, strip| {
             let matrix = &matrices[strip.matrix as usize];
             strip.update(&wholes[matrix.whole as usize], matrix, level);
@@ -476,9 +482,10 @@ impl Tile {
 }
 
 impl Strip<'_> {
-    /// Sums the squares of theta.
-    fn measure(&mut self, level: Level) {
-        let sum = &mut self.squares;
+    /// The sum of squares of theta.
+    fn squares(&self, level: Level) -> f64 {
+        let mut squares = 0.0;
+        let sum = &mut squares;
         match &self.theta {
             SliceMut::F64(x) => level.run(Squares { x, sum }),
             SliceMut::F32(x) => level.run(Squares { x, sum }),
@@ -486,6 +493,7 @@ impl Strip<'_> {
             SliceMut::Bf16(x) => level.run(Squares { x, sum }),
             SliceMut::Absent => {}
         }
+        squares
     }
 
     /// Moves theta.

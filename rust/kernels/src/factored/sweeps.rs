@@ -1,6 +1,6 @@
 //! The loops of a factored step: over rows and vectors, compiled once per SIMD level.
 //!
-//! Sums are in f64 over [`LANES`] lanes, added up in a fixed order, so that their bits depend on lengths alone. A square
+//! Sums are in f64 over lanes, [`LANES`] for all but short rows, added up in a fixed order, so that their bits depend on lengths alone. A square
 //! of anything but an f64 is exact there: whether it is fused with its addition makes no difference.
 
 use crate::element::{Element, Real};
@@ -9,12 +9,14 @@ use crate::simd::{Vectorized, prefetch};
 
 /// Terms that are added side by side: enough for the widest registers and the latency of an addition.
 const LANES: usize = 32;
+/// The same for rows shorter than that; still shorter ones are added up one by one.
+const FEW: usize = 8;
 /// How many elements ahead memory is prefetched.
 const AHEAD: usize = 256;
 
 #[inline(always)]
-fn total(mut lanes: [f64; LANES]) -> f64 {
-    let mut width = LANES / 2;
+fn total<const N: usize>(mut lanes: [f64; N]) -> f64 {
+    let mut width = N / 2;
     while width > 0 {
         for k in 0..width {
             lanes[k] += lanes[k + width];
@@ -31,57 +33,69 @@ fn prefetch_lanes<T>(x: &[T], i: usize) {
     }
 }
 
+/// Calls `$sum::<lanes>` with as many lanes as a length is worth.
+macro_rules! in_lanes {
+    ($n:expr, $sum:ident($($argument:expr),*)) => {
+        match $n {
+            LANES.. => $sum::<LANES, _, _>($($argument),*),
+            FEW.. => $sum::<FEW, _, _>($($argument),*),
+            _ => $sum::<1, _, _>($($argument),*),
+        }
+    };
+}
+
 /// The sum of `term` over `x`.
 #[inline(always)]
 fn sum<T: Copy>(x: &[T], term: impl Fn(T) -> f64) -> f64 {
-    let mut lanes = [0.0; LANES];
-    let (blocks, tail) = x.as_chunks::<LANES>();
-    for (b, block) in blocks.iter().enumerate() {
-        prefetch_lanes(x, b * LANES + AHEAD);
-        for k in 0..LANES {
-            lanes[k] += term(block[k]);
-        }
-    }
-    for k in 0..tail.len() {
-        lanes[k] += term(tail[k]);
-    }
-    total(lanes)
+    sum_pairs(x, x, |x, _| term(x))
 }
 
 /// The sum of `term` over pairs of elements.
 #[inline(always)]
 fn sum_pairs<T: Copy, U: Copy>(x: &[T], y: &[U], term: impl Fn(T, U) -> f64) -> f64 {
-    let mut lanes = [0.0; LANES];
-    let (blocks, tail) = x.as_chunks::<LANES>();
-    let (others, other_tail) = y[..x.len()].as_chunks::<LANES>();
-    for (b, (block, other)) in blocks.iter().zip(others).enumerate() {
-        prefetch_lanes(x, b * LANES + AHEAD);
-        for k in 0..LANES {
-            lanes[k] += term(block[k], other[k]);
+    #[inline(always)]
+    fn lanes<const N: usize, T: Copy, U: Copy>(x: &[T], y: &[U], term: &impl Fn(T, U) -> f64) -> f64 {
+        let mut lanes = [0.0; N];
+        let (blocks, tail) = x.as_chunks::<N>();
+        let (others, other_tail) = y[..x.len()].as_chunks::<N>();
+        for (b, (block, other)) in blocks.iter().zip(others).enumerate() {
+            if N == LANES {
+                prefetch_lanes(x, b * N + AHEAD);
+            }
+            for k in 0..N {
+                lanes[k] += term(block[k], other[k]);
+            }
         }
+        for k in 0..tail.len() {
+            lanes[k] += term(tail[k], other_tail[k]);
+        }
+        total(lanes)
     }
-    for k in 0..tail.len() {
-        lanes[k] += term(tail[k], other_tail[k]);
-    }
-    total(lanes)
+    in_lanes!(x.len(), lanes(x, y, &term))
 }
 
 /// The sum of `term` over pairs of elements, of which it may change the second.
 #[inline(always)]
 fn sum_changing<T: Copy, U>(x: &[T], y: &mut [U], term: impl Fn(T, &mut U) -> f64) -> f64 {
-    let mut lanes = [0.0; LANES];
-    let (blocks, tail) = x.as_chunks::<LANES>();
-    let (others, other_tail) = y[..x.len()].as_chunks_mut::<LANES>();
-    for (b, (block, other)) in blocks.iter().zip(others).enumerate() {
-        prefetch_lanes(x, b * LANES + AHEAD);
-        for k in 0..LANES {
-            lanes[k] += term(block[k], &mut other[k]);
+    #[inline(always)]
+    fn lanes<const N: usize, T: Copy, U>(x: &[T], y: &mut [U], term: &impl Fn(T, &mut U) -> f64) -> f64 {
+        let mut lanes = [0.0; N];
+        let (blocks, tail) = x.as_chunks::<N>();
+        let (others, other_tail) = y[..x.len()].as_chunks_mut::<N>();
+        for (b, (block, other)) in blocks.iter().zip(others).enumerate() {
+            if N == LANES {
+                prefetch_lanes(x, b * N + AHEAD);
+            }
+            for k in 0..N {
+                lanes[k] += term(block[k], &mut other[k]);
+            }
         }
+        for k in 0..tail.len() {
+            lanes[k] += term(tail[k], &mut other_tail[k]);
+        }
+        total(lanes)
     }
-    for k in 0..tail.len() {
-        lanes[k] += term(tail[k], &mut other_tail[k]);
-    }
-    total(lanes)
+    in_lanes!(x.len(), lanes(x, y, &term))
 }
 
 /// The sum of squares.
