@@ -13,7 +13,7 @@ __all__ = ["Adafactor", "adafactor"]
 
 
 class Adafactor(NativeStep, _Adafactor):
-    r"""Adafactor: gradients over the root of a running mean of their squares, of which a matrix keeps rows and columns only.
+    r"""Adafactor: gradients over the root of a running mean of squares, of which a matrix keeps rows and columns only.
 
     .. math::
         \alpha &\leftarrow \max(\epsilon_2, \mathrm{RMS}(\theta)) \min(\gamma, 1 / \sqrt{t}) \\
@@ -24,9 +24,9 @@ class Adafactor(NativeStep, _Adafactor):
         u &\leftarrow g / \sqrt{\max(V, \epsilon_1^2)} \\
         \theta &\leftarrow \theta - \frac{\alpha}{\max(1, \mathrm{RMS}(u) / d)} u
 
-    A parameter of one dimension or none keeps a running mean of its own, :math:`V \leftarrow V + t^\tau (g^2 - V)`; one of
-    more than two is a batch of matrices. Agrees with torch's for-loop to 1e-4 in float32 and 1e-10 in float64 over eight
-    steps: sums are taken in double precision, and nothing of the parameter's size is made for a step.
+    A parameter of one dimension or none keeps a mean of its own, :math:`V \leftarrow V + t^\tau (g^2 - V)`; one of more
+    than two is a batch of matrices. Agrees with torch's for-loop to 1e-4 in float32 and 1e-10 in float64 over eight
+    steps (sums are taken in double precision). Nothing of the parameter's size is made for a step.
 
     Args:
         params: parameters, named parameters, or dicts of parameter groups.
@@ -42,8 +42,8 @@ class Adafactor(NativeStep, _Adafactor):
         maximize: ascend instead of descend (default: False).
         state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None, as torch).
 
-    State: ``step`` (0-dimensional float32) and ``row_var``, ``col_var`` (shape of the gradient with a last, or last but one,
-    dimension of one) or ``variance`` (shape of the gradient), in the gradient's dtype. A parameter that is not
+    State: ``step`` (0-dimensional float32) and ``row_var``, ``col_var`` (shape of the gradient with a last, or last but
+    one, dimension of one) or ``variance`` (shape of the gradient), in the gradient's dtype. A parameter that is not
     contiguous, or of another dtype than its gradient, is left to torch. An empty one, on which torch divides by zero,
     has nothing to update: its step is counted.
 
