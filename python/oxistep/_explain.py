@@ -52,12 +52,11 @@ def explain(optimizer: "Optimizer") -> Explanation:
     """
     from torch.optim import Optimizer
 
-    from oxistep.optim._native import NativeStep
-
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"expected an optimizer of oxistep.optim or torch.optim, got {type(optimizer).__name__}")
-    if isinstance(optimizer, NativeStep):
-        rows = optimizer._explain()
+    explain_ours = getattr(optimizer, "_explain", None)  # classes of oxistep.optim have it
+    if explain_ours is not None:
+        rows = explain_ours()
     else:
         reason = f"{type(optimizer).__name__} is torch's own class"
         rows = [

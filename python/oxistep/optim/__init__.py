@@ -27,6 +27,7 @@ from oxistep.optim.adam import Adam as Adam
 from oxistep.optim.adamax import Adamax as Adamax
 from oxistep.optim.adamw import AdamW as AdamW
 from oxistep.optim.asgd import ASGD as ASGD
+from oxistep.optim.lbfgs import LBFGS as LBFGS
 from oxistep.optim.nadam import NAdam as NAdam
 from oxistep.optim.radam import RAdam as RAdam
 from oxistep.optim.rmsprop import RMSprop as RMSprop

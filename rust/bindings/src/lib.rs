@@ -14,6 +14,7 @@ mod factored;
 mod group;
 mod guard;
 mod item;
+mod lbfgs;
 mod pages;
 mod plan;
 mod processor;
@@ -31,6 +32,10 @@ mod _core {
     use super::arrays::{rule_states, step_arrays};
     #[pymodule_export]
     use super::clip::{clamp, clip_factor, grad_norm, scale};
+    #[pymodule_export]
+    use super::lbfgs::{
+        lbfgs_differences, lbfgs_direction, lbfgs_dot, lbfgs_gather, lbfgs_max_abs, lbfgs_move, lbfgs_sum_abs, lbfgs_unfit,
+    };
     #[pymodule_export]
     use super::pages::zero_large;
     #[pymodule_export]

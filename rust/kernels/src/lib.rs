@@ -21,6 +21,7 @@ pub mod pool;
 pub mod rule;
 pub mod rules;
 pub mod simd;
+pub mod vector;
 
 pub use driver::{Slice, SliceMut, Step, Tensors};
 pub use element::{bf16, f16};

@@ -1,0 +1,273 @@
+"""LBFGS."""
+
+from collections.abc import Callable
+from ctypes import c_float
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lbfgs import _strong_wolfe  # type: ignore[attr-defined]
+
+from oxistep import _core
+from oxistep.optim._native import _FORCED, _dispatch_modes, _function_modes, _is_compiling, _modes_want_operations
+from oxistep.optim._native import _unwrapped
+
+__all__ = ["LBFGS"]
+
+_torch_class = torch.optim.LBFGS
+_increment_version = torch._C._increment_version  # type: ignore[attr-defined]
+
+
+class LBFGS(_torch_class):
+    r"""A quasi-Newton method that knows the curvature from its last steps.
+
+    .. math::
+        d_t = -H_t g_t, \qquad \theta \leftarrow \theta + t\, d_t
+
+    where :math:`H_t` approximates the inverse Hessian by the last ``history_size`` differences of gradients
+    :math:`y` and of parameters :math:`s`; it is applied by the two-loop recursion and never formed. The vector work is
+    native: gradients are gathered into one flat vector, and each entry of the history costs two sweeps over memory.
+
+    Args:
+        params: parameters or named parameters; one group only. Those without a gradient count as having zeros.
+        lr: length :math:`t` of a step, or the line search's first guess, a number or a tensor of one element (default: 1).
+        max_iter: the most iterations of one ``step`` (default: 20).
+        max_eval: the most calls of the closure in one ``step`` (default: ``max_iter * 5 // 4``).
+        tolerance_grad: ``step`` ends where no gradient's absolute value is above this (default: 1e-7).
+        tolerance_change: ``step`` ends where loss or parameters change by no more than this (default: 1e-9).
+        history_size: how many differences are kept, each as long as all parameters, twice (default: 100).
+        line_search_fn: ``"strong_wolfe"`` or None, a fixed step (default: None).
+        maximize: ascend instead of descend (default: False; torch >= 2.12).
+
+    State, under the first parameter: ``func_evals``, ``n_iter`` (integers), ``d``, ``prev_flat_grad`` (flat vectors),
+    ``old_dirs``, ``old_stps`` (lists of them), ``ro``, ``al`` (lists of scalars), ``H_diag``, ``t``, ``prev_loss``.
+
+    The step is native if all parameters are contiguous CPU tensors of float32, or all of float64 (complex ones count as
+    pairs); else it is torch's. ``oxistep.explain`` tells.
+
+    Raises:
+        ValueError: for what ``torch.optim.LBFGS`` refuses, in its words; more than one group is among it.
+
+    Example:
+        >>> import torch, oxistep.optim as optim
+        >>> w = torch.tensor([-1.5, 2.0], requires_grad=True)
+        >>> optimizer = optim.LBFGS([w], line_search_fn="strong_wolfe", max_iter=100)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = (1 - w[0]) ** 2 + 100 * (w[1] - w[0] ** 2) ** 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = optimizer.step(closure)
+        >>> w.detach().round(decimals=3)
+        tensor([1., 1.])
+
+    Reference:
+        Liu, Nocedal, "On the limited memory BFGS method for large scale optimization", 1989.
+        Nocedal, Wright, "Numerical Optimization", 2006, algorithms 3.5, 3.6 and 7.4.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
+        """Perform a single optimization step.
+
+        Args:
+            closure: a function that evaluates the model again and returns the loss. Runs with grad enabled, several
+                times: at most ``max_eval``.
+
+        Returns:
+            The loss that the first call of ``closure`` returned.
+        """
+        if _is_compiling():
+            return _step_outside_graph(self, closure)
+        torch_step = _unwrapped(_torch_class.step)
+        if len(self.param_groups) != 1 or not self._params or self._torch_because() is not None:
+            return torch_step(self, closure)
+        with torch.enable_grad():
+            orig_loss = closure()
+        if self._torch_because() is not None:  # what the closure has made of the parameters
+            return torch_step(self, _resume(closure, orig_loss))
+        _Run(self, closure, orig_loss).iterate()
+        return orig_loss
+
+    def _torch_because(self) -> str | None:
+        """Why a step now would be torch's; None if it is native."""
+        if _FORCED:
+            return "OXISTEP_BACKEND=torch"
+        if (_dispatch_modes() or _function_modes()) and _modes_want_operations():
+            return "a mode is active that wants to see torch's operations"
+        group = self.param_groups[0]
+        for key in ("max_iter", "max_eval", "tolerance_grad", "tolerance_change", "history_size"):
+            if not isinstance(group[key], (int, float)):
+                return f"{key} is no plain number, torch decides what that means"
+        params, state = self._params, self.state.get(self._params[0], {})
+        if any(p.is_inference() for p in params):
+            return "a parameter was made in inference mode"
+        vectors, scalars = [], []
+        if state.get("n_iter"):
+            try:
+                vectors = [state["d"], state["prev_flat_grad"], *state["old_dirs"], *state["old_stps"]]
+                scalars = [*state["ro"]]
+                float(state["t"]), float(state["H_diag"])
+            except (KeyError, TypeError, ValueError, RuntimeError):
+                return "its state is not what a step leaves behind"
+            if not len(state["old_dirs"]) == len(state["old_stps"]) == len(scalars):
+                return "the lists of its state differ in length"
+        return _core.lbfgs_unfit(params, vectors, scalars)
+
+    def _explain(self) -> list[tuple[int, int, str, str]]:
+        """Rows for ``oxistep.explain``: all parameters are one vector and take one path."""
+        reason = self._torch_because() if self._params else None
+        path = "native" if reason is None else "torch"
+        return [(0, i, path, reason or "plain CPU tensors, one flat vector") for i in range(len(self._params))]
+
+    def _gather_flat_grad(self) -> Tensor:
+        first = self._params[0]
+        dtype = first.dtype.to_real() if first.is_complex() else first.dtype
+        flat = torch.empty(self._numel(), dtype=dtype, device="cpu")
+        if _core.lbfgs_gather(self._params, flat, bool(self.param_groups[0].get("maximize", False))):
+            return flat
+        return super()._gather_flat_grad()  # type: ignore[no-any-return]
+
+    def _add_grad(self, step_size: Any, update: Tensor) -> None:
+        if _core.lbfgs_move(self._params, update, float(step_size)):
+            _increment_version(self._params)
+        else:
+            super()._add_grad(step_size, update)
+
+
+class _Run:
+    """One step: the loop of iterations, as torch's goes, on native vector work."""
+
+    def __init__(self, optimizer: LBFGS, closure: Callable[[], Any], orig_loss: Any) -> None:
+        self.optimizer = optimizer
+        self.closure = closure
+        self.group = optimizer.param_groups[0]
+        self.sign = -1.0 if self.group.get("maximize", False) else 1.0
+        self.loss = self.sign * float(orig_loss)
+        self.flat_grad = optimizer._gather_flat_grad()
+        self.state = optimizer.state[optimizer._params[0]]
+
+    def iterate(self) -> None:
+        group, state, optimizer = self.group, self.state, self.optimizer
+        state.setdefault("func_evals", 0)
+        state.setdefault("n_iter", 0)
+        state["func_evals"] += 1
+        if self.is_small(self.flat_grad, 1.0, "tolerance_grad"):
+            return
+        lr = group["lr"]
+        lr = lr.item() if isinstance(lr, Tensor) else lr
+        max_iter, max_eval = group["max_iter"], group["max_eval"]
+        evals, n_iter = 1, 0
+        kept: dict[str, Any] = {key: state.get(key) for key in _KEPT}
+
+        while n_iter < max_iter:
+            n_iter += 1
+            state["n_iter"] += 1
+            slope = self.new_direction(kept)
+            kept["prev_loss"] = self.loss
+            kept["t"] = lr
+            if state["n_iter"] == 1:
+                inverse = 1.0 / self.flat_grad.new_tensor(_core.lbfgs_sum_abs(self.flat_grad))
+                kept["t"] = min(1.0, inverse) * lr
+            if slope > -self.rounded(group["tolerance_change"]):
+                break
+
+            here = 0
+            if group["line_search_fn"] is not None:
+                here = self.search(kept, slope, max_eval - evals)
+            else:
+                optimizer._add_grad(kept["t"], kept["d"])
+                if n_iter != max_iter:  # where the last iteration leads is for the next step to find out
+                    self.evaluate()
+                    here = 1
+            evals += here
+            state["func_evals"] += here
+
+            if n_iter == max_iter or evals >= max_eval:
+                break
+            if self.is_small(self.flat_grad, 1.0, "tolerance_grad"):
+                break
+            if self.is_small(kept["d"], float(kept["t"]), "tolerance_change"):
+                break
+            if abs(self.loss - kept["prev_loss"]) < group["tolerance_change"]:
+                break
+
+        state.update(kept)
+
+    def new_direction(self, kept: dict[str, Any]) -> float:
+        """Sets ``d`` from what is known of the curvature; returns its product with the gradient."""
+        grad = self.flat_grad
+        if self.state["n_iter"] == 1:
+            kept.update(d=grad.neg(), old_dirs=[], old_stps=[], ro=[], H_diag=1)
+            if kept["prev_flat_grad"] is None:
+                kept["prev_flat_grad"] = grad.clone(memory_format=torch.contiguous_format)
+            else:
+                kept["prev_flat_grad"].copy_(grad)
+            return _core.lbfgs_dot(grad, kept["d"])
+
+        old_dirs, old_stps, ro = kept["old_dirs"], kept["old_stps"], kept["ro"]
+        history_size = self.group["history_size"]
+        y, s, inverse, scale = torch.empty_like(grad), torch.empty_like(grad), grad.new_empty(()), grad.new_empty(())
+        if _core.lbfgs_differences(grad, kept["prev_flat_grad"], kept["d"], float(kept["t"]), y, s, inverse, scale):
+            if len(old_dirs) == history_size:
+                for oldest in (old_dirs, old_stps, ro):
+                    oldest.pop(0)
+            old_dirs.append(y)
+            old_stps.append(s)
+            ro.append(inverse)
+            kept["H_diag"] = scale
+        if "al" not in self.state:
+            self.state["al"] = [None] * history_size
+        kept["d"] = torch.empty_like(grad)
+        return _core.lbfgs_direction(
+            grad, old_dirs, old_stps, ro, float(kept["H_diag"]), self.state["al"], kept["d"]
+        )
+
+    def evaluate(self) -> None:
+        """Calls the closure: loss and gradient where the parameters are now."""
+        with torch.enable_grad():
+            loss = self.closure()
+        self.loss = self.sign * float(loss)
+        self.flat_grad = self.optimizer._gather_flat_grad()
+
+    def search(self, kept: dict[str, Any], slope: float, max_ls: int) -> int:
+        """Moves along ``d`` as far as torch's line search finds good; returns how often that called the closure."""
+        if self.group["line_search_fn"] != "strong_wolfe":
+            raise RuntimeError("only 'strong_wolfe' is supported")
+        optimizer = self.optimizer
+        closure = torch.enable_grad()(self.closure)
+        self.loss, self.flat_grad, kept["t"], evals = _strong_wolfe(
+            lambda x, t, d: optimizer._directional_evaluate(closure, x, t, d),
+            optimizer._clone_param(),
+            kept["t"],
+            kept["d"],
+            self.loss,
+            self.flat_grad,
+            self.flat_grad.new_tensor(slope),
+            max_ls=max_ls,
+        )
+        optimizer._add_grad(kept["t"], kept["d"])
+        return evals  # type: ignore[no-any-return]
+
+    def is_small(self, vector: Tensor, factor: float, tolerance: str) -> bool:
+        """Whether no absolute value of ``factor`` times ``vector`` is above a tolerance of the group."""
+        return _core.lbfgs_max_abs(vector, factor) <= self.rounded(self.group[tolerance])
+
+    def rounded(self, tolerance: float) -> float:
+        """A tolerance in the precision of the vectors, in which torch compares."""
+        return c_float(tolerance).value if self.flat_grad.dtype == torch.float32 else tolerance
+
+
+_KEPT = ("d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", "prev_loss")
+"""What a step leaves to the next, in the order in which torch stores it; ``al`` is only scratch space."""
+
+
+def _resume(closure: Callable[[], Any], loss: Any) -> Callable[[], Any]:
+    """A closure whose first call has been made already, with this loss."""
+    first = [loss]
+    return lambda: first.pop() if first else closure()
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _step_outside_graph(optimizer: LBFGS, closure: Callable[[], Any]) -> Any:
+    return optimizer.step(closure)
