@@ -16,12 +16,14 @@ TOLERANCE = {
     torch.complex128: {"rtol": 1e-12, "atol": 1e-12},
 }
 # (For half types the for-loop's own rounding decides: test_parity and test_half judge ours.)
-HANDED_ON = ("LBFGS", "Muon")
-# torch sums in the type of the tensor, ours in float64: the promise where bits cannot be the same.
-SUMS = ("Adafactor",)
+HANDED_ON = ("Muon",)
+# Their sums are in another order than torch's, or in float64: the promise where bits cannot be the same.
+SUMS = ("Adafactor", "LBFGS")
 TOLERANCE_OF_SUMS = {
     torch.float32: {"rtol": 1e-4, "atol": 1e-4},
     torch.float64: {"rtol": 1e-10, "atol": 1e-10},
+    torch.complex64: {"rtol": 1e-4, "atol": 1e-4},
+    torch.complex128: {"rtol": 1e-10, "atol": 1e-10},
 }
 
 
@@ -74,7 +76,26 @@ def gradients(info, params, generator):
         yield grad
 
 
+def bowl(optimizer, params):
+    """A closure for optimizers that need one: a smooth function with a minimum (a maximum, if that is looked for)."""
+    sign = -1.0 if optimizer.param_groups[0].get("maximize") else 1.0
+
+    def closure():
+        optimizer.zero_grad()
+        squares = [(p * p.conj()).real.flatten() for p in params]
+        slopes = [torch.linspace(0.5, 2, len(x), dtype=x.dtype) for x in squares]
+        loss = sign * sum((c * (x - 0.3) + 0.1 * x**2).sum() for x, c in zip(squares, slopes, strict=True))
+        loss.backward()
+        return loss
+
+    return closure
+
+
 def run(info, optimizer, params, generator, steps=STEPS):
+    if info.step_requires_closure:
+        for _ in range(steps):
+            optimizer.step(bowl(optimizer, params))
+        return
     for _ in range(steps):
         for p, grad in zip(params, gradients(info, params, generator), strict=True):
             p.grad = grad
@@ -90,9 +111,11 @@ def assert_states_equal(a, b, tolerance):
             assert type(mine) is type(value), key
             if torch.is_tensor(value):
                 assert (mine.dtype, mine.shape) == (value.dtype, value.shape), key
-                torch.testing.assert_close(mine, value, **tolerance)
-            else:
-                assert mine == value or isinstance(value, list), key
+                if not isinstance(a, torch.optim.LBFGS):
+                    torch.testing.assert_close(mine, value, **tolerance)
+            elif not isinstance(a, torch.optim.LBFGS):
+                # (At its minimum LBFGS keeps differences that are nothing but rounding; test_lbfgs looks on the way there.)
+                assert isinstance(value, list) or mine == value, key
 
 
 @pytest.mark.parametrize(("info", "dtype", "kwargs"), ENTRIES)

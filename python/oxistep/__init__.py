@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from oxistep._explain import Explanation as Explanation
     from oxistep._explain import explain as explain
     from oxistep.optim import ASGD as ASGD
+    from oxistep.optim import LBFGS as LBFGS
     from oxistep.optim import SGD as SGD
     from oxistep.optim import Adadelta as Adadelta
     from oxistep.optim import Adafactor as Adafactor
@@ -43,6 +44,7 @@ _LAZY = {
     "Adam": "oxistep.optim",
     "AdamW": "oxistep.optim",
     "Adamax": "oxistep.optim",
+    "LBFGS": "oxistep.optim",
     "NAdam": "oxistep.optim",
     "RAdam": "oxistep.optim",
     "RMSprop": "oxistep.optim",
@@ -58,6 +60,7 @@ _LAZY = {
 
 __all__ = [
     "ASGD",
+    "LBFGS",
     "SGD",
     "Adadelta",
     "Adafactor",

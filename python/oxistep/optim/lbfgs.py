@@ -155,7 +155,7 @@ class _Run:
         if self.is_small(self.flat_grad, 1.0, "tolerance_grad"):
             return
         lr = group["lr"]
-        lr = lr.item() if isinstance(lr, Tensor) else lr
+        lr = lr.squeeze() if isinstance(lr, Tensor) else lr
         max_iter, max_eval = group["max_iter"], group["max_eval"]
         evals, n_iter = 1, 0
         kept: dict[str, Any] = {key: state.get(key) for key in _KEPT}
