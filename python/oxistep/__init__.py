@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from oxistep.optim import Adam as Adam
     from oxistep.optim import Adamax as Adamax
     from oxistep.optim import AdamW as AdamW
+    from oxistep.optim import Muon as Muon
     from oxistep.optim import NAdam as NAdam
     from oxistep.optim import RAdam as RAdam
     from oxistep.optim import RMSprop as RMSprop
@@ -45,6 +46,7 @@ _LAZY = {
     "AdamW": "oxistep.optim",
     "Adamax": "oxistep.optim",
     "LBFGS": "oxistep.optim",
+    "Muon": "oxistep.optim",
     "NAdam": "oxistep.optim",
     "RAdam": "oxistep.optim",
     "RMSprop": "oxistep.optim",
@@ -69,6 +71,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "Explanation",
+    "Muon",
     "NAdam",
     "RAdam",
     "RMSprop",

@@ -20,6 +20,9 @@ __all__ = [
     "lbfgs_move",
     "lbfgs_sum_abs",
     "lbfgs_unfit",
+    "muon_momentum",
+    "muon_unfit",
+    "muon_update",
     "rule_states",
     "scale",
     "set_num_threads",
@@ -66,6 +69,9 @@ def lbfgs_differences(
 def lbfgs_direction(
     grad: Any, old_dirs: list[Any], old_stps: list[Any], ro: list[Any], scale: float, al: list[Any], out: Any
 ) -> float: ...
+def muon_unfit(params: list[Any], grads: list[Any], buffers: list[Any]) -> list[str | None]: ...
+def muon_momentum(grads: list[Any], buffers: list[Any], updates: list[Any], momenta: list[float]) -> None: ...
+def muon_update(params: list[Any], products: list[Any], decays: list[float], alphas: list[float]) -> None: ...
 def rule_states(rule: str, group: dict[str, Any]) -> list[str]: ...
 def step_arrays(
     rule: str,

@@ -1,7 +1,7 @@
 """A drop-in for ``torch.optim``: the same classes, functions and modules, with the step in native code.
 
-The element-wise optimizers, ``SparseAdam`` and ``Adafactor`` are oxistep's; ``LBFGS``, ``Muon`` and every other public
-name are torch's own, handed on. The list of names follows the installed torch.
+All fifteen optimizers are oxistep's; schedulers, functions and every other public name are torch's own, handed on. The
+list of names follows the installed torch.
 """
 
 try:
@@ -28,6 +28,7 @@ from oxistep.optim.adamax import Adamax as Adamax
 from oxistep.optim.adamw import AdamW as AdamW
 from oxistep.optim.asgd import ASGD as ASGD
 from oxistep.optim.lbfgs import LBFGS as LBFGS
+from oxistep.optim.muon import Muon as Muon
 from oxistep.optim.nadam import NAdam as NAdam
 from oxistep.optim.radam import RAdam as RAdam
 from oxistep.optim.rmsprop import RMSprop as RMSprop

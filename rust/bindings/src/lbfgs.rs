@@ -4,6 +4,7 @@
 //! `gather`, `spread` and `move_along` answer `False`, having done nothing, for tensors that torch must serve. The others
 //! are given vectors and scalars that the class has made, or that `unfit` has looked at: they raise.
 #![allow(unsafe_code)]
+#![allow(clippy::needless_pass_by_value, reason = "the signatures are PyO3's")]
 
 use oxistep_kernels::pool::Panic;
 use oxistep_kernels::simd::Level;
@@ -15,6 +16,7 @@ use pyo3::types::PyList;
 
 use crate::error::panicked;
 use crate::plan::modules;
+use crate::span::{Span, clash};
 use crate::tensors::{DType, Memory, Torch};
 use crate::threads::with_pool;
 
@@ -108,12 +110,7 @@ fn gather<T: Stored>(py: Python<'_>, to: Memory, from: &[(usize, Option<Memory>)
 
 /// Adds `t` times the flat vector `way` to the parameters.
 #[pyfunction]
-pub(crate) fn lbfgs_move(
-    py: Python<'_>,
-    params: &Bound<'_, PyList>,
-    way: &Bound<'_, PyAny>,
-    t: f64,
-) -> PyResult<bool> {
+pub(crate) fn lbfgs_move(py: Python<'_>, params: &Bound<'_, PyList>, way: &Bound<'_, PyAny>, t: f64) -> PyResult<bool> {
     let torch = &modules(py)?.torch;
     let Some(way) = contiguous(torch, way) else { return Ok(false) };
     let mut to = Vec::with_capacity(params.len());
@@ -289,8 +286,7 @@ fn direction<T: Stored>(py: Python<'_>, memory: &[Memory], ro: &[Memory], scale:
     let ro: Vec<T> = ro.iter().map(|ro| T::of(unsafe { ro.read_scalar() }.unwrap_or(f64::NAN))).collect();
     let mut alphas = vec![T::ZERO; ro.len()];
     let history = History { dirs, steps, ro: &ro };
-    let product =
-        run(py, out.len(), |means| vector::direction(means, grad, history, T::of(scale), &mut alphas, out))?;
+    let product = run(py, out.len(), |means| vector::direction(means, grad, history, T::of(scale), &mut alphas, out))?;
     for (to, alpha) in al.iter().zip(alphas) {
         // SAFETY: as above; no slice is in use any more.
         unsafe { to.write_scalar(alpha.wide()) };
@@ -354,37 +350,6 @@ fn scalar(torch: &Torch, object: &Bound<'_, PyAny>, dtype: DType) -> PyResult<Me
 
 fn overlapping() -> PyErr {
     PyRuntimeError::new_err("states of LBFGS overlap in memory; load them from a checkpoint that owns its tensors")
-}
-
-/// Memory that is read or written.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Span {
-    start: usize,
-    end: usize,
-    written: bool,
-}
-
-impl Span {
-    fn read(memory: &Memory) -> Self {
-        let (start, end) = memory.interval();
-        Self { start, end, written: false }
-    }
-
-    fn written(memory: &Memory) -> Self {
-        Self { written: true, ..Self::read(memory) }
-    }
-}
-
-/// Whether memory that is written overlaps any other.
-fn clash(spans: &mut [Span]) -> bool {
-    spans.sort_unstable();
-    let (mut read_to, mut written_to) = (0, 0);
-    spans.iter().filter(|span| span.start < span.end).any(|span| {
-        let meets = span.start < written_to || (span.written && span.start < read_to);
-        let reach = if span.written { &mut written_to } else { &mut read_to };
-        *reach = span.end.max(*reach);
-        meets
-    })
 }
 
 /// Runs vector work; without the interpreter if there is much of it.

@@ -15,9 +15,11 @@ mod group;
 mod guard;
 mod item;
 mod lbfgs;
+mod muon;
 mod pages;
 mod plan;
 mod processor;
+mod span;
 mod state_map;
 mod tensors;
 mod threads;
@@ -34,8 +36,11 @@ mod _core {
     use super::clip::{clamp, clip_factor, grad_norm, scale};
     #[pymodule_export]
     use super::lbfgs::{
-        lbfgs_differences, lbfgs_direction, lbfgs_dot, lbfgs_gather, lbfgs_max_abs, lbfgs_move, lbfgs_sum_abs, lbfgs_unfit,
+        lbfgs_differences, lbfgs_direction, lbfgs_dot, lbfgs_gather, lbfgs_max_abs, lbfgs_move, lbfgs_sum_abs,
+        lbfgs_unfit,
     };
+    #[pymodule_export]
+    use super::muon::{muon_momentum, muon_unfit, muon_update};
     #[pymodule_export]
     use super::pages::zero_large;
     #[pymodule_export]

@@ -15,6 +15,7 @@ pub mod driver;
 pub mod element;
 mod factored;
 mod layout;
+pub mod muon;
 pub mod norm;
 pub mod overlap;
 pub mod pool;

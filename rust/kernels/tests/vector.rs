@@ -207,7 +207,8 @@ fn bits_depend_neither_on_threads_nor_on_the_level() {
         all.into_iter().map(f64::to_bits).collect()
     }
     for n in LENGTHS {
-        let expected = (bits::<f32>(n, means(&Serial, Level::Baseline)), bits::<f64>(n, means(&Serial, Level::Baseline)));
+        let expected =
+            (bits::<f32>(n, means(&Serial, Level::Baseline)), bits::<f64>(n, means(&Serial, Level::Baseline)));
         for level in levels() {
             for pool in [&Serial as &dyn Pool, &Rayon { threads: 2 }, &Rayon { threads: 5 }] {
                 let got = (bits::<f32>(n, means(pool, level)), bits::<f64>(n, means(pool, level)));

@@ -1,0 +1,180 @@
+"""Muon."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
+
+from oxistep import _core
+from oxistep.optim._native import _FORCED, NativeStep, _dispatch_modes, _function_modes, _modes_want_operations
+
+__all__ = ["Muon"]
+
+# Matrices of at most this many elements together are updated in one go. More at once would gain nothing, and hold their
+# products all at the same time.
+_AT_ONCE = 1 << 18
+
+_increment_version = torch._C._increment_version  # type: ignore[attr-defined]
+
+
+class Muon(NativeStep, torch.optim.Muon):
+    r"""Momentum made orthogonal, for the matrices of hidden layers.
+
+    .. math::
+        b &\leftarrow b + (1 - \mu) (g - b), \quad u = g + \mu (b - g) \\
+        \theta &\leftarrow (1 - \gamma \lambda) \theta - \gamma' O(u)
+
+    where :math:`O` brings the singular values of a matrix near one by ``ns_steps`` Newton-Schulz iterations in bfloat16.
+    Their matrix products are torch's; momentum, decay and update are native.
+
+    Args:
+        params: matrices (2-dimensional parameters), named parameters, or dicts of parameter groups. Biases, embeddings and
+            the like belong to another optimizer.
+        lr: learning rate :math:`\gamma`, a number or a tensor of one element (default: 1e-3).
+        weight_decay: :math:`\lambda`, decoupled (default: 0.1).
+        momentum: :math:`\mu` (default: 0.95).
+        nesterov: look ahead; else :math:`u = b` (default: True).
+        ns_coefficients: of the polynomial of degree five that is iterated (default: (3.4445, -4.7750, 2.0315)).
+        eps: the least norm that a matrix is divided by (default: 1e-7).
+        ns_steps: number of iterations, below 100 (default: 5).
+        adjust_lr_fn: how :math:`\gamma'` follows from :math:`\gamma` and the shape (A, B): ``"original"``
+            (times :math:`\sqrt{\max(1, A/B)}`), ``"match_rms_adamw"`` (times :math:`0.2 \sqrt{\max(A, B)}`) or
+            ``"spectral_unclamped"`` (times :math:`\sqrt{A/B}`) (default: None, the original).
+        state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None, as torch).
+
+    State: ``momentum_buffer`` (shape and dtype of the gradient).
+
+    Raises:
+        ValueError: for what ``torch.optim.Muon`` refuses, in its words; in ``step`` for ``ns_steps`` of 100 or more.
+        RuntimeError: in ``step``, for complex parameters and sparse gradients.
+
+    Example:
+        >>> import torch, oxistep.optim as optim
+        >>> w = torch.zeros(2, 2, requires_grad=True)
+        >>> optimizer = optim.Muon([w], lr=0.1)
+        >>> (w * torch.tensor([[3.0, 0.0], [0.0, 0.02]])).sum().backward()
+        >>> optimizer.step()
+        >>> (w[0, 0].item() < -0.05, w[1, 1].item() < 0)
+        (True, True)
+
+    Reference:
+        Jordan, "Muon: An optimizer for hidden layers in neural networks", 2024.
+        Liu and others, "Muon is scalable for LLM training", 2025.
+    """
+
+    _rule = "muon"
+    _torch = torch.optim.Muon
+
+    def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        return {"momentum_buffer": torch.zeros_like(grad, memory_format=torch.preserve_format)}
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        if _FORCED or ((_dispatch_modes() or _function_modes()) and _modes_want_operations()):
+            self._torch_step([(g, p) for g, group in enumerate(self.param_groups) for p in group["params"]])
+            return
+        rows = self._rows()
+        native: list[_Row] = []
+        left: list[tuple[int, Tensor]] = []
+        for row, reason in zip(rows, self._reasons(rows), strict=True):
+            if reason:
+                left.append((row.g, row.p))
+            else:
+                native.append(row)
+        if left:
+            self._torch_step(left)
+        for row in native:
+            if "momentum_buffer" not in row.state:
+                made = self._make_state(row.p, row.grad, row.group)
+                row.state = self.state[row.p]
+                row.state.update(made)
+        start, elements = 0, 0
+        for end, row in enumerate(native, 1):
+            elements += row.p.numel()
+            if elements >= _AT_ONCE or end == len(native):
+                _update_matrices(native[start:end])
+                start, elements = end, 0
+
+    def _rows(self) -> list["_Row"]:
+        """The parameters that have a gradient; makes no entry in ``state``."""
+        rows = []
+        for g, group in enumerate(self.param_groups):
+            for p in group["params"]:
+                grad = p.grad
+                if grad is not None:
+                    state = self.state[p] if p in self.state else {}
+                    rows.append(_Row(g, p, grad, state, group))
+        return rows
+
+    def _reasons(self, rows: list["_Row"]) -> list[str | None]:
+        """For each row why it is left to torch; None: it is native."""
+        by_group = [_group_because(group) for group in self.param_groups]
+        unfit = _core.muon_unfit(
+            [row.p for row in rows], [row.grad for row in rows], [row.state.get("momentum_buffer") for row in rows]
+        )
+        return [by_group[row.g] or reason for row, reason in zip(rows, unfit, strict=True)]
+
+    def _explain(self) -> list[tuple[int, int, str, str]]:
+        everything = None
+        if _FORCED:
+            everything = "OXISTEP_BACKEND=torch"
+        elif _modes_want_operations():
+            everything = "a mode is active that wants to see torch's operations"
+        reasons = iter(self._reasons(self._rows()))
+        lines = []
+        for g, group in enumerate(self.param_groups):
+            for i, p in enumerate(group["params"]):
+                if p.grad is None:
+                    lines.append((g, i, "skipped", "it has no gradient"))
+                elif reason := next(reasons) or everything:
+                    lines.append((g, i, "torch", reason))
+                else:
+                    lines.append((g, i, "native", "plain CPU tensors; the matrix products are torch's"))
+        return lines
+
+
+class _Row:
+    """One parameter of a step."""
+
+    __slots__ = ("g", "grad", "group", "p", "state")
+
+    def __init__(self, g: int, p: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        self.g, self.p, self.grad, self.state, self.group = g, p, grad, state, group
+
+
+def _update_matrices(rows: list[_Row]) -> None:
+    params = [row.p for row in rows]
+    buffers = [row.state["momentum_buffer"] for row in rows]
+    updates: list[Tensor | None] = [
+        torch.empty_like(row.grad, dtype=torch.bfloat16) if row.group["nesterov"] else None for row in rows
+    ]
+    _core.muon_momentum([row.grad for row in rows], buffers, updates, [float(row.group["momentum"]) for row in rows])
+    products, decays, alphas = [], [], []
+    for i, row in enumerate(rows):
+        group = row.group
+        lr = group["lr"]
+        lr = lr.squeeze() if isinstance(lr, Tensor) else lr
+        update = updates[i]
+        matrix = buffers[i] if update is None else update
+        products.append(
+            _zeropower_via_newtonschulz(matrix, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        )
+        decays.append(float(1 - lr * group["weight_decay"]))
+        alphas.append(float(-_adjust_lr(lr, group["adjust_lr_fn"], row.p.shape)))
+        del matrix, update
+        updates[i] = None  # its memory is free for the next product
+    _increment_version(params)
+    _core.muon_update(params, products, decays, alphas)
+
+
+def _group_because(group: dict[str, Any]) -> str | None:
+    """Why a whole group is left to torch, which raises for it or decides what it means."""
+    coefficients = group["ns_coefficients"]
+    plain = isinstance(group["ns_steps"], int) and group["ns_steps"] < 100 and len(coefficients) == 3
+    numbers = (*coefficients, group["eps"], group["momentum"], group["weight_decay"])
+    if not plain or not all(isinstance(number, (int, float)) for number in numbers):
+        return "a hyperparameter is no plain number, torch decides what that means"
+    if not isinstance(group["lr"], (int, float)) and not (isinstance(group["lr"], Tensor) and group["lr"].numel() == 1):
+        return "lr is no plain number, torch decides what that means"
+    return None
