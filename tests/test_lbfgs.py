@@ -22,7 +22,9 @@ def problem(optim, dtype=torch.float64, shapes=SHAPES, sign=1.0, **settings):
     """A bowl, steeper in some directions, with a bit of a fourth power; upside down with sign -1."""
     generator = torch.Generator().manual_seed(0)
     params = [torch.randn(s, generator=generator, dtype=dtype).requires_grad_() for s in shapes]
-    slopes = [1 + 2 * torch.rand(s, generator=generator, dtype=p.real.dtype) for s, p in zip(shapes, params, strict=True)]
+    slopes = [
+        1 + 2 * torch.rand(s, generator=generator, dtype=p.real.dtype) for s, p in zip(shapes, params, strict=True)
+    ]
     optimizer = optim.LBFGS(params, **settings)
     calls = []
 
@@ -82,7 +84,11 @@ def test_steps_and_states_are_torchs(label, dtype):
         if a.state[params[0]]["func_evals"] != b.state[others[0]]["func_evals"]:
             break  # converged: which of the last steps is too small is decided by rounding
         assert len(calls) == len(their_calls)
-        assert_same_state(a.state[params[0]], b.state[others[0]], {"rtol": 1e-3, "atol": 1e-3 if dtype.to_real() == torch.float32 else 1e-6})
+        assert_same_state(
+            a.state[params[0]],
+            b.state[others[0]],
+            {"rtol": 1e-3, "atol": 1e-3 if dtype.to_real() == torch.float32 else 1e-6},
+        )
     assert [row.path for row in oxistep.explain(a)] == ["native"] * len(params)
     for p, q in zip(params, others, strict=True):
         torch.testing.assert_close(p, q, **CLOSE[dtype])
@@ -301,7 +307,7 @@ def test_not_a_number_ends_as_in_torch():
             p = torch.ones(3, requires_grad=True)
             optimizer = optim.LBFGS([p], max_iter=4)
 
-            def closure(p=p):
+            def closure(p=p, value=value):
                 p.grad = torch.tensor([1.0, value, 2.0])
                 return torch.tensor(value)
 

@@ -99,7 +99,9 @@ def test_groups_and_late_unfreezing():
         a, b, c = (p.requires_grad_() for p in draw(torch.float32, 0, [(4, 3), (3, 4), (5, 5)]))
         optimizer = optim.Muon([{"params": [a, b], "lr": 0.1}, {"params": [c], "momentum": 0.5, "nesterov": False}])
         for step in range(4):
-            for k, (p, grad) in enumerate(zip((a, b, c), draw(torch.float32, step, [(4, 3), (3, 4), (5, 5)]), strict=True)):
+            for k, (p, grad) in enumerate(
+                zip((a, b, c), draw(torch.float32, step, [(4, 3), (3, 4), (5, 5)]), strict=True)
+            ):
                 p.grad = grad if k != 1 or step > 1 else None
             if optim is oxistep.optim and step == 0:
                 assert [row.path for row in oxistep.explain(optimizer)] == ["native", "skipped", "native"]
@@ -220,7 +222,17 @@ def attempt(optim, kind):
 
 @pytest.mark.parametrize(
     "kind",
-    ["strided", "gradient-strided", "subclass", "complex", "sparse", "overlapping", "momentum-tensor", "ns-steps", "coefficients"],
+    [
+        "strided",
+        "gradient-strided",
+        "subclass",
+        "complex",
+        "sparse",
+        "overlapping",
+        "momentum-tensor",
+        "ns-steps",
+        "coefficients",
+    ],
 )
 def test_what_is_not_served_is_torchs(kind):
     ours, theirs = attempt(oxistep.optim, kind), attempt(torch.optim, kind)

@@ -112,7 +112,7 @@ def assert_states_equal(a, b, tolerance):
                 if not isinstance(a, torch.optim.LBFGS):
                     torch.testing.assert_close(mine, value, **tolerance)
             elif not isinstance(a, torch.optim.LBFGS):
-                # (At its minimum LBFGS keeps differences that are nothing but rounding; test_lbfgs looks on the way there.)
+                # (At its minimum LBFGS keeps differences that are but rounding; test_lbfgs looks on the way there.)
                 assert isinstance(value, list) or mine == value, key
 
 

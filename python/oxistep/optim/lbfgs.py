@@ -6,16 +6,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lbfgs import _strong_wolfe  # type: ignore[attr-defined]
+from torch.optim.lbfgs import _strong_wolfe
 
 from oxistep import _core
-from oxistep.optim._native import _FORCED, _dispatch_modes, _function_modes, _is_compiling, _modes_want_operations
-from oxistep.optim._native import _unwrapped
+from oxistep.optim._native import (
+    _FORCED,
+    _dispatch_modes,
+    _function_modes,
+    _is_compiling,
+    _modes_want_operations,
+    _unwrapped,
+)
 
 __all__ = ["LBFGS"]
 
 _torch_class = torch.optim.LBFGS
-_increment_version = torch._C._increment_version  # type: ignore[attr-defined]
+_increment_version = torch._C._increment_version
 
 
 class LBFGS(_torch_class):
@@ -30,7 +36,8 @@ class LBFGS(_torch_class):
 
     Args:
         params: parameters or named parameters; one group only. Those without a gradient count as having zeros.
-        lr: length :math:`t` of a step, or the line search's first guess, a number or a tensor of one element (default: 1).
+        lr: length :math:`t` of a step, or the line search's first guess; a number or a tensor of one element
+            (default: 1).
         max_iter: the most iterations of one ``step`` (default: 20).
         max_eval: the most calls of the closure in one ``step`` (default: ``max_iter * 5 // 4``).
         tolerance_grad: ``step`` ends where no gradient's absolute value is above this (default: 1e-7).
@@ -123,10 +130,11 @@ class LBFGS(_torch_class):
     def _gather_flat_grad(self) -> Tensor:
         first = self._params[0]
         dtype = first.dtype.to_real() if first.is_complex() else first.dtype
-        flat = torch.empty(self._numel(), dtype=dtype, device="cpu")
+        numel: int = self._numel()  # type: ignore[no-untyped-call]
+        flat = torch.empty(numel, dtype=dtype, device="cpu")
         if _core.lbfgs_gather(self._params, flat, bool(self.param_groups[0].get("maximize", False))):
             return flat
-        return super()._gather_flat_grad()  # type: ignore[no-any-return]
+        return super()._gather_flat_grad()  # type: ignore[no-untyped-call,no-any-return]
 
     def _add_grad(self, step_size: Any, update: Tensor) -> None:
         if _core.lbfgs_move(self._params, update, float(step_size)):
@@ -167,7 +175,7 @@ class _Run:
             kept["prev_loss"] = self.loss
             kept["t"] = lr
             if state["n_iter"] == 1:
-                inverse = 1.0 / self.flat_grad.new_tensor(_core.lbfgs_sum_abs(self.flat_grad))
+                inverse: Any = 1.0 / self.flat_grad.new_tensor(_core.lbfgs_sum_abs(self.flat_grad))
                 kept["t"] = min(1.0, inverse) * lr
             if slope > -self.rounded(group["tolerance_change"]):
                 break
@@ -219,9 +227,7 @@ class _Run:
         if "al" not in self.state:
             self.state["al"] = [None] * history_size
         kept["d"] = torch.empty_like(grad)
-        return _core.lbfgs_direction(
-            grad, old_dirs, old_stps, ro, float(kept["H_diag"]), self.state["al"], kept["d"]
-        )
+        return _core.lbfgs_direction(grad, old_dirs, old_stps, ro, float(kept["H_diag"]), self.state["al"], kept["d"])
 
     def evaluate(self) -> None:
         """Calls the closure: loss and gradient where the parameters are now."""
@@ -234,9 +240,10 @@ class _Run:
         """Moves along ``d`` as far as torch's line search finds good; returns how often that called the closure."""
         if self.group["line_search_fn"] != "strong_wolfe":
             raise RuntimeError("only 'strong_wolfe' is supported")
-        optimizer = self.optimizer
+        optimizer: Any = self.optimizer
         closure = torch.enable_grad()(self.closure)
-        self.loss, self.flat_grad, kept["t"], evals = _strong_wolfe(
+        search: Any = _strong_wolfe
+        self.loss, self.flat_grad, kept["t"], evals = search(
             lambda x, t, d: optimizer._directional_evaluate(closure, x, t, d),
             optimizer._clone_param(),
             kept["t"],

@@ -15,7 +15,7 @@ __all__ = ["Muon"]
 # products all at the same time.
 _AT_ONCE = 1 << 18
 
-_increment_version = torch._C._increment_version  # type: ignore[attr-defined]
+_increment_version = torch._C._increment_version
 
 
 class Muon(NativeStep, torch.optim.Muon):
@@ -25,12 +25,12 @@ class Muon(NativeStep, torch.optim.Muon):
         b &\leftarrow b + (1 - \mu) (g - b), \quad u = g + \mu (b - g) \\
         \theta &\leftarrow (1 - \gamma \lambda) \theta - \gamma' O(u)
 
-    where :math:`O` brings the singular values of a matrix near one by ``ns_steps`` Newton-Schulz iterations in bfloat16.
-    Their matrix products are torch's; momentum, decay and update are native.
+    where :math:`O` brings the singular values of a matrix near one by ``ns_steps`` Newton-Schulz iterations in
+    bfloat16. Their matrix products are torch's; momentum, decay and update are native.
 
     Args:
-        params: matrices (2-dimensional parameters), named parameters, or dicts of parameter groups. Biases, embeddings and
-            the like belong to another optimizer.
+        params: matrices (2-dimensional parameters), named parameters, or dicts of parameter groups. Biases,
+            embeddings and the like belong to another optimizer.
         lr: learning rate :math:`\gamma`, a number or a tensor of one element (default: 1e-3).
         weight_decay: :math:`\lambda`, decoupled (default: 0.1).
         momentum: :math:`\mu` (default: 0.95).
@@ -153,13 +153,11 @@ def _update_matrices(rows: list[_Row]) -> None:
     products, decays, alphas = [], [], []
     for i, row in enumerate(rows):
         group = row.group
-        lr = group["lr"]
+        lr: Any = group["lr"]
         lr = lr.squeeze() if isinstance(lr, Tensor) else lr
         update = updates[i]
         matrix = buffers[i] if update is None else update
-        products.append(
-            _zeropower_via_newtonschulz(matrix, group["ns_coefficients"], group["ns_steps"], group["eps"])
-        )
+        products.append(_zeropower_via_newtonschulz(matrix, group["ns_coefficients"], group["ns_steps"], group["eps"]))
         decays.append(float(1 - lr * group["weight_decay"]))
         alphas.append(float(-_adjust_lr(lr, group["adjust_lr_fn"], row.p.shape)))
         del matrix, update
