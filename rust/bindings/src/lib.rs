@@ -1,8 +1,8 @@
 //! The Python module `oxistep._core`: checks, borrows, releases the interpreter, calls the kernels, translates errors.
 //!
-//! `unsafe` stands in `tensors.rs` (torch's memory), `arrays.rs` (NumPy's), `item.rs`, `plan.rs`, `guard.rs` and `clip.rs`
-//! (where the contract of both is met), `pages.rs` (advice on memory) and `threads.rs` (torch's thread pool), each with the
-//! reason why it holds.
+//! `unsafe` stands in `tensors.rs` (torch's memory), `arrays.rs` (NumPy's), `item.rs`, `plan.rs`, `guard.rs`, `clip.rs`,
+//! `lbfgs.rs` and `muon.rs` (where the contract of both is met), `pages.rs` (advice on memory) and `threads.rs` (torch's
+//! thread pool), each with the reason why it holds.
 
 use pyo3::prelude::*;
 
