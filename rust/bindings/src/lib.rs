@@ -18,6 +18,7 @@ mod lbfgs;
 mod muon;
 mod pages;
 mod plan;
+mod probe;
 mod processor;
 mod span;
 mod state_map;
@@ -45,6 +46,8 @@ mod _core {
     use super::pages::zero_large;
     #[pymodule_export]
     use super::plan::Plan;
+    #[pymodule_export]
+    use super::probe::probe;
     #[pymodule_export]
     use super::processor::{cpu_features, force_simd, simd_levels};
     #[pymodule_export]

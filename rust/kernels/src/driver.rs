@@ -559,12 +559,12 @@ fn strided(
 }
 
 /// One formula over one chunk: what is compiled once per SIMD level.
-struct Sweep<'a, F, P, G, S> {
-    formula: F,
-    factor: f64,
-    param: &'a mut [P],
-    grad: &'a [G],
-    states: [&'a mut [S]; MAX_STATES],
+pub(crate) struct Sweep<'a, F, P, G, S> {
+    pub(crate) formula: F,
+    pub(crate) factor: f64,
+    pub(crate) param: &'a mut [P],
+    pub(crate) grad: &'a [G],
+    pub(crate) states: [&'a mut [S]; MAX_STATES],
 }
 
 impl<F, P, G, S> Vectorized for Sweep<'_, F, P, G, S>

@@ -19,6 +19,7 @@ pub mod muon;
 pub mod norm;
 pub mod overlap;
 pub mod pool;
+pub mod probe;
 pub mod rule;
 pub mod rules;
 pub mod simd;
