@@ -9,7 +9,8 @@ MAKEFLAGS += --no-builtin-rules
 
 # ---- knobs (make NAME=value ...) ----
 TORCH ?=#              another torch than the locked one, in an environment of its own: make test TORCH=2.10
-VENV ?= .venv$(if $(TORCH),-torch$(TORCH))
+PEERS ?=#              1: an environment of its own with requirements/peers.in: make bench PEERS=1
+VENV ?= .venv$(if $(TORCH),-torch$(TORCH))$(if $(PEERS),-peers)
 TESTS ?= tests#        make test TESTS=tests/test_adam.py
 PYTEST_ARGS ?=#        make test PYTEST_ARGS='-x -k adam'
 BENCH_ARGS ?=#         make bench BENCH_ARGS=--markdown
@@ -35,7 +36,7 @@ NEED_PYTHON := [ -n "$(PYTHON)" ] && $(PYTHON) -c '$(NEW_ENOUGH)' || \
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':[^#]*## ' '/^[a-z-]+:[^#]*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':[^#]*## ' '/^[a-z-]+:[^#]*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 	@echo; echo "Variables:"
 	@awk -F ' [?]=[^#]*# *' '/^[A-Z_]+ [?]=[^#]*# / { printf "  %-17s %s\n", $$1, $$2 }' Makefile
 
@@ -56,9 +57,10 @@ $(UV):
 
 # With another torch its own dependencies, which it pins exactly, are left to it. The lock is used as constraints, so
 # that UV_TORCH_BACKEND=cpu can drop the CUDA packages it names.
-$(ENV): requirements/dev.in requirements/dev.txt | $(UV)
+$(ENV): requirements/dev.in requirements/dev.txt $(if $(PEERS),requirements/peers.in) | $(UV)
 	$(if $(TORCH),grep -vE '^(torch|triton|nvidia-.*|cuda-.*)==',cat) requirements/dev.txt > $(VENV)/.constraints.txt
 	$(BIN)/uv pip install --python $(PY) -r requirements/dev.in -c $(VENV)/.constraints.txt $(if $(TORCH),'torch==$(TORCH).*')
+	$(if $(PEERS),$(BIN)/uv pip install --python $(PY) -r requirements/peers.in -c $(VENV)/.constraints.txt)
 	@touch $@
 
 .PHONY: lock
@@ -93,15 +95,28 @@ demo: $(INSTALLED) ## train the example cases with oxistep beside torch.optim: t
 	@mkdir -p target/demo
 	cd target/demo && $(PY) $(CURDIR)/examples/demo.py --output .
 
+# Outside the sources, with what the environment holds (compilers of peers) found first.
+BENCH = mkdir -p target/bench && cd target/bench && PATH="$(BIN):$$PATH" $(PY) $(CURDIR)/benches $(1)
+
 .PHONY: bench
-bench: $(INSTALLED) ## the whole benchmark, with ratios to torch.optim
-	@mkdir -p target/bench
-	cd target/bench && $(PY) $(CURDIR)/benches/run.py $(BENCH_ARGS)
+bench: $(INSTALLED) ## the whole benchmark (about 25 minutes): target/bench/bench.json and bench.html
+	$(call BENCH,run --output bench.json $(BENCH_ARGS))
+	-$(call BENCH,memory --into bench.json)
+	-$(call BENCH,threads --into bench.json)
+	-$(call BENCH,end-to-end --into bench.json)
+	$(call BENCH,page bench.json bench.html)
+
+.PHONY: bench-peers
+bench-peers: ## the whole benchmark with DeepSpeed beside torch, in an environment of its own
+	$(MAKE) bench PEERS=1
 
 .PHONY: bench-quick
 bench-quick: $(INSTALLED) ## the benchmark in under two minutes
-	@mkdir -p target/bench
-	cd target/bench && $(PY) $(CURDIR)/benches/run.py --quick $(BENCH_ARGS)
+	$(call BENCH,run --quick --output quick.json --page quick.html $(BENCH_ARGS))
+
+.PHONY: bench-compare
+bench-compare: ## has anything become slower? make bench-compare OLD=before.json NEW=after.json
+	$(PY) benches compare $(OLD) $(NEW)
 
 # ---- checks ----
 .PHONY: check

@@ -1,68 +1,45 @@
-"""The step of every optimizer on every workload; one group per cell, one row per implementation.
+"""The step of every optimizer on every workload of `--quick`, as rows of pytest-benchmark.
 
-    pytest benches/bench_step.py --benchmark-only
+    pytest -c benches/pytest.ini benches/bench_step.py --benchmark-only
 
-Without `--benchmark-only` the paired comparison of `paired.py` follows each group, on the same
-tensors. `run.py` chooses cells and budgets, and prints the ratios.
+One group per cell, one row per implementation, for those who want its histograms and storage.
+Ratios are better had from `run.py`, where implementations take turns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import pytest
 
 from cell import Cell
 from environment import environment
-from implementations import OURS
+from implementations import IMPLEMENTATIONS, OURS
 from plan import Plan
 from record import CellName
 
-ROWS_SHARE = 0.25  # of a cell's time; the rest makes the ratios steady
+PLAN = Plan()
+CELL_SECONDS = 0.5
 MIN_ROUNDS, MAX_ROUNDS = 3, 50
 
 
-@cache
-def default_plan() -> Plan:
-    return Plan()
-
-
-def plan_of(config: pytest.Config) -> Plan:
-    given = (plugin for plugin in config.pluginmanager.get_plugins() if isinstance(plugin, Plan))
-    return next(given, None) or default_plan()
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    plan = plan_of(metafunc.config)
-    # Module scope makes pytest keep the tests of a cell together: tensors are made once per cell.
-    metafunc.parametrize("cell", plan.cells, ids=str, indirect=True, scope="module")
-    if "implementation" in metafunc.fixturenames:
-        metafunc.parametrize("implementation", plan.implementations)
-
-
-@pytest.fixture(scope="module")
+# Module scope makes pytest keep the tests of a cell together: tensors are made once per cell.
+@pytest.fixture(scope="module", params=PLAN.cells, ids=str)
 def cell(request: pytest.FixtureRequest) -> Iterator[Cell]:
-    plan = plan_of(request.config)
     name: CellName = request.param
-    if plan.seconds_left() <= 0:
-        plan.left_out.append(name)
-        pytest.skip("time is up")
-    made = Cell(name, plan.implementations)
-    made.seconds = plan.share()
-    plan.records.append(made.record)
+    made = Cell(name, PLAN.implementations_of(name))
     yield made
     made.close()
 
 
+@pytest.mark.parametrize("implementation", [name for name in IMPLEMENTATIONS if name in PLAN.implementations])
 def test_step(cell: Cell, implementation: str, benchmark: Any) -> None:
     record = cell.record
     if implementation == OURS and OURS in record.wrong:
         pytest.fail(f"{record.name}: {record.wrong[OURS]}", pytrace=False)
-    absent = record.missing | record.wrong
-    if implementation in absent:
-        pytest.skip(absent[implementation])
+    if implementation not in cell.contestants:
+        pytest.skip((record.missing | record.wrong).get(implementation, "nothing to compare"))
     benchmark.group = str(record.name)
     benchmark.extra_info.update(
         environment(),
@@ -72,16 +49,10 @@ def test_step(cell: Cell, implementation: str, benchmark: Any) -> None:
         bytes_per_step=record.bytes_per_step,
     )
     this = cell.contestants[implementation]
-    rounds = int(ROWS_SHARE * cell.seconds / len(cell.contestants) / this.block_seconds)
+    rounds = int(CELL_SECONDS / len(cell.contestants) / this.block_seconds)
     benchmark.pedantic(
         this.step,
         iterations=this.steps,
         rounds=min(max(rounds, MIN_ROUNDS), MAX_ROUNDS),
         warmup_rounds=1 if cell.lead_in else 0,
     )
-
-
-def test_paired(cell: Cell) -> None:
-    if OURS not in cell.contestants:
-        pytest.skip("nothing to compare")
-    cell.measure((1 - ROWS_SHARE) * cell.seconds)

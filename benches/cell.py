@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import time
+from functools import partial
 from typing import Any
 
 import torch
 
 from check import difference
-from implementations import IMPLEMENTATIONS, OPTIMIZERS, REFERENCE, Parameters
+from clipping import clipped_step, limits, norm_of
+from implementations import IMPLEMENTATIONS, OURS, REFERENCE, Parameters, Task
 from neighbours import Neighbours
+from optimizer_table import OPTIMIZERS
 from paired import Step, contestant, measure
 from probe import NAME as PROBE
-from probe import torch_probe
+from probe import native_probe, probe_bytes
 from record import CellName, Record
-from workloads import WORKLOADS, parameters
-
-CHECKED_STEPS = 3
-# Parameters small enough that a few steps show, even in bfloat16; gradients large enough that their
-# squares do not vanish in float16.
-PARAMETER_SIZE = 0.02
-GRADIENT = (0.1, 1.0)
+from room import available_bytes, fits
+from tensors import fill_normal, fill_uniform, rows_gradient
+from workloads import WORKLOADS
 
 # Above this all implementations step on the same parameters and gradients, and only the states are
 # their own: nothing of that size survives in a cache from one block to the next anyway.
 OWN_COPIES_BYTES = 4 * 2**30
 # Above this (bytes of one copy) a block needs no untimed first step, for the same reason.
 LEAD_IN_BYTES = 2**29
+# Who goes first where memory does not suffice for all: those that make temporaries and are slow.
+DISPENSABLE = ["foreach", "compile", "deepspeed", "fused"]
 
 
 class Cell:
@@ -33,26 +35,55 @@ class Cell:
 
     def __init__(self, name: CellName, implementations: list[str]) -> None:
         self.optimizer = OPTIMIZERS[name.optimizer]
-        self.shapes = WORKLOADS[name.workload]
+        self.workload = WORKLOADS[name.workload]
         self.dtype: torch.dtype = getattr(torch, name.dtype)
-        elements, size = parameters(self.shapes), self.dtype.itemsize
+        task = Task(self.workload, self.optimizer, self.dtype)
+        streams, size = self.optimizer.streams, self.dtype.itemsize
 
-        reasons = {i: IMPLEMENTATIONS[i].missing(self.optimizer) for i in implementations}
+        reasons = {i: IMPLEMENTATIONS[i].missing(task) for i in implementations}
         self.record = Record(
             name=name,
-            parameters=elements,
-            tensors=len(self.shapes),
-            bytes_per_step=self.optimizer.streams * size * elements,
+            parameters=self.workload.parameters,
+            tensors=len(self.workload.shapes),
+            bytes_per_step=None if streams is None else streams * size * self.workload.touched,
             missing={i: reason for i, reason in reasons.items() if reason},
         )
-        present = [i for i, reason in reasons.items() if not reason]
-        one_copy = (2 + self.optimizer.states) * size * elements
-        self.array_bytes = size * elements
-        self.lead_in = one_copy < LEAD_IN_BYTES
-        self.record.shared_tensors = one_copy * len(present) > OWN_COPIES_BYTES
+        self.array_bytes = size * self.workload.parameters
+        self.lead_in = (2 + self.optimizer.states) * self.array_bytes < LEAD_IN_BYTES
 
-        steps = self._checked_steps(present)
-        self.contestants = {i: contestant(step) for i, step in steps.items()}
+        present = self._with_room([i for i, reason in reasons.items() if not reason])
+        self.contestants = {}
+        if OURS in present:
+            steps = self._checked_steps(present)
+            self.contestants = {i: contestant(step) for i, step in steps.items()}
+
+    def _with_room(self, present: list[str]) -> list[str]:
+        """Those that fit into memory together."""
+        for leaving in [None, *DISPENSABLE]:
+            if leaving in present:
+                present = [name for name in present if name != leaving]
+                self.record.missing[str(leaving)] = "memory does not suffice for all"
+            if fits(self._needed(len(present))):
+                return present
+        available = (available_bytes() or 0) / 2**30
+        reason = f"needs {self._needed(len(present)) / 2**30:.0f} GiB of memory, {available:.0f} are free"
+        self.record.missing |= dict.fromkeys(present, reason)
+        return []
+
+    def _needed(self, present: int) -> int:
+        """Bytes, with the judge's copy, the probe, and temporaries of torch's for-loop (two arrays)."""
+        states = self.optimizer.states * (present + 1)
+        one_copy = (2 + self.optimizer.states) * self.array_bytes
+        self.record.shared_tensors = one_copy * present > OWN_COPIES_BYTES and self.workload.rows is None
+        if self.record.shared_tensors:
+            own = 1 + (1 + present if self.optimizer.clip else 1) + 1  # parameter, gradients, what is expected
+        else:
+            own = 2 * (present + 1)
+        return (own + states + 2) * self.array_bytes + self._probe_bytes()
+
+    def _probe_bytes(self) -> int:
+        dense = self.workload.rows is None and self.optimizer.streams is not None
+        return probe_bytes(self.array_bytes, self.optimizer.states) if dense else 0
 
     def _checked_steps(self, present: list[str]) -> dict[str, Step]:
         """Let all take a few steps from the same start, and keep those that agree with the judge.
@@ -61,20 +92,21 @@ class Cell:
         goes when all are built, and so takes the first place in memory, which showed as a
         disadvantage of a few percent, from none of the contestants.
         """
-        gradients = self._empty()
-        generator = torch.Generator().manual_seed(1)
-        for gradient in gradients:
-            gradient.uniform_(*GRADIENT, generator=generator)
+        gradients = self._gradients()
+        norm = norm_of(gradients) if self.optimizer.clip else 0.0
         shared = self._parameters(gradients) if self.record.shared_tensors else None
 
         def started(name: str) -> tuple[Any, Parameters, Step]:
-            own = shared or self._parameters([gradient.clone() for gradient in gradients])
-            generator.manual_seed(2)
+            # a clipped gradient is rewritten, a sparse one never
+            common = self.workload.rows or (shared and not self.optimizer.clip)
+            kept = gradients if common else [gradient.clone() for gradient in gradients]
+            own = shared or self._parameters(kept)
             for parameter in own:
-                parameter.detach().normal_(std=PARAMETER_SIZE, generator=generator)
-            optimizer = IMPLEMENTATIONS[name].build(self.optimizer, own)
-            step = _step_of(optimizer, IMPLEMENTATIONS[name].compiled)
-            for _ in range(CHECKED_STEPS):
+                fill_normal(parameter.detach())
+            optimizer, step = self._built(name, own, norm)
+            if shared and self.optimizer.clip:
+                step = partial(_with_gradients, own, kept, step)
+            for _ in range(self.optimizer.checked_steps):
                 step()
             return optimizer, own, step
 
@@ -82,19 +114,37 @@ class Cell:
         expected = [p.detach().clone() if shared else p.detach() for p in judged]
         steps: dict[str, Step] = {}
         for name in present:
+            start = time.perf_counter()
             try:
                 optimizer, own, step = started(name)
             except Exception as error:
                 self.record.wrong[name] = f"{type(error).__name__}: {error}".splitlines()[0]
                 continue
+            if IMPLEMENTATIONS[name].compiled:
+                self.record.compile_seconds = time.perf_counter() - start
             if found := difference(optimizer, own, judge, expected):
                 self.record.wrong[name] = found
             else:
                 steps[name] = step
         return steps
 
+    def _built(self, name: str, own: Parameters, norm: float) -> tuple[Any, Step]:
+        clip = self.optimizer.clip
+        if clip and clip.folded and name == OURS:
+            optimizer = IMPLEMENTATIONS[name].build(self.optimizer, own, max_grad_norm=clip.limit * norm)
+            return optimizer, optimizer.step
+        optimizer = IMPLEMENTATIONS[name].build(self.optimizer, own)
+        if clip:
+            return optimizer, clipped_step(name, optimizer, own, limits(clip, norm, self.optimizer.checked_steps))
+        return optimizer, _compiled(optimizer) if IMPLEMENTATIONS[name].compiled else optimizer.step
+
+    def _gradients(self) -> list[torch.Tensor]:
+        if self.workload.rows:
+            return [rows_gradient(shape, self.workload.rows, self.dtype) for shape in self.workload.shapes]
+        return [fill_uniform(gradient) for gradient in self._empty()]
+
     def _empty(self) -> list[torch.Tensor]:
-        return [torch.empty(shape, dtype=self.dtype) for shape in self.shapes]
+        return [torch.empty(shape, dtype=self.dtype) for shape in self.workload.shapes]
 
     def _parameters(self, gradients: list[torch.Tensor]) -> Parameters:
         made = [torch.nn.Parameter(tensor) for tensor in self._empty()]
@@ -104,7 +154,7 @@ class Cell:
 
     def measure(self, seconds: float) -> None:
         contestants = dict(self.contestants)
-        if made := torch_probe(self.array_bytes, self.optimizer.states):
+        if self._probe_bytes() and (made := native_probe(self.array_bytes, self.optimizer.states)):
             step, self.record.probe_bytes = made
             contestants[PROBE] = contestant(step)
         neighbours = Neighbours()
@@ -117,11 +167,15 @@ class Cell:
         torch.compiler.reset()  # its cache is bounded, and would send later cells to the slow path
 
 
-def _step_of(optimizer: Any, compiled: bool) -> Step:
-    if not compiled:
-        step: Step = optimizer.step
-        return step
+def _with_gradients(parameters: Parameters, gradients: list[torch.Tensor], step: Step) -> None:
+    """Step on shared parameters with gradients of its own."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if parameter.grad is not gradient:
+            parameter.grad = gradient
+    step()
 
+
+def _compiled(optimizer: Any) -> Step:
     # A function around it, as torch's own tutorial compiles it.
     @torch.compile(fullgraph=False)
     def compiled_step() -> None:

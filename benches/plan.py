@@ -1,34 +1,59 @@
-"""Which cells are measured, and for how long; handed to pytest as a plugin."""
+"""Which cells are measured, and for how long."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-from environment import environment
-from implementations import IMPLEMENTATIONS, OPTIMIZERS
+from implementations import IMPLEMENTATIONS
+from optimizer_table import COMMON, OPTIMIZERS, UNFUSED
 from record import CellName, Record
-from workloads import WORKLOADS
+from workloads import SIZES, TENSORS, WORKLOADS
 
 DTYPES = ["float32", "float64", "bfloat16", "float16"]
+_CLIPPING = [name for name, optimizer in OPTIMIZERS.items() if optimizer.clip]
+_SWEEPS = {*SIZES, *TENSORS}
+
+# Parameters from which on a cell needs more time: a round of all contestants on 128 Mi takes a second.
+_LARGE = 2**22
 
 
 def grid(workloads: list[str], optimizers: list[str], dtypes: list[str]) -> list[CellName]:
     return [CellName(w, o, d) for w in workloads for d in dtypes for o in optimizers]
 
 
+def sweeps() -> list[CellName]:
+    """What a step costs against the number of tensors, and against the size of one."""
+    return grid([*TENSORS, *SIZES], ["Adam"], ["float32"])
+
+
 def full() -> list[CellName]:
-    return grid([w for w in WORKLOADS if w != "flat_16"], list(OPTIMIZERS), DTYPES)
+    """Every cell that has a floor, and the sweeps."""
+    f32 = ["float32"]
+    return [
+        *grid(["two_scalars", "seven", "mlp", "lora", "small_2000"], COMMON, f32),
+        *grid(["resnet50"], ["SGD momentum", "Adam"], f32),
+        *grid(["gpt2_small"], ["Adam", "AdamW", *_CLIPPING], f32),
+        *grid(["embedding"], ["SparseAdam", "Adagrad"], f32),
+        *grid(["matrices"], ["Adafactor", "Muon"], f32),
+        *grid(["flat"], [*COMMON, *UNFUSED[1:]], f32),
+        *grid(["flat"], ["Adam"], ["bfloat16", "float16"]),
+        *sweeps(),
+    ]
 
 
 def quick() -> list[CellName]:
-    small = ["two_scalars", "seven", "mlp", "lora", "small_2000"]
+    f32 = ["float32"]
     return [
-        *grid([*small, "flat_16"], list(OPTIMIZERS), ["float32"]),
+        *grid(["two_scalars", "seven"], ["SGD", "Adam"], f32),
+        *grid(["mlp"], ["Adam"], f32),
+        *grid(["lora", "small_2000"], ["SGD", "Adam"], f32),
+        *grid([name for name, n in TENSORS.items() if n in (1, 10, 100, 1000)], ["Adam"], f32),
+        *grid([name for name, k in SIZES.items() if k in (0, 6, 12, 18, 22)], ["Adam"], f32),
+        *grid(["flat_16"], ["SGD", "SGD momentum", "RMSprop", "Adam"], f32),
         *grid(["flat_16"], ["Adam"], ["bfloat16"]),
-        *grid(["resnet50"], ["SGD momentum", "Adam"], ["float32"]),
+        *grid(["embedding"], ["SparseAdam"], f32),
+        *grid(["resnet50"], ["Adam"], f32),
     ]
 
 
@@ -44,36 +69,35 @@ def brief() -> list[CellName]:
 
 @dataclass(eq=False)
 class Plan:
+    """`cell_seconds`: timing of one cell, None for what suits its size; building and checking come on top.
+
+    `total_seconds`: everything; cells that no longer fit are left out.
+    """
+
     cells: list[CellName] = field(default_factory=quick)
     implementations: list[str] = field(default_factory=lambda: [name for name in IMPLEMENTATIONS if name != "compile"])
-    cell_seconds: float = 2.0  # timing only; building and checking come on top
-    total_seconds: float | None = None  # everything; cells that no longer fit are left out
-    advance: Callable[[str], None] = lambda _: None
+    cell_seconds: float | None = 2.0
+    total_seconds: float | None = None
     records: list[Record] = field(default_factory=list)
     left_out: list[CellName] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
+
+    def implementations_of(self, name: CellName) -> list[str]:
+        """Sweeps leave torch.compile out: compiling would take longer than all the rest."""
+        return [i for i in self.implementations if i != "compile" or name.workload not in _SWEEPS]
 
     def seconds_left(self) -> float:
         if self.total_seconds is None:
             return float("inf")
         return self.started + self.total_seconds - time.perf_counter()
 
-    def share(self) -> float:
-        """What the next cell may spend on timing."""
-        cells_left = len(self.cells) - len(self.records)
-        return min(self.cell_seconds, max(0.0, self.seconds_left()) / max(cells_left, 1))
+    def share(self, name: CellName) -> float:
+        """What this cell may spend on timing; building and checking take as much again of the time left."""
+        cells_left = len(self.cells) - len(self.records) - len(self.left_out)
+        return min(self._wanted(name), 0.5 * max(0.0, self.seconds_left()) / max(cells_left, 1))
 
-    # Hooks of pytest and pytest-benchmark.
-
-    def pytest_report_teststatus(self, report: Any) -> tuple[str, str, str] | None:
-        """No dots: they would run into the progress bar."""
-        if report.failed or (report.when != "call" and report.passed):
-            return None
-        return report.outcome, "", ""
-
-    def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self.advance(nodeid.partition("[")[2].rstrip("]"))
-
-    def pytest_benchmark_update_machine_info(self, config: Any, machine_info: dict[str, Any]) -> None:
-        machine_info.pop("node", None)  # results are published; the host's name is nobody's concern
-        machine_info["oxistep"] = environment()
+    def _wanted(self, name: CellName) -> float:
+        if self.cell_seconds is not None:
+            return self.cell_seconds
+        large, sweep = WORKLOADS[name.workload].parameters >= _LARGE, name.workload in _SWEEPS
+        return {(False, False): 2.5, (False, True): 1.0, (True, False): 9.0, (True, True): 4.0}[large, sweep]

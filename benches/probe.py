@@ -1,38 +1,49 @@
 """The ceiling: how fast memory lets a loop with the same streams run.
 
-Built from torch's in-place operators until there is a native probe: one `a += 0 * b` (two reads,
-one write) and one `s *= 1` (a read and a write) per state. Together these read and write as many
-arrays as the step of an optimizer, one after the other instead of side by side. A loop that
-prefetches well may therefore come out above it.
+The native probe is the loop of a step (same chunks, threads, SIMD level and prefetching) that reads
+and writes as many arrays, with next to no arithmetic. Memory is had as for a step: parameter and
+gradient from torch, states from oxistep, which asks for large pages.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
+from oxistep import _core
 from paired import Step
 
 NAME = "probe"
-DESCRIPTION = "torch in-place probe: add_ and mul_ with the same number of reads and writes"
+DESCRIPTION = "native probe: the same loop with the same reads and writes and next to no arithmetic"
 
 # Arrays below this (all together) may sit in a cache, where a step waits for other things.
 SMALLEST_BYTES = 2**26
-# Well above any cache; a larger probe would only take the contestants' memory.
-LARGEST_BYTES = 2**30
+# As large as Adam on 128 Mi float32; a larger probe would only take the contestants' memory.
+LARGEST_BYTES = 2**31
 
 
-def torch_probe(array_bytes: int, states: int) -> tuple[Step, int] | None:
+def probe_bytes(array_bytes: int, states: int) -> int:
+    """What all arrays of the probe take; 0 where there is none."""
+    arrays = array_bytes * (2 + states)
+    return 0 if arrays < SMALLEST_BYTES else min(arrays, LARGEST_BYTES)
+
+
+def native_probe(array_bytes: int, states: int) -> tuple[Step, int] | None:
     """A step over 2 + `states` arrays of `array_bytes` each, and the bytes that it moves."""
-    arrays = 2 + states
-    if array_bytes * arrays < SMALLEST_BYTES:
+    total = probe_bytes(array_bytes, states)
+    if total == 0:
         return None
-    # float32 whatever the cell's dtype: torch's half-precision operators wait for arithmetic.
-    elements = min(array_bytes, LARGEST_BYTES // arrays) // 4
-    parameter, gradient, *buffers = (torch.ones(elements) for _ in range(arrays))
-
-    def step() -> None:
-        parameter.add_(gradient, alpha=0.0)
-        for buffer in buffers:
-            buffer.mul_(1.0)
-
+    # float32 whatever the cell's dtype: it is bytes that count.
+    elements = total // (2 + states) // 4
+    parameter, gradient = (torch.ones(elements) for _ in range(2))
+    kept = [_zeros(elements) for _ in range(states)]
+    step = partial(_core.probe, parameter.numpy(), gradient.numpy(), [state.numpy() for state in kept])
     return step, (3 + 2 * states) * 4 * elements
+
+
+def _zeros(elements: int) -> torch.Tensor:
+    state = torch.empty(elements)
+    if not _core.zero_large(state):
+        state.zero_()
+    return state

@@ -12,6 +12,7 @@ from implementations import OURS, REFERENCE
 from paired import Ratio
 from probe import DESCRIPTION as PROBE_DESCRIPTION
 from record import CellName, Record
+from tables import plain, show
 
 
 def print_report(
@@ -31,9 +32,7 @@ def print_report(
     )
     measured = [record for record in records if record.paired is not None]
     table = _table(measured, box.MARKDOWN if markdown else box.SIMPLE_HEAD)
-    # A table squeezed into the 80 columns of a pipe cannot be read: give it what it needs.
-    out.width = max(out.width, out.measure(table, options=out.options.update(width=1000)).maximum)
-    out.print(table)
+    show(out, table)
     out.print(
         "Times are per step, medians over the rounds. Ratios are time of the peer over time of "
         "oxistep in the same round (above 1: oxistep is faster), as median (quartiles). "
@@ -48,34 +47,47 @@ def print_report(
         )
     if left_out:
         out.print(f"No time was left for: {', '.join(map(str, left_out))}")
+    for line in _floors(measured):
+        out.print(line)
     for line in _absences(records):
         out.print(line)
 
 
 def _table(records: list[Record], style: box.Box) -> Table:
-    table = Table(box=style, pad_edge=False)
-    for heading in ("workload", "optimizer", "dtype"):
-        table.add_column(heading, no_wrap=True)
     # A column for everything that was timed anywhere; a dash where it has no row.
     rows = [OURS, *dict.fromkeys(peer for record in records for peer in record.peers)]
-    for heading in (*rows, "best peer / ours", "default / ours", "GB/s", "of ceiling"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    figures = ("best peer / ours", "default / ours", "GB/s", "probe", "of ceiling", "floors")
+    table = plain("workload", "optimizer", "dtype", *rows, *figures, left=3, style=style)
     for record in records:
         timed = record.timed()
-        share = record.share_of_ceiling
-        best = timed.ratio(record.best_peer, OURS)
+        share, best = record.share_of_ceiling, record.best_peer
         table.add_row(
             record.name.workload + (" !" if record.disturbed else ""),
             record.name.optimizer,
             record.name.dtype,
             *(_time(timed.median(row)) if row in timed.nanoseconds else "-" for row in rows),
-            f"{record.best_peer} {_ratio(best)}",
-            _ratio(timed.ratio(REFERENCE, OURS)),
+            "-" if best is None else f"{best} {_ratio(timed.ratio(best, OURS))}",
+            _ratio(timed.ratio(REFERENCE, OURS)) if REFERENCE in timed.nanoseconds else "-",
             # Small workloads never wait for memory, so the figure would mean nothing there.
             "-" if share is None else f"{record.gigabytes_per_second:.1f}",
+            "-" if share is None else f"{record.probe_gigabytes_per_second:.1f}",
             "-" if share is None else f"{share:.0%}",
+            _met(record),
         )
     return table
+
+
+def _met(record: Record) -> str:
+    """Of the floors that could be judged."""
+    judged = [verdict for verdict in record.verdicts if verdict.met is not None]
+    return f"{sum(bool(verdict.met) for verdict in judged)}/{len(judged)}"
+
+
+def _floors(records: list[Record]) -> list[str]:
+    """The floors missed, one by one."""
+    judged = [(record, v) for record in records for v in record.verdicts if v.met is not None]
+    missed = [f"  {r.name}: {v.measured:.2f} against {v.against}, floor {v.floor:g}" for r, v in judged if not v.met]
+    return [f"Floors met: {len(judged) - len(missed)} of {len(judged)}" + ("; missed:" if missed else ""), *missed]
 
 
 def _absences(records: list[Record]) -> list[str]:

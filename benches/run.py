@@ -1,38 +1,37 @@
-"""Measure oxistep against torch.optim, and print ratios.
+"""Measure oxistep against torch.optim and other peers, and print ratios.
 
-    python benches/run.py             the full grid (most of an hour; narrow it with --workload ...)
+    python benches/run.py             every cell that has a floor, and the sweeps over sizes and numbers of tensors
     python benches/run.py --quick     under two minutes
     python benches/run.py --brief     under half a minute
 
-One pytest process does the work: for every cell it builds and checks all implementations, times
-each with pytest-benchmark (the rows), then all of them in turns (the ratios).
+For every cell (workload x optimizer x dtype) all implementations are built, a few steps of each are checked against
+torch's for-loop, and then all take turns; the figure is the ratio within a round.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import pytest
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+import page
+import results
+from cell import Cell
 from environment import environment
-from implementations import IMPLEMENTATIONS, OPTIMIZERS
+from implementations import IMPLEMENTATIONS, OURS
+from optimizer_table import OPTIMIZERS
 from plan import DTYPES, Plan, brief, full, grid, quick
 from report import print_report
 from workloads import WORKLOADS
 
-HERE = Path(__file__).parent
 
-
-def arguments() -> argparse.Namespace:
+def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="under two minutes")
@@ -42,44 +41,68 @@ def arguments() -> argparse.Namespace:
         ("optimizer", list(OPTIMIZERS)),
         ("dtype", DTYPES),
     ):
-        parser.add_argument(f"--{option}", action="append", choices=table, help="only this (repeatable)")
-    parser.add_argument("--seconds", type=float, help="timing of one cell")
+        parser.add_argument(
+            f"--{option}",
+            action="append",
+            choices=table,
+            metavar=option.upper(),
+            help=f"only this (repeatable); one of {', '.join(shown(table))}",
+        )
+    parser.add_argument("--seconds", type=float, help="timing of one cell; default: what suits its size")
+    parser.add_argument("--minutes", type=float, help="stop when this is spent, and name the cells left out")
     parser.add_argument("--threads", type=int, help="torch.set_num_threads; default: torch's own")
-    parser.add_argument("--compile", action="store_true", help="torch.compile too (slow to start, needs a compiler)")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="torch.compile'd steps too; default: not with --quick and --brief, as compiling takes long",
+    )
     parser.add_argument("--output", type=Path, help="write everything here, as JSON")
+    parser.add_argument("--page", type=Path, help="write the page here, as one HTML file")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    parser.add_argument("--pytest", action="store_true", help="only the rows; --output is pytest-benchmark's JSON")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def planned(options: argparse.Namespace) -> Plan:
-    cells = brief() if options.brief else quick() if options.quick else full()
-    if options.workload or options.optimizer or options.dtype:
-        if options.quick or options.brief or not options.workload:
-            wanted = cells
-        else:
-            # Named workloads need not be in the full grid: flat_16 is not.
-            wanted = grid(options.workload, list(OPTIMIZERS), DTYPES)
-        cells = [
-            cell
-            for cell in wanted
-            if cell.workload in (options.workload or WORKLOADS)
-            and cell.optimizer in (options.optimizer or OPTIMIZERS)
-            and cell.dtype in (options.dtype or DTYPES)
-        ]
-    if not cells:
-        sys.exit("no such cell in the chosen grid; leave out --quick or --brief")
-    return Plan(
-        cells=cells,
-        implementations=[name for name in IMPLEMENTATIONS if name != "compile" or options.compile],
-        cell_seconds=options.seconds or (1.5 if options.brief or options.quick else 6.0),
-        total_seconds=85.0 if options.quick else 20.0 if options.brief else None,
+def shown(names: list[str]) -> list[str]:
+    """Families of names in short."""
+    return list(
+        dict.fromkeys(f"{family}_<n>" if (family := n.split("_")[0]) in ("size", "tensors") else n for n in names)
     )
 
 
-@contextmanager
-def progress(plan: Plan) -> Iterator[Callable[[str], None]]:
-    bar = Progress(
+def planned(options: argparse.Namespace) -> Plan:
+    chosen = brief() if options.brief else quick() if options.quick else full()
+    if options.workload and not (options.quick or options.brief):
+        # Named workloads need not be in the full grid: flat_16 is not.
+        chosen = grid(options.workload, options.optimizer or usual(options.workload), options.dtype or DTYPES)
+    cells = [
+        cell
+        for cell in chosen
+        if cell.workload in (options.workload or WORKLOADS)
+        and cell.optimizer in (options.optimizer or OPTIMIZERS)
+        and cell.dtype in (options.dtype or DTYPES)
+    ]
+    if not cells:
+        sys.exit("no such cell in the chosen grid; leave out --quick or --brief, or name a --workload")
+    small = options.brief or options.quick
+    compiled = not small if options.compile is None else options.compile
+    minutes = options.minutes or (1.5 if options.quick else 0.35 if options.brief else None)
+    return Plan(
+        cells=cells,
+        implementations=[name for name in IMPLEMENTATIONS if name != "compile" or compiled],
+        cell_seconds=options.seconds or (1.2 if small else None),
+        total_seconds=minutes and 60 * minutes,
+    )
+
+
+def usual(workloads: list[str]) -> list[str]:
+    """Optimizers that make sense on all of these: those of the full grid, or every element-wise one."""
+    known = [cell.optimizer for cell in full() if cell.workload in workloads]
+    return list(dict.fromkeys(known)) or [name for name, o in OPTIMIZERS.items() if o.streams and name != "SparseAdam"]
+
+
+def progress() -> Progress:
+    return Progress(
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -88,49 +111,54 @@ def progress(plan: Plan) -> Iterator[Callable[[str], None]]:
         transient=True,
         refresh_per_second=2,  # the timed code shares the processor with the bar
     )
+
+
+def measure(plan: Plan, bar: Progress, save: Any) -> None:
     task = bar.add_task("", total=len(plan.cells), what="")
-    done: dict[str, None] = {}
+    for name in plan.cells:
+        bar.update(task, what=str(name))
+        if plan.seconds_left() <= 0:
+            plan.left_out.append(name)
+            continue
+        cell = Cell(name, plan.implementations_of(name))
+        if OURS in cell.contestants:
+            cell.measure(plan.share(name))
+        plan.records.append(cell.record)
+        cell.close()
+        save()
+        bar.advance(task)
 
-    def advance(test: str) -> None:
-        cell = next((str(cell) for cell in plan.cells if test.startswith(str(cell))), test)
-        bar.update(task, completed=len(done), what=test)
-        done[cell] = None
 
-    with bar:
-        yield advance
-
-
-def main() -> int:
-    options = arguments()
+def main(argv: list[str] | None = None) -> int:
+    options = arguments(argv)
     if options.threads:
         torch.set_num_threads(options.threads)
     plan = planned(options)
     where = environment()
-    command = shlex.join(["python", "benches/run.py", *sys.argv[1:]])
+    command = shlex.join(["python", "benches/run.py", *(sys.argv[1:] if argv is None else argv)])
 
-    flags = ["-qq", f"--config-file={HERE / 'pytest.ini'}"]
-    if options.pytest:
-        flags.append("--benchmark-only")
-    if options.output:
-        options.output.unlink(missing_ok=True)  # an interrupted run must not leave older rows there
-        flags.append(f"--benchmark-json={options.output}")
-    with progress(plan) as plan.advance:
-        status = pytest.main([*flags, str(HERE / "bench_step.py")], plugins=[plan])
-    if options.pytest:
-        return int(status)
-
-    print_report(plan.records, plan.left_out, where, command, options.markdown)
-    if options.output:
-        rows = json.loads(options.output.read_text()) if options.output.exists() else None
-        content = {
+    def content() -> dict[str, Any]:
+        return {
             "command": command,
             "environment": where,
             "cells": [record.to_json() for record in plan.records],
             "left_out": [str(name) for name in plan.left_out],
-            "pytest_benchmark": rows,
         }
-        options.output.write_text(json.dumps(content, indent=1) + "\n")
-    return int(status)
+
+    def save() -> None:
+        if options.output:
+            results.write(options.output, content())
+
+    with progress() as bar:
+        measure(plan, bar, save)
+    save()
+    print_report(plan.records, plan.left_out, where, command, options.markdown)
+    if options.page:
+        page.write(options.page, content())
+    wrong = [str(record.name) for record in plan.records if OURS in record.wrong]
+    if wrong:
+        print(f"oxistep differs from torch's for-loop in: {', '.join(wrong)}", file=sys.stderr)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 
@@ -61,18 +62,39 @@ def gpt2_small() -> list[Shape]:
     return [(50257, width), (1024, width), *(12 * block), *norm]
 
 
-WORKLOADS: dict[str, list[Shape]] = {
-    "two_scalars": [(), ()],
-    "seven": [(7,)],
-    "mlp": mlp(784, 256, 128, 10),
-    "lora": lora(),
-    "small_2000": [(64,) for _ in range(2000)],
-    "resnet50": resnet50(),
-    "gpt2_small": gpt2_small(),
-    "flat_16": [(2**24,)],  # what --quick takes for `flat`
-    "flat": [(2**27,)],
+@dataclass(frozen=True)
+class Workload:
+    """Shapes of the parameters; with `rows`, gradients are sparse and name that many rows of each."""
+
+    shapes: list[Shape]
+    rows: int | None = None
+
+    @property
+    def parameters(self) -> int:
+        return sum(prod(shape) for shape in self.shapes)
+
+    @property
+    def touched(self) -> int:
+        """Elements that a step updates."""
+        return self.parameters if self.rows is None else sum(self.rows * prod(shape[1:]) for shape in self.shapes)
+
+
+# One tensor of 2**k elements, and n tensors of 64: what a step costs against either number.
+SIZES = {f"size_{k}": k for k in (*range(0, 28, 2), 28)}
+TENSORS = {f"tensors_{n}": n for n in (1, 3, 10, 30, 100, 300, 1000, 3000)}
+
+WORKLOADS: dict[str, Workload] = {
+    "two_scalars": Workload([(), ()]),
+    "seven": Workload([(7,)]),
+    "mlp": Workload(mlp(784, 256, 128, 10)),
+    "lora": Workload(lora()),
+    "small_2000": Workload([(64,) for _ in range(2000)]),
+    "resnet50": Workload(resnet50()),
+    "gpt2_small": Workload(gpt2_small()),
+    "matrices": Workload([(256, 256) for _ in range(12)]),  # for what takes only matrices
+    "embedding": Workload([(10**6, 64)], rows=4096),
+    "flat_16": Workload([(2**24,)]),  # what --quick takes for `flat`
+    "flat": Workload([(2**27,)]),
+    **{name: Workload([(2**k,)]) for name, k in SIZES.items()},
+    **{name: Workload([(64,) for _ in range(n)]) for name, n in TENSORS.items()},
 }
-
-
-def parameters(shapes: list[Shape]) -> int:
-    return sum(prod(shape) for shape in shapes)
