@@ -20,6 +20,7 @@ mod pages;
 mod plan;
 mod probe;
 mod processor;
+mod shim;
 mod span;
 mod state_map;
 mod tensors;

@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyCapsuleMethods, PyString, PyType};
 
 use crate::dlpack;
+use crate::shim::{Answer, Shim};
 
 /// Storage types of tensors that kernels can read or write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -256,6 +257,7 @@ pub(crate) struct Torch {
     tensor: Py<PyType>,
     parameter: Py<PyType>,
     describe: dlpack::DescribeFn,
+    shim: Option<Shim>,
 }
 
 impl Torch {
@@ -280,7 +282,9 @@ impl Torch {
             }
             (*api.as_ptr()).describe
         };
-        Ok(Self { tensor: tensor.unbind(), parameter: parameter.unbind(), describe: describe.ok_or_else(too_old)? })
+        let shim = Shim::new(&torch, &tensor);
+        let describe = describe.ok_or_else(too_old)?;
+        Ok(Self { tensor: tensor.unbind(), parameter: parameter.unbind(), describe, shim })
     }
 
     /// Whether the class is exactly Tensor or Parameter: subclasses may keep their elements elsewhere.
@@ -291,20 +295,14 @@ impl Torch {
 
     /// Describes a tensor, or says why it is left to torch. Changes nothing. The description borrows from the object,
     /// so the caller keeps it alive; it must not run Python code that could reshape it while using the description.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn describe<'t>(&self, object: &'t Bound<'_, PyAny>) -> Result<Described<'t>, Unfit> {
         let described = self.describe_values(object)?;
         // A lazily negated real tensor is the imaginary part of a conjugated one, with stride two: asking costs a
         // call, so only those are asked that could be one.
         let Memory { len, complex, .. } = described.memory;
         let suspicious = len == 1 || !described.is_dense || complex;
-        if suspicious && (is(object, pyo3::intern!(object.py(), "is_neg"))) {
-            return Err(Unfit::Lazy);
-        }
-        if complex && is(object, pyo3::intern!(object.py(), "is_conj")) {
-            return Err(Unfit::Lazy);
-        }
-        Ok(described)
+        if suspicious && is_lazy(object, complex) { Err(Unfit::Lazy) } else { Ok(described) }
     }
 
     /// The elements of a contiguous matrix of int64 on the CPU, such as the indices of a sparse tensor, copied, with the
@@ -333,12 +331,22 @@ impl Torch {
         }
     }
 
-    /// What the exchange table says of a tensor.
+    /// What torch says of a tensor.
     #[inline(always)]
     pub(crate) fn raw(&self, object: &Bound<'_, PyAny>) -> Result<dlpack::Tensor, Unfit> {
         if !self.is_plain(object) {
             return Err(Unfit::Class);
         }
+        match self.shim.as_ref().map(|shim| shim.describe(object)) {
+            Some(Answer::Tensor(tensor)) => Ok(tensor),
+            Some(Answer::NoMemory) => Err(Unfit::NoMemory),
+            Some(Answer::Unknown) | None => self.exchange(object),
+        }
+    }
+
+    /// What the exchange table says of a plain tensor.
+    #[inline(never)]
+    fn exchange(&self, object: &Bound<'_, PyAny>) -> Result<dlpack::Tensor, Unfit> {
         let mut tensor = std::mem::MaybeUninit::<dlpack::Tensor>::uninit();
         // SAFETY: the object is a torch tensor, the class that the table was found on; on success the table has
         // filled the description.
@@ -393,6 +401,12 @@ impl Torch {
         }
         Ok(Described { memory: Memory { data: data.cast(), dtype, complex, len, extent }, shape, is_dense })
     }
+}
+
+/// Whether the elements stand for their negatives or conjugates.
+#[inline(never)]
+fn is_lazy(object: &Bound<'_, PyAny>, complex: bool) -> bool {
+    is(object, pyo3::intern!(object.py(), "is_neg")) || (complex && is(object, pyo3::intern!(object.py(), "is_conj")))
 }
 
 /// Asks a tensor a yes-or-no question; no answer counts as yes.

@@ -23,7 +23,7 @@ struct TorchPool {
     parallel_for: ParallelForFn,
     get_num_threads: GetNumThreadsFn,
     /// Keeps the functions loaded.
-    _library: Library,
+    library: Library,
 }
 
 static TORCH: OnceLock<Option<TorchPool>> = OnceLock::new();
@@ -43,6 +43,11 @@ pub(crate) fn set_up() {
 #[pyfunction]
 pub(crate) fn use_torch_threads(path: &str) -> bool {
     TORCH.get_or_init(|| TorchPool::open(path)).is_some()
+}
+
+/// torch's library, if it was found.
+pub(crate) fn torch_library() -> Option<&'static Library> {
+    TORCH.get()?.as_ref().map(|torch| &torch.library)
 }
 
 /// How many threads a step may use; `None`: as many as torch uses, or without torch as many as there are processors.
@@ -98,7 +103,7 @@ impl TorchPool {
             let library = Library::new(path).ok()?;
             let parallel_for = *library.get::<ParallelForFn>(b"torch_parallel_for\0").ok()?;
             let get_num_threads = *library.get::<GetNumThreadsFn>(b"torch_get_num_threads\0").ok()?;
-            Some(Self { parallel_for, get_num_threads, _library: library })
+            Some(Self { parallel_for, get_num_threads, library })
         }
     }
 
