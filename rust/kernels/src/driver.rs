@@ -19,6 +19,10 @@ const BLOCK: usize = 64;
 const AHEAD: usize = 4;
 /// How many chunks ahead the beginnings of small tensors are prefetched.
 const PLACES_AHEAD: usize = 4;
+/// Elements of the rows of a sparse gradient that are handed out together.
+const ROWS_CHUNK: usize = 16 * 1024;
+/// How many rows ahead memory is prefetched: rows lie anywhere.
+const ROWS_AHEAD: usize = 8;
 /// Elements of a tile: what is gathered from a strided tensor at a time, and stays in the first-level cache.
 const TILE: usize = 256;
 /// Below this many elements a step runs on the calling thread alone: a fork-join would cost more than it gains.
@@ -56,6 +60,10 @@ macro_rules! storage {
                 match self { $(Self::$Variant(x) => x.as_ptr() as usize,)* }
             }
 
+            fn part(&self, start: usize, len: usize) -> Self {
+                match self { $(Self::$Variant(x) => Self::$Variant(&x[start..start + len]),)* }
+            }
+
             pub(crate) fn split_at(self, n: usize) -> (Self, Self) {
                 match self { $(Self::$Variant(x) => {
                     let (a, b) = x.split_at(n);
@@ -77,6 +85,25 @@ macro_rules! storage {
 
             fn address(&self) -> usize {
                 match self { $(Self::$Variant(x) => x.as_ptr() as usize,)* Self::Absent => 0 }
+            }
+
+            /// Prefetches some elements, but no more than a few cache lines of them: the rest follows of itself.
+            #[inline]
+            fn prefetch(&self, start: usize, len: usize) {
+                match self {
+                    $(Self::$Variant(x) => {
+                        let per_line = 64 / size_of::<$t>();
+                        (0..len.div_ceil(per_line).min(8)).for_each(|line| prefetch(x, start + line * per_line));
+                    })*
+                    Self::Absent => {}
+                }
+            }
+
+            fn part(&mut self, start: usize, len: usize) -> SliceMut<'_> {
+                match self {
+                    $(Self::$Variant(x) => SliceMut::$Variant(&mut x[start..start + len]),)*
+                    Self::Absent => SliceMut::Absent,
+                }
             }
 
             fn fill_zero(&mut self) {
@@ -256,6 +283,7 @@ struct Chunk<'a> {
     constants: u32,
     /// The range of a strided tensor's elements in walking order.
     range: (usize, usize),
+    rows: Option<Rows>,
     /// Multiplies the gradient as it is read: minus one to maximise, and whatever unscales or clips.
     grad_factor: f64,
 }
@@ -263,6 +291,17 @@ struct Chunk<'a> {
 /// Where the slice of a written stream, cut before element `start`, begins in the slice that the layout speaks of.
 fn origin(layout: &Layout, s: usize, start: usize) -> usize {
     if start == 0 { 0 } else { layout.position(s, start) }
+}
+
+/// Which rows of its tensors a chunk updates; its gradient holds these rows alone.
+#[derive(Clone, Copy, Debug)]
+struct Rows {
+    /// A range of places in the step's list of rows.
+    places: (usize, usize),
+    /// The row that the chunk's tensors begin with.
+    base: usize,
+    /// Elements of a row.
+    width: usize,
 }
 
 /// Where the memory of a chunk begins.
@@ -302,6 +341,8 @@ pub struct Step<'a> {
     pub(crate) factored: Factored<'a>,
     /// Where the chunks lie, to prefetch those that come next: many small ones lie anywhere.
     places: Vec<Place>,
+    /// The rows that sparse gradients name.
+    rows: Vec<usize>,
 }
 
 impl<'a> Step<'a> {
@@ -325,7 +366,7 @@ impl<'a> Step<'a> {
         let states = state_count(&self.constants[constants]);
         tensors.check_kinds(states)?;
         tensors.check_lengths(states)?;
-        let chunk = |tensors, range| Chunk { tensors, constants: constants as u32, range, grad_factor };
+        let chunk = |tensors, range| Chunk { tensors, constants: constants as u32, range, rows: None, grad_factor };
         if let Some(layout) = tensors.layout {
             let len = layout.len();
             self.elements += len;
@@ -382,18 +423,20 @@ impl<'a> Step<'a> {
             return Err(Refused::Lengths);
         }
         self.elements += tensors.grad.len();
-        let mut rest = tensors;
-        let mut start = 0; // of what is left of the parameter
-        let mut remaining = rows;
-        while let Some(&first) = remaining.first() {
-            // neighbouring rows are one piece of memory
-            let run = (1..remaining.len()).find(|&i| remaining[i] != first + i as i64 || i * width >= CHUNK);
-            let run = run.unwrap_or(remaining.len());
-            let (at, len) = (first as usize * width, run * width);
-            let (_, from_row) = rest.split_at(at - start, 0);
-            let (rows, tail) = from_row.split_at(len, len);
-            self.add(Chunk { tensors: rows, constants: constants as u32, range: (0, len), grad_factor });
-            (rest, start, remaining) = (tail, at + len, &remaining[run..]);
+        let first = self.rows.len();
+        self.rows.extend(rows.iter().map(|&row| row as usize));
+        let each = (ROWS_CHUNK / width.max(1)).max(1);
+        let (mut rest, mut start) = (tensors, 0); // the row that the rest begins with
+        for (i, part) in rows.chunks(each).enumerate() {
+            let (base, end) = (part[0] as usize, part[part.len() - 1] as usize + 1);
+            let (_, from_base) = rest.split_at((base - start) * width, 0);
+            let (tensors, tail) = from_base.split_at((end - base) * width, part.len() * width);
+            let places = (first + i * each, first + i * each + part.len());
+            let rows = Some(Rows { places, base, width });
+            let range = (0, part.len() * width);
+            self.chunks.push(Chunk { tensors, constants: constants as u32, range, rows, grad_factor });
+            self.places.push(Place { streams: [0; STREAMS], lines: 0 });
+            (rest, start) = (tail, end);
         }
         Ok(())
     }
@@ -409,8 +452,8 @@ impl<'a> Step<'a> {
     /// # Errors
     /// The payload of a panic in a kernel, which would be a defect of this crate: some tensors are then half written.
     pub fn run(&mut self, pool: &dyn Pool, level: Level) -> Result<(), Panic> {
-        let Self { chunks, constants, elements, factored, places } = self;
-        let (constants, places) = (constants.as_slice(), places.as_slice());
+        let Self { chunks, constants, elements, factored, places, rows } = self;
+        let (constants, places, rows) = (constants.as_slice(), places.as_slice(), rows.as_slice());
         debug_assert_eq!(chunks.len(), places.len());
         let pool = if *elements < SERIAL { &crate::pool::Serial } else { pool };
         // a fixed share per chunk stands for what it costs to take one up
@@ -419,7 +462,7 @@ impl<'a> Step<'a> {
             if let Some(place) = places.get(i + PLACES_AHEAD) {
                 place.prefetch();
             }
-            chunk.run(constants, level);
+            chunk.run(constants, rows, level);
         })?;
         factored.run(pool, level)
     }
@@ -431,8 +474,9 @@ impl<'a> Step<'a> {
         // An empty vector collected from one of the same layout keeps its allocation.
         let chunks = self.chunks.into_iter().map(|_| unreachable!("the vector is empty")).collect();
         self.places.clear();
+        self.rows.clear();
         let factored = self.factored.recycle();
-        Step { chunks, constants: self.constants, elements: 0, factored, places: self.places }
+        Step { chunks, constants: self.constants, elements: 0, factored, places: self.places, rows: self.rows }
     }
 }
 
@@ -467,12 +511,34 @@ fn state_count(constants: &Constants) -> usize {
 }
 
 impl Chunk<'_> {
-    fn run(&mut self, constants: &[Constants], level: Level) {
+    fn run(&mut self, constants: &[Constants], rows: &[usize], level: Level) {
         let constants = &constants[self.constants as usize];
+        if let Some(own) = self.rows {
+            return self.run_rows(constants, own, &rows[own.places.0..own.places.1], level);
+        }
         let Tensors { param, grad, states, layout } = &mut self.tensors;
         match layout {
             None => dense(constants, level, self.grad_factor, param, *grad, states),
             Some(layout) => strided(constants, level, self.grad_factor, param, *grad, states, layout, self.range),
+        }
+    }
+}
+
+impl Chunk<'_> {
+    /// Updates some rows of its tensors.
+    fn run_rows(&mut self, constants: &Constants, own: Rows, rows: &[usize], level: Level) {
+        let Rows { base, width, .. } = own;
+        let Tensors { param, grad, states, .. } = &mut self.tensors;
+        for (i, row) in rows.iter().enumerate() {
+            if let Some(ahead) = rows.get(i + ROWS_AHEAD) {
+                let start = (ahead - base) * width;
+                param.prefetch(start, width);
+                states.iter().for_each(|state| state.prefetch(start, width));
+            }
+            let start = (row - base) * width;
+            let mut states = states.each_mut().map(|state| state.part(start, width));
+            let mut param = param.part(start, width);
+            dense(constants, level, self.grad_factor, &mut param, grad.part(i * width, width), &mut states);
         }
     }
 }
@@ -610,9 +676,11 @@ macro_rules! sweeps {
             let (grad, grad_tail) = grad[..n].as_chunks::<BLOCK>();
             $(let $state = $state[..n].as_chunks_mut::<BLOCK>();)*
             for b in 0..param.len() {
-                prefetch_block(param, b + AHEAD);
-                prefetch_block(grad, b + AHEAD);
-                $(prefetch_block($state.0, b + AHEAD);)*
+                if b + AHEAD < param.len() {
+                    prefetch_block(param, b + AHEAD);
+                    prefetch_block(grad, b + AHEAD);
+                    $(prefetch_block($state.0, b + AHEAD);)*
+                }
                 $each::<P, G, S, A>(update, factor, &mut param[b], &grad[b], $(&mut $state.0[b],)*);
             }
             $each::<P, G, S, A>(update, factor, param_tail, grad_tail, $($state.1,)*);
@@ -653,7 +721,7 @@ sweeps! {
     sweep3, each3: s0 -> new0, s1 -> new1, s2 -> new2; ;
 }
 
-/// Prefetches every cache line of a block; it may lie beyond the end.
+/// Prefetches every cache line of a block.
 #[inline(always)]
 fn prefetch_block<T>(blocks: &[[T; BLOCK]], b: usize) {
     let flat = blocks.as_flattened();

@@ -71,14 +71,23 @@ impl Level {
         Self::ALL.into_iter().rev().find(|level| level.available()).unwrap_or(Self::Baseline)
     }
 
+    /// [`Level::best`], asked of the processor once.
+    #[inline]
+    fn best_cached() -> Self {
+        match BEST.load(Ordering::Relaxed) {
+            UNSET => {
+                let best = Self::best();
+                BEST.store(best as u8, Ordering::Relaxed);
+                best
+            }
+            level => Self::ALL[level as usize],
+        }
+    }
+
     /// The level in force: the best, unless [`Level::force`] chose another.
     pub fn current() -> Self {
         match CURRENT.load(Ordering::Relaxed) {
-            UNSET => {
-                let best = Self::best();
-                CURRENT.store(best as u8, Ordering::Relaxed);
-                best
-            }
+            UNSET => Self::best_cached(),
             level => Self::ALL[level as usize],
         }
     }
@@ -97,12 +106,13 @@ impl Level {
     pub fn run(self, code: impl Vectorized) {
         #[cfg(target_arch = "x86_64")]
         {
-            // `available` reads a cached bit or two; asking here keeps this function safe for every caller.
-            if self == Self::Avx512 && self.available() {
+            // asking here keeps this function safe for every caller
+            let best = Self::best_cached();
+            if self == Self::Avx512 && best == self {
                 // SAFETY: the processor has every feature that the function is compiled for; asked on the line above.
                 return unsafe { run_avx512(code) };
             }
-            if self >= Self::Avx2 && Self::Avx2.available() {
+            if self >= Self::Avx2 && best >= Self::Avx2 {
                 // SAFETY: as above.
                 return unsafe { run_avx2(code) };
             }
@@ -113,6 +123,7 @@ impl Level {
 
 const UNSET: u8 = u8::MAX;
 static CURRENT: AtomicU8 = AtomicU8::new(UNSET);
+static BEST: AtomicU8 = AtomicU8::new(UNSET);
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi1,bmi2")]
