@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 
+use oxistep_kernels::simd::prefetch_address;
 use oxistep_kernels::{
     AnyRule, Gradients, Layout, MAX_SCALARS, MAX_STATES, Precision, STREAMS, Scalars, SliceMut, Tensors,
 };
@@ -20,10 +21,25 @@ const NO_KERNEL: &str = "no kernel for this combination of dtypes";
 
 const UNUSUAL: &str = "a hyperparameter or counter is outside its usual range, torch decides what that means";
 
-/// Enough addresses for parameter, gradient, two states and a counter.
-const NEARBY: usize = 28;
-/// Addresses to prefetch.
-pub(crate) type Nearby = [usize; NEARBY];
+/// What looking a parameter up touches: its entry in `optimizer.state`, and for each of its tensors the Python object,
+/// torch's tensor object and its storage object.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Nearby {
+    entry: usize,
+    tensors: [[usize; 3]; 5],
+}
+
+impl Nearby {
+    /// Asks for all of it to be brought near. Nothing is read: an address that no longer holds costs nothing.
+    #[inline]
+    pub(crate) fn prefetch(&self) {
+        prefetch_address(self.entry);
+        for [object, tensor, storage] in self.tensors {
+            // torch's tensor object is three cache lines long
+            [object, tensor, tensor + 64, tensor + 128, storage].into_iter().for_each(prefetch_address);
+        }
+    }
+}
 
 /// Who updates a parameter.
 #[derive(Clone, Debug, PartialEq)]
@@ -247,13 +263,7 @@ impl Item {
 
     /// Native, if torch could not possibly refuse the numbers of this step; else torch's, where it takes these dtypes.
     fn settle_unusual(&mut self, look: &Look<'_, '_>, dtype: DType, one_dtype: bool) -> Route {
-        // what fits the type that torch hands its scalars over in, with room for a division by 1 - beta
-        let largest = match dtype {
-            DType::F64 => 1e100,
-            DType::F32 | DType::Bf16 => 1e20,
-            DType::F16 => 6e4,
-        };
-        self.unusual = !look.rule.is_usual(&self.scalar_values, largest);
+        self.unusual = !look.rule.is_usual(&self.scalar_values, dtype.largest_usual());
         if self.unusual && one_dtype { Route::Torch(UNUSUAL.into()) } else { Route::Native }
     }
 
@@ -375,25 +385,14 @@ impl Item {
         self.states.iter().chain(&self.scalars).flatten().map(|object| object.as_ptr() as usize)
     }
 
-    /// Where Python and torch keep the objects that looking this parameter up touches. Only ever prefetched: an address
-    /// that no longer holds costs nothing.
-    pub(crate) fn nearby(&self, py: Python<'_>, torch: &Torch) -> Nearby {
-        let mut nearby = [0; NEARBY];
-        let mut places = nearby.iter_mut();
-        let mut add = |address: usize| places.next().into_iter().for_each(|place| *place = address);
-        if let Some(entry) = &self.entry {
-            add(entry.as_ptr() as usize);
-        }
-        for (object, memory) in self.tensors_and_memory() {
+    /// Where Python and torch keep the objects that looking this parameter up touches.
+    pub(crate) fn nearby(&self, py: Python<'_>) -> Nearby {
+        let cdata = |object: &Bound<'_, PyAny>| object.getattr(pyo3::intern!(py, "_cdata"))?.extract::<usize>();
+        let mut nearby = Nearby { entry: self.entry.as_ref().map_or(0, |e| e.as_ptr() as usize), ..Default::default() };
+        for (place, (object, _)) in nearby.tensors.iter_mut().zip(self.tensors_and_memory()) {
             let object = object.bind(py);
-            let storage = object.call_method0("untyped_storage").and_then(|s| s.getattr("_cdata")?.extract());
-            // sizes stand in the middle of torch's tensor object, which is a few cache lines long
-            let sizes = torch.raw(object).map_or(0, |raw| raw.shape as usize);
-            let lines = [object.as_ptr() as usize, sizes.wrapping_sub(64), sizes, sizes.wrapping_add(64)];
-            lines.into_iter().chain(storage.ok()).for_each(&mut add);
-            if memory.len == 1 {
-                add(memory.interval().0); // a counter is read when it is looked up
-            }
+            let storage = object.call_method0(pyo3::intern!(py, "untyped_storage")).and_then(|storage| cdata(&storage));
+            *place = [object.as_ptr() as usize, cdata(object).unwrap_or(0), storage.unwrap_or(0)];
         }
         nearby
     }
@@ -446,7 +445,7 @@ fn describe_pair<'t>(
 }
 
 /// The combinations of parameter, gradient and state types that kernels serve.
-fn served(param: DType, grad: DType, state: Option<DType>) -> bool {
+pub(crate) fn served(param: DType, grad: DType, state: Option<DType>) -> bool {
     let half = |dtype| matches!(dtype, DType::F16 | DType::Bf16);
     let grad_fits = grad == param || (param == DType::F32 && half(grad));
     let state_fits = state.is_none_or(|state| state == param || (half(param) && state == DType::F32));

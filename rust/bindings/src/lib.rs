@@ -1,13 +1,15 @@
 //! The Python module `oxistep._core`: checks, borrows, releases the interpreter, calls the kernels, translates errors.
 //!
-//! `unsafe` stands in `tensors.rs` (torch's memory), `arrays.rs` (NumPy's), `item.rs`, `plan.rs`, `guard.rs`, `clip.rs`,
-//! `lbfgs.rs` and `muon.rs` (where the contract of both is met), `pages.rs` (advice on memory) and `threads.rs` (torch's
-//! thread pool), each with the reason why it holds.
+//! `unsafe` stands in `tensors.rs` and `shim.rs` (torch's memory), `arrays.rs` (NumPy's), `item.rs`, `plan.rs`,
+//! `plan/steady.rs`, `guard.rs`, `clip.rs`, `lbfgs.rs` and `muon.rs` (where the contract of both is met), `collector.rs`
+//! (Python's garbage collector), `pages.rs` (advice on memory) and `threads.rs` (torch's thread pool), each with the
+//! reason why it holds.
 
 use pyo3::prelude::*;
 
 mod arrays;
 mod clip;
+mod collector;
 mod dlpack;
 mod error;
 mod factored;

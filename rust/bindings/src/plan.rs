@@ -6,8 +6,10 @@
 //! Pointers, dtypes, sizes and hyperparameters are read afresh.
 #![allow(unsafe_code)]
 
+mod steady;
+
 use oxistep_kernels::overlap::Written;
-use oxistep_kernels::simd::{Level, prefetch_address};
+use oxistep_kernels::simd::Level;
 use oxistep_kernels::{AnyRule, Kind, Scalars, Step, driver};
 use pyo3::exceptions::{PyKeyError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::gc::{PyTraverseError, PyVisit};
@@ -16,6 +18,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList};
 
 use crate::clip::Gradients;
+use crate::collector::CollectorRests;
 use crate::error::panicked;
 use crate::factored::{self, Whole};
 use crate::group::{Group, Keys};
@@ -24,6 +27,7 @@ use crate::item::{Item, Look, Nearby, Reason, Route};
 use crate::state_map::StateMap;
 use crate::tensors::Torch;
 use crate::threads::with_pool;
+use steady::Steady;
 
 /// How many items ahead is prefetched what the last step touched.
 const ITEMS_AHEAD: usize = 2;
@@ -35,6 +39,8 @@ pub(crate) struct Plan {
     keys: Keys,
     state_map: StateMap,
     items: Vec<Item>,
+    /// Where in `optimizer.state` each item was found.
+    places: Vec<u32>,
     rules: Vec<(AnyRule, f64)>,
     /// The scalar states after the step, item by item.
     advanced: Vec<Scalars>,
@@ -45,6 +51,7 @@ pub(crate) struct Plan {
     nearby: Vec<Nearby>,
     step: Option<Step<'static>>,
     gradients: Gradients,
+    steady: Steady,
     /// The native parameters of the last step, as a list for torch.
     bumped: Option<Py<PyList>>,
     /// The addresses of their states, as one number.
@@ -82,6 +89,7 @@ impl Plan {
             keys: Keys::default(),
             state_map: StateMap::default(),
             items: Vec::new(),
+            places: Vec::new(),
             rules: Vec::new(),
             advanced: Vec::new(),
             written: Written::default(),
@@ -89,6 +97,7 @@ impl Plan {
             nearby: Vec::new(),
             step: Some(Step::default()),
             gradients: Gradients::default(),
+            steady: Steady::default(),
             bumped: None,
             known_states: 0,
             holds_inference_tensor: false,
@@ -152,6 +161,10 @@ impl Plan {
         guard: &Guard<'_, '_>,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let py = optimizer.py();
+        let rests = CollectorRests::new(py);
+        if !guard.measures() && guard.unscale.is_none() && self.take_steady_step(optimizer)? {
+            return Ok(None);
+        }
         self.survey(optimizer, true)?;
         let mut asked = self.rehearse(optimizer)?;
         if guard.unscale.is_some() || self.items.iter().any(|item| item.route != Route::Native) {
@@ -178,16 +191,23 @@ impl Plan {
             }
             self.rules.iter_mut().for_each(|(_, factor)| *factor *= verdict.factor);
         }
-        self.update(optimizer, asked)?;
+        self.update(optimizer, asked, rests)?;
         Ok(norm)
     }
 
     /// Lets torch update what is left to it, and updates the rest. `asked`: Python code has run since all was described.
-    fn update(&mut self, optimizer: &Bound<'_, PyAny>, asked: bool) -> PyResult<()> {
+    fn update<'py>(
+        &mut self,
+        optimizer: &Bound<'py, PyAny>,
+        asked: bool,
+        mut rests: CollectorRests<'py>,
+    ) -> PyResult<()> {
         let py = optimizer.py();
         let left = self.items.iter().any(|item| item.route != Route::Native);
         if left {
+            drop(rests);
             self.run_torch(optimizer)?;
+            rests = CollectorRests::new(py);
             self.items.retain(|item| item.route == Route::Native);
         }
         if left || asked {
@@ -208,7 +228,7 @@ impl Plan {
             }
         }
         self.advance_python_counters(py)?;
-        self.write(py)
+        self.write(py, rests)
     }
 
     /// Finds out, for every parameter with a gradient, who updates it and where everything lies. Writes nothing.
@@ -217,6 +237,7 @@ impl Plan {
         let py = optimizer.py();
         let torch = &modules(py)?.torch;
         self.forget();
+        self.places.clear();
         let groups = optimizer.getattr(pyo3::intern!(py, "param_groups"))?;
         let state = optimizer.getattr(pyo3::intern!(py, "state"))?;
         let state = state.cast::<PyDict>().map_err(|_| PyTypeError::new_err("optimizer.state must be a dict"))?;
@@ -247,7 +268,7 @@ impl Plan {
                     continue;
                 }
                 if let Some(nearby) = self.nearby.get(self.items.len() + ITEMS_AHEAD) {
-                    nearby.iter().for_each(|&address| prefetch_address(address));
+                    nearby.prefetch();
                 }
                 if let (Ok(_), Some((rule, _))) = (&rule, self.rules.last_mut()) {
                     factored::settle(rule, &param)?;
@@ -255,6 +276,7 @@ impl Plan {
                 let found = rule.as_ref().map_err(Reason::clone);
                 let found = found.and_then(|(rule, _)| Ok((rule, self.state_map.entry(py, &param)?)));
                 self.items.push(Item::new((g, i), self.rules.len().saturating_sub(1), param, grad));
+                self.places.push(self.state_map.last_place());
                 let Some(item) = self.items.last_mut() else { continue };
                 item.route = match found {
                     Err(reason) => Route::Torch(reason),
@@ -371,9 +393,9 @@ impl Plan {
             }
         }
         let list = PyList::new(py, self.items.iter().map(|item| item.param.bind(py)))?;
+        self.reset_steady();
         self.check_storages(py)?;
-        let torch = &modules(py)?.torch;
-        self.nearby = self.items.iter().map(|item| item.nearby(py, torch)).collect();
+        self.nearby = self.items.iter().map(|item| item.nearby(py)).collect();
         self.holds_inference_tensor = self.find_inference_tensor(py)?;
         self.bumped = Some(list.clone().unbind());
         Ok(list)
@@ -470,7 +492,7 @@ impl Plan {
     }
 
     /// Updates the native parameters. From here on nothing can fail, but for a defect in a kernel.
-    fn write(&mut self, py: Python<'_>) -> PyResult<()> {
+    fn write<'py>(&mut self, py: Python<'py>, rests: CollectorRests<'py>) -> PyResult<()> {
         let mut step: Step<'_> = self.step.take().unwrap_or_default();
         let mut last = None;
         for item in &self.items {
@@ -499,7 +521,9 @@ impl Plan {
             };
             pushed.map_err(|refused| PyRuntimeError::new_err(format!("oxistep: {refused}; this is a defect")))?;
         }
-        let small = step.elements() < driver::SERIAL;
+        let elements = step.elements();
+        let small = elements < driver::SERIAL;
+        drop(rests);
         let mut run = || with_pool(|pool| step.run(pool, Level::current()));
         let done = if small { run() } else { py.detach(&mut run) };
         for (item, advanced) in self.items.iter().zip(&self.advanced) {
@@ -511,6 +535,7 @@ impl Plan {
             }
         }
         self.step = Some(step.recycle());
+        self.expect_steady(elements);
         done.map_err(|panic| panicked(&*panic))
     }
 

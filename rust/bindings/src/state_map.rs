@@ -48,6 +48,25 @@ impl StateMap {
         }
     }
 
+    /// Where the entry that was asked for last was found.
+    pub(crate) fn last_place(&self) -> u32 {
+        self.next.saturating_sub(1) as u32
+    }
+
+    /// The entry at a place, if it is that of `param`.
+    pub(crate) fn at<'py>(
+        &self,
+        py: Python<'py>,
+        place: usize,
+        param: &Bound<'_, PyAny>,
+    ) -> Option<Bound<'py, PyDict>> {
+        let (key, entry) = self.order.get(place)?;
+        if *key != param.as_ptr() as usize {
+            return None;
+        }
+        entry.bind(py).cast::<PyDict>().ok().cloned()
+    }
+
     pub(crate) fn forget(&mut self) {
         self.order.clear();
     }

@@ -33,6 +33,16 @@ impl DType {
         }
     }
 
+    /// A hyperparameter beyond this might not fit the type that torch hands its scalars over in; there is room for a
+    /// division by 1 - beta.
+    pub(crate) fn largest_usual(self) -> f64 {
+        match self {
+            Self::F64 => 1e100,
+            Self::F32 | Self::Bf16 => 1e20,
+            Self::F16 => 6e4,
+        }
+    }
+
     pub(crate) fn size(self) -> usize {
         match self {
             Self::F64 => 8,

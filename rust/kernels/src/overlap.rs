@@ -37,6 +37,20 @@ impl Written {
         self.count += 1;
     }
 
+    /// Adds a range if it is what the last step gave in this place, and no ranges met then: those added so far overlap
+    /// none of each other, and none that is still to be added in this way. Else the step must begin again.
+    #[inline]
+    pub fn add_known(&mut self, item: usize, range: Range) -> bool {
+        let known = self.conflicts.is_empty() && self.given.get(self.count) == Some(&(range, item));
+        self.count += 1;
+        known
+    }
+
+    /// Whether all that the last step gave was added.
+    pub fn is_complete(&self) -> bool {
+        !self.changed && self.count == self.given.len()
+    }
+
     /// Ends the list of written ranges, and returns the items whose ranges meet another range in it.
     pub fn conflicts(&mut self) -> &[usize] {
         if self.changed || self.count != self.given.len() {
@@ -134,6 +148,23 @@ mod tests {
         written.begin();
         written.add(0, (0, 10));
         assert!(written.conflicts().is_empty());
+    }
+
+    #[test]
+    fn known_ranges_are_those_of_the_last_step() {
+        let mut written = written(&[(0, 10), (10, 20)]);
+        written.conflicts();
+        written.begin();
+        assert!(written.add_known(0, (0, 10)) && !written.is_complete());
+        assert!(written.add_known(1, (10, 20)) && written.is_complete());
+        assert!(!written.add_known(2, (20, 30)));
+        written.begin();
+        assert!(!written.add_known(0, (0, 11)));
+        assert!(!written.add_known(0, (10, 20)));
+        let mut conflicting = super::tests::written(&[(0, 10), (5, 20)]);
+        conflicting.conflicts();
+        conflicting.begin();
+        assert!(!conflicting.add_known(0, (0, 10)));
     }
 
     #[test]

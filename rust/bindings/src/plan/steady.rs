@@ -1,0 +1,260 @@
+//! A step like the last one, which nearly every step is: all parameters native and dense, all states there, nothing moved
+//! but gradients.
+//!
+//! Everything is read afresh and checked as in the general step, in one pass that leaves ready-made chunks. Whatever is
+//! out of the ordinary ends it before the first write, and the general step decides. Many small tensors cost what is
+//! touched for each of them: this is where that is kept low.
+#![allow(unsafe_code)]
+
+use oxistep_kernels::simd::Level;
+use oxistep_kernels::{MAX_SCALARS, Precision, Scalars, Step, Tensors, driver};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+
+use super::{ITEMS_AHEAD, Plan, modules, read_rule};
+use crate::error::panicked;
+use crate::factored::Whole;
+use crate::group::Group;
+use crate::item::{Route, served};
+use crate::tensors::{DType, Memory};
+use crate::threads::with_pool;
+
+/// How many steps in a row may begin as steady ones and turn out not to be, before it is no longer tried.
+const PATIENCE: u32 = 4;
+
+/// What a steady step keeps while it is under way, and the memory of its lists.
+#[derive(Default)]
+pub(super) struct Steady {
+    /// The next step may be tried in this way.
+    ready: bool,
+    /// The last step was large: the interpreter is released, so states are held.
+    large: bool,
+    failures: u32,
+    /// The addresses of all states' objects, in order: of another object more must be asked than a steady step asks.
+    objects: Vec<usize>,
+    /// How many of them this step has met.
+    met: usize,
+    /// Keeps alive what the step uses: gradients, and states where the interpreter is released.
+    held: Vec<Py<PyAny>>,
+    /// Counters with their values after the step.
+    counters: Vec<(Memory, f64)>,
+}
+
+impl Steady {
+    /// Whether this is the state that the last step met in this place.
+    fn is_next(&mut self, object: &Bound<'_, PyAny>) -> bool {
+        self.met += 1;
+        self.objects.get(self.met - 1) == Some(&(object.as_ptr() as usize))
+    }
+}
+
+impl Plan {
+    /// Takes a step like the last one. `false`, and nothing was written, if it is not.
+    pub(super) fn take_steady_step(&mut self, optimizer: &Bound<'_, PyAny>) -> PyResult<bool> {
+        if !self.steady.ready {
+            return Ok(false);
+        }
+        self.forget();
+        let mut step = self.step.take().unwrap_or_default();
+        let done =
+            self.gather(optimizer, &mut step).and_then(|all| Ok(all && self.write_steady(optimizer, &mut step)?));
+        self.step = Some(step.recycle());
+        self.steady.held.clear();
+        self.steady.counters.clear();
+        if let Ok(false) = done {
+            self.steady.failures += 1;
+            self.steady.ready = false;
+        } else {
+            self.steady.failures = 0;
+        }
+        done
+    }
+
+    /// After a general step: whether the next one may be steady.
+    pub(super) fn expect_steady(&mut self, elements: usize) {
+        let plain = |item: &crate::item::Item| {
+            item.route == Route::Native
+                && item.whole == Whole::No
+                && item.layout.is_none()
+                && item.rows.is_none()
+                && item.python_counter.is_none()
+        };
+        self.steady.objects.clear();
+        self.steady.objects.extend(self.items.iter().flat_map(crate::item::Item::state_addresses));
+        self.steady.large = elements >= driver::SERIAL;
+        self.steady.ready = self.steady.failures < PATIENCE
+            && !self.check_always
+            && !self.holds_inference_tensor
+            && self.places.len() == self.items.len()
+            && self.items.iter().all(plain);
+    }
+
+    /// The list of parameters has changed.
+    pub(super) fn reset_steady(&mut self) {
+        self.steady.ready = false;
+        self.steady.failures = 0;
+    }
+
+    /// Looks up, checks and pushes everything; `false` as soon as something is not as it was.
+    fn gather(&mut self, optimizer: &Bound<'_, PyAny>, step: &mut Step<'static>) -> PyResult<bool> {
+        let py = optimizer.py();
+        let Some(bumped) = self.bumped.as_ref().map(|list| list.bind(py).clone()) else { return Ok(false) };
+        let groups = optimizer.getattr(pyo3::intern!(py, "param_groups"))?;
+        let state = optimizer.getattr(pyo3::intern!(py, "state"))?;
+        let Ok(state) = state.cast::<PyDict>() else { return Ok(false) };
+        let Ok(groups) = groups.cast::<PyList>() else { return Ok(false) };
+        self.state_map.read(state);
+        self.written.begin();
+        self.steady.met = 0;
+        let mut k = 0;
+        for values in groups {
+            let Ok(values) = values.cast_into::<PyDict>() else { return Ok(false) };
+            let Some(params) = values.get_item(pyo3::intern!(py, "params"))? else { return Ok(false) };
+            let Ok(params) = params.cast_into::<PyList>() else { return Ok(false) };
+            let mut group = Group { values: &values, keys: &mut self.keys, lr: None, single_lr: false };
+            let Ok((rule, factor)) = read_rule(&mut group, self.kind)? else { return Ok(false) };
+            let one = One { rule, factor, single_lr: group.single_lr };
+            let mut last = None;
+            for param in params {
+                let grad = param.getattr(pyo3::intern!(py, "grad"))?;
+                if grad.is_none() {
+                    continue;
+                }
+                if let Some(nearby) = self.nearby.get(k + ITEMS_AHEAD) {
+                    nearby.prefetch();
+                }
+                let known = bumped.get_item(k).is_ok_and(|known| known.is(&param));
+                if !known || !self.gather_one(&one, k, &param, grad, step, &mut last)? {
+                    return Ok(false);
+                }
+                k += 1;
+            }
+        }
+        Ok(k == bumped.len() && self.written.is_complete() && (self.steady.large || step.elements() < driver::SERIAL))
+    }
+
+    #[inline]
+    fn gather_one(
+        &mut self,
+        one: &One,
+        k: usize,
+        param: &Bound<'_, PyAny>,
+        grad: Bound<'_, PyAny>,
+        step: &mut Step<'static>,
+        last: &mut Option<(Scalars, DType, Scalars)>,
+    ) -> PyResult<bool> {
+        let py = param.py();
+        let torch = &modules(py)?.torch;
+        let (names, scalar_names) = (one.rule.states(), one.rule.scalars());
+        let entry = self.places.get(k).and_then(|&place| self.state_map.at(py, place as usize, param));
+        let (Ok(p), Ok(g)) = (torch.describe(param), torch.describe(&grad)) else { return Ok(false) };
+        let alike = |d: &crate::tensors::Described<'_>| {
+            d.is_dense
+                && d.memory.complex == p.memory.complex
+                && p.shape.same_sizes(&d.shape)
+                && p.shape.same_order(&d.shape)
+        };
+        if !p.is_dense || !alike(&g) || !self.written.add_known(k, p.memory.interval()) {
+            return Ok(false);
+        }
+        let mut tensors = Tensors {
+            // SAFETY: described just now, and no Python code runs until the step is done: the collector rests, and
+            // nothing here calls any. (Where the interpreter is released, `held` keeps everything alive.) The range is
+            // the one that the general step found to overlap nothing else that is written; the gradient is compared
+            // with all of those below. That nobody else uses them meanwhile is what torch, too, leaves to its callers.
+            param: unsafe { p.memory.slice_mut() },
+            // SAFETY: as above.
+            grad: unsafe { g.memory.slice() },
+            states: Default::default(),
+            layout: None,
+        };
+        let mut states_dtype = None;
+        for (name, slot) in names.iter().zip(&mut tensors.states) {
+            let Some(entry) = &entry else { return Ok(false) };
+            let Some(object) = entry.get_item(self.keys.get(py, name))? else { return Ok(false) };
+            if !self.steady.is_next(&object) {
+                return Ok(false);
+            }
+            let Ok(state) = torch.describe(&object) else { return Ok(false) };
+            let dtype = state.memory.dtype;
+            if !alike(&state)
+                || *states_dtype.get_or_insert(dtype) != dtype
+                || !self.written.add_known(k, state.memory.interval())
+            {
+                return Ok(false);
+            }
+            // SAFETY: as above.
+            *slot = unsafe { state.memory.slice_mut() };
+            if self.steady.large {
+                self.steady.held.push(object.unbind());
+            }
+        }
+        if !served(p.memory.dtype, g.memory.dtype, states_dtype) || (one.single_lr && p.memory.dtype == DType::F64) {
+            return Ok(false);
+        }
+
+        let mut values = [0.0; MAX_SCALARS];
+        let mut precisions = [Precision::F64; MAX_SCALARS];
+        let first_counter = self.steady.counters.len();
+        for (i, name) in scalar_names.iter().enumerate() {
+            let Some(entry) = &entry else { return Ok(false) };
+            let Some(object) = entry.get_item(self.keys.get(py, name))? else { return Ok(false) };
+            if !self.steady.is_next(&object) {
+                return Ok(false);
+            }
+            let Ok(counter) = torch.describe_values(&object) else { return Ok(false) };
+            // SAFETY: described just now.
+            let Some(value) = (unsafe { counter.memory.read_scalar() }) else { return Ok(false) };
+            if !self.written.add_known(k, counter.memory.interval()) {
+                return Ok(false);
+            }
+            (values[i], precisions[i]) = (value, counter.memory.dtype.precision());
+            self.steady.counters.push((counter.memory, 0.0));
+            if self.steady.large {
+                self.steady.held.push(object.unbind());
+            }
+        }
+        let before = Scalars::new(values, precisions);
+        let after = match last {
+            Some((known, dtype, after)) if *known == before && *dtype == p.memory.dtype => *after,
+            _ => {
+                if !one.rule.is_usual(&before, p.memory.dtype.largest_usual()) {
+                    return Ok(false);
+                }
+                let mut scalars = before;
+                step.constants(one.rule.constants(&mut scalars, false));
+                *last = Some((before, p.memory.dtype, scalars));
+                scalars
+            }
+        };
+        for (i, counter) in self.steady.counters[first_counter..].iter_mut().enumerate() {
+            counter.1 = after.get(i);
+        }
+        let mut met = false;
+        self.written.meeting(g.memory.interval(), &mut self.hints[k], |_| met = true);
+        self.steady.held.push(grad.unbind());
+        Ok(!met && step.push(tensors, one.factor).is_ok())
+    }
+
+    /// Writes what was gathered. From the version counters on nothing can fail, but for a defect in a kernel.
+    fn write_steady(&mut self, optimizer: &Bound<'_, PyAny>, step: &mut Step<'static>) -> PyResult<bool> {
+        let py = optimizer.py();
+        if let Some(bumped) = &self.bumped {
+            modules(py)?.increment_version.call1(py, (bumped,))?;
+        }
+        let mut run = || with_pool(|pool| step.run(pool, Level::current()));
+        let done = if self.steady.large { py.detach(&mut run) } else { run() };
+        for (memory, value) in &self.steady.counters {
+            // SAFETY: as for the slices in `gather_one`.
+            unsafe { memory.write_scalar(*value) };
+        }
+        done.map(|()| true).map_err(|panic| panicked(&*panic))
+    }
+}
+
+/// What the parameters of a group have in common.
+struct One {
+    rule: oxistep_kernels::AnyRule,
+    factor: f64,
+    single_lr: bool,
+}
