@@ -79,7 +79,9 @@ def test_mean_error_is_not_above_torchs(name, dtype):
     ours, theirs = mean_errors(name, dtype, "ours"), mean_errors(name, dtype, "torch")
     assert ours["parameter"] > 0
     for what, error in ours.items():
-        assert error <= LUCK * theirs[what], f"{what}: {error:.3e}, torch {theirs[what]:.3e}"
+        # means of rows and columns are few: three deviations (0.85 / root of n) of a mean of so many errors
+        luck = LUCK + (2.5 * (len(SEEDS) * 300) ** -0.5 if what in ("row_var", "col_var") else 0)
+        assert error <= luck * theirs[what], f"{what}: {error:.3e}, torch {theirs[what]:.3e}"
 
 
 @each_class

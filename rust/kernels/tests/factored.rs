@@ -128,16 +128,17 @@ fn a_step_is_that_of_the_formula() {
                 let expected = reference(&parameter, factor, |x| state.round(x));
                 update(std::slice::from_mut(&mut parameter), factor, &Serial, Level::best());
                 let ulp = |ty| match ty {
-                    Type::F64 => 2f64.powi(-50),
+                    Type::F64 => 2f64.powi(-44), // the reference adds up 150,000 numbers one by one
                     Type::F32 => 2f64.powi(-20),
                     Type::F16 => 2f64.powi(-10),
                     Type::Bf16 => 2f64.powi(-7),
                 };
                 let buffers = std::iter::once(&parameter.theta).chain(&parameter.states);
                 for (k, (buffer, expected)) in buffers.zip(expected).enumerate() {
-                    let ulp = if k == 0 { ulp(ty).max(ulp(state)) } else { ulp(state) };
+                    // theta's terms are up to ten where their sum may be nothing
+                    let (ulp, least) = if k == 0 { (ulp(ty).max(ulp(state)), 1.0) } else { (ulp(state), 0.1) };
                     for (i, (x, y)) in buffer.values().zip(expected).enumerate() {
-                        assert!((x - y).abs() <= ulp * (y.abs() + 0.1), "{ty:?} {shape:?} {factor} {k} {i}: {x} {y}");
+                        assert!((x - y).abs() <= ulp * (y.abs() + least), "{ty:?} {shape:?} {factor} {k} {i}: {x} {y}");
                     }
                 }
             }
