@@ -9,6 +9,7 @@ import torch
 
 import end_to_end
 import memory
+import oxistep
 import results
 import run
 import threads
@@ -26,7 +27,7 @@ from probe import native_probe
 from record import CellName
 from results_of_benchmarks import record
 from tensors import fill_normal, fill_uniform, rows_gradient
-from workloads import SIZES, TENSORS, WORKLOADS
+from workloads import SIZES, TENSORS, WORKLOADS, Workload
 
 # ---- statistics ----
 
@@ -142,13 +143,29 @@ def test_time_that_is_left_is_shared():
 
 
 @pytest.mark.parametrize("optimizer", [name for name, o in OPTIMIZERS.items() if o.torch_class != "Muon"])
-def test_all_implementations_of_a_cell_agree(optimizer):
+def test_all_implementations_of_a_cell_agree(optimizer, monkeypatch):
+    monkeypatch.setitem(WORKLOADS, "embedding", Workload([(1000, 64)], rows=100))
     workload = "embedding" if optimizer == "SparseAdam" else "mlp"
     names = [name for name in IMPLEMENTATIONS if name not in ("compile", "deepspeed")]
     cell = Cell(CellName(workload, optimizer, "float32"), names)
     assert cell.record.wrong == {}
     assert {*cell.contestants, *cell.record.missing} == set(names) or "oxistep" in cell.record.missing
     cell.close()
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", "clip + Adam", "no clip + Adam"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_large_cells_share_parameters(optimizer, shared, monkeypatch):
+    if not hasattr(oxistep, "clip_grad_norm_"):
+        monkeypatch.setattr(oxistep, "clip_grad_norm_", torch.nn.utils.clip_grad_norm_, raising=False)
+    monkeypatch.setattr("cell.OWN_COPIES_BYTES", 0 if shared else 2**32)
+    names = ["oxistep", "for-loop", "foreach", "fused"]
+    cell = Cell(CellName("mlp", optimizer, "float32"), names)
+    assert cell.record.shared_tensors == shared
+    assert cell.record.wrong == {}
+    assert list(cell.contestants) == names
+    cell.measure(0.0)
+    assert cell.record.best_peer in names[1:]
 
 
 def test_a_wrong_result_is_not_timed(monkeypatch):
