@@ -104,3 +104,30 @@ def test_lr_as_a_number_of_another_kind():
 
     for lr in (1, True, np.float64(0.1), np.float32(0.1)):
         assert_agrees(scenario, lr)
+
+
+def test_averaged_weights_of_swa_utils():
+    def scenario(optim):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
+        averaged = optim.swa_utils.AveragedModel(model)
+        moving = optim.swa_utils.AveragedModel(model, multi_avg_fn=optim.swa_utils.get_ema_multi_avg_fn(0.9))
+        optimizer = make(optim, "SGD", model.parameters())
+        cosine = optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=4)
+        swa = optim.swa_utils.SWALR(optimizer, swa_lr=0.05, anneal_epochs=2)
+        x, rates = torch.randn(8, 3), []
+        for epoch in range(6):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+            moving.update_parameters(model)
+            if epoch >= 3:
+                averaged.update_parameters(model)
+                swa.step()
+            else:
+                cosine.step()
+            rates.append(optimizer.param_groups[0]["lr"])
+        optim.swa_utils.update_bn([x], averaged)
+        return rates, *([t.clone() for t in m.state_dict().values()] for m in (model, averaged, moving))
+
+    assert_agrees(scenario)

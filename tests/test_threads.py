@@ -14,6 +14,7 @@ import oxistep.optim
 from scenarios import (
     assert_same,
     draw,
+    each_class,
     make,
     params_of,
     result,
@@ -112,3 +113,40 @@ def test_a_step_inside_the_step_itself_is_refused():
     with pytest.raises(RuntimeError, match="this optimizer is taking a step already"):
         optimizer.step()
     assert torch.equal(w, before)
+
+
+@each_class
+def test_steps_in_backward_of_several_threads(name):
+    """One optimizer per parameter, stepping in a hook of the gradient's, in whichever thread runs backward."""
+
+    def trained(optim, concurrently):
+        torch.manual_seed(0)
+        models = [torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)) for _ in range(4)]
+        optimizers = {p: make(optim, name, [p]) for model in models for p in model.parameters()}
+
+        def step(p):
+            optimizers[p].step()
+            p.grad = None
+
+        for p in optimizers:
+            p.register_post_accumulate_grad_hook(step)
+        x = torch.linspace(-1, 1, 30).reshape(5, 6)
+
+        def work(model):
+            for _ in range(5):
+                # reentrant: this part's backward runs inside the other's
+                hidden = torch.utils.checkpoint.checkpoint(model[:2], x.clone().requires_grad_(), use_reentrant=True)
+                model[2](hidden).square().mean().backward()
+
+        threads = [threading.Thread(target=work, args=(model,)) for model in models]
+        for thread in threads:
+            thread.start()
+            if not concurrently:
+                thread.join()
+        for thread in threads:
+            thread.join()
+        return [p.detach() for p in optimizers]
+
+    ours = trained(oxistep.optim, True)
+    assert_same(ours, trained(oxistep.optim, False), exact=True)
+    assert_same(ours, trained(torch.optim, False))
