@@ -63,7 +63,7 @@ SETTINGS = {
     "default": {"lr": 0.3},
     "short-history": {"lr": 0.3, "history_size": 2},
     "tensor-lr": {"lr": torch.tensor(0.25)},
-    "few-evaluations": {"lr": 0.3, "max_eval": 7},
+    "few-evaluations": {"lr": 0.3, "max_eval": 3},
     "one-iteration": {"lr": 0.3, "max_iter": 1},
     "tolerances": {"lr": 0.3, "tolerance_grad": 1e-2, "tolerance_change": 1e-3},
     "line-search": {"line_search_fn": "strong_wolfe"},
