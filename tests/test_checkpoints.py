@@ -135,7 +135,8 @@ def test_old_pickles_without_newer_keys():
         return result(optimizer)
 
     for name in NATIVE:
-        if name not in ("RMSprop", "Adam"):  # whose hyperparameters of the table are among the keys
+        # of RMSprop and Adam hyperparameters of the table are among the keys; torch's Adafactor does not set `maximize`
+        if name not in ("RMSprop", "Adam", "Adafactor"):
             assert_agrees(scenario, name)
 
 

@@ -291,3 +291,27 @@ def test_native_functions_refuse_what_does_not_fit():
         with pytest.raises(RuntimeError, match="was changed while the step ran"):
             _core.muon_update([param], [product], [1.0], [1.0])
     assert torch.equal(x, torch.ones(2, 3))
+
+
+def test_clipping_and_skipping():
+    def made(optim, **ours):
+        params = [p.requires_grad_() for p in draw(torch.float32)]
+        return params, optim.Muon(params, **ours)
+
+    (params, ours), (twins, theirs) = made(oxistep.optim, max_grad_norm=0.5, skip_nonfinite=True), made(torch.optim)
+    for step in range(3):
+        for p, q, grad in zip(params, twins, draw(torch.float32, 1 + step), strict=True):
+            p.grad, q.grad = grad.clone(), grad.clone()
+        norm = torch.nn.utils.clip_grad_norm_(twins, 0.5)
+        theirs.step()
+        ours.step()
+        torch.testing.assert_close(ours.last_grad_norm, norm)
+    for p, q in zip(params, twins, strict=True):
+        torch.testing.assert_close(p, q, rtol=2e-6, atol=2e-6)
+    before = [p.clone() for p in params]
+    states = copy.deepcopy([ours.state[p] for p in params])
+    params[1].grad[0, 0] = float("nan")
+    ours.step()
+    assert ours.last_grad_norm.isnan()
+    assert all(map(torch.equal, params, before))
+    assert all(torch.equal(ours.state[p]["momentum_buffer"], s["momentum_buffer"]) for p, s in zip(params, states, strict=True))

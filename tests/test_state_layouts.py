@@ -5,7 +5,7 @@ import random
 import torch
 
 import oxistep.optim
-from scenarios import each_class, make
+from scenarios import each_elementwise_class, make
 
 SETTINGS = [{}, {"weight_decay": 0.1}, {"maximize": True}, {"weight_decay": 0.1, "maximize": True}]
 SIZES = [0, 1, 1, 2, 3]
@@ -44,7 +44,7 @@ def pair(seed):
     return p, grad
 
 
-@each_class
+@each_elementwise_class
 def test_strides_of_states_are_torchs(name):
     for seed in range(400):
         setting = SETTINGS[seed % 4]

@@ -41,6 +41,8 @@ class Adafactor(NativeStep, _Adafactor):
         foreach: as in torch; it chooses among torch's own paths.
         maximize: ascend instead of descend (default: False).
         state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None, as torch).
+        max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
+        skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
 
     State: ``step`` (0-dimensional float32) and ``row_var``, ``col_var`` (shape of the gradient with a last, or last but
     one, dimension of one) or ``variance`` (shape of the gradient), in the gradient's dtype. A parameter that is not

@@ -1,5 +1,6 @@
 """Muon."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,6 +43,8 @@ class Muon(NativeStep, torch.optim.Muon):
             (times :math:`\sqrt{\max(1, A/B)}`), ``"match_rms_adamw"`` (times :math:`0.2 \sqrt{\max(A, B)}`) or
             ``"spectral_unclamped"`` (times :math:`\sqrt{A/B}`) (default: None, the original).
         state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None, as torch).
+        max_grad_norm: clip the norm of all gradients, in place, before they are used (default: None).
+        skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
 
     State: ``momentum_buffer`` (shape and dtype of the gradient).
 
@@ -70,8 +73,10 @@ class Muon(NativeStep, torch.optim.Muon):
         return {"momentum_buffer": torch.zeros_like(grad, memory_format=torch.preserve_format)}
 
     @torch.no_grad()
-    def _update(self) -> None:
+    def _update(self, unscale: Callable[[], None] | None = None) -> None:
         if _FORCED or ((_dispatch_modes() or _function_modes()) and _modes_want_operations()):
+            if not self._guarded_by_torch(unscale):
+                return
             self._torch_step([(g, p) for g, group in enumerate(self.param_groups) for p in group["params"]])
             return
         rows = self._rows()
@@ -82,6 +87,8 @@ class Muon(NativeStep, torch.optim.Muon):
                 left.append((row.g, row.p))
             else:
                 native.append(row)
+        if not self._guarded_by_torch(unscale):
+            return
         if left:
             self._torch_step(left)
         for row in native:
