@@ -314,4 +314,5 @@ def test_clipping_and_skipping():
     ours.step()
     assert ours.last_grad_norm.isnan()
     assert all(map(torch.equal, params, before))
-    assert all(torch.equal(ours.state[p]["momentum_buffer"], s["momentum_buffer"]) for p, s in zip(params, states, strict=True))
+    for p, state in zip(params, states, strict=True):
+        assert torch.equal(ours.state[p]["momentum_buffer"], state["momentum_buffer"])
