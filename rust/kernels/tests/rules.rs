@@ -12,8 +12,8 @@ use common::{Buffer, COMBINATIONS, Parameter, Random, Type, Types, Values, cases
 use oxistep_kernels::element::Real;
 use oxistep_kernels::pool::Serial;
 use oxistep_kernels::rules::{
-    adadelta::Adadelta, adagrad::Adagrad, adam::Adam, adamax::Adamax, asgd::Asgd, nadam::NAdam, radam::RAdam,
-    rmsprop::RmsProp, rprop::Rprop, sgd::Sgd, sparse_adam::SparseAdam,
+    adadelta::Adadelta, adafactor::Adafactor, adagrad::Adagrad, adam::Adam, adamax::Adamax, asgd::Asgd, nadam::NAdam,
+    radam::RAdam, rmsprop::RmsProp, rprop::Rprop, sgd::Sgd, sparse_adam::SparseAdam,
 };
 use oxistep_kernels::simd::Level;
 use oxistep_kernels::{
@@ -455,11 +455,11 @@ impl Hyperparameters for Group {
 #[test]
 fn hyperparameters_are_read_by_torchs_names() {
     let group = || {
-        let numbers: [(&'static str, &[f64]); 19] = [
+        let numbers: [(&'static str, &[f64]); 21] = [
             ("lr", &[0.125]),
             ("lr_decay", &[0.25]),
             ("weight_decay", &[0.375]),
-            ("eps", &[0.5]),
+            ("eps", &[0.5, 0.55]),
             ("momentum", &[0.625]),
             ("dampening", &[0.75]),
             ("alpha", &[0.875]),
@@ -468,6 +468,8 @@ fn hyperparameters_are_read_by_torchs_names() {
             ("step_sizes", &[0.6, 0.7]),
             ("rho", &[0.8]),
             ("momentum_decay", &[0.9]),
+            ("beta2_decay", &[-0.8]),
+            ("d", &[2.0]),
             ("lambd", &[1.25]),
             ("t0", &[1.5]),
             ("nesterov", &[1.0]),
@@ -495,6 +497,10 @@ fn hyperparameters_are_read_by_torchs_names() {
         ("asgd", AnyRule::Asgd(Asgd { lr, lambd: 1.25, alpha, t0: 1.5, weight_decay })),
         ("rprop", AnyRule::Rprop(Rprop { eta_minus: 0.3, eta_plus: 0.4, smallest: 0.6, largest: 0.7 })),
         ("sparse_adam", AnyRule::SparseAdam(SparseAdam { lr, beta1, beta2, eps })),
+        (
+            "adafactor",
+            AnyRule::Adafactor(Adafactor { lr, beta2_decay: -0.8, eps1: Some(eps), eps2: 0.55, d: 2.0, weight_decay }),
+        ),
     ];
     assert_eq!(Kind::NAMES, expected.map(|(name, _)| name));
     for (name, rule) in expected {
@@ -539,6 +545,7 @@ fn states_have_torchs_names() {
             AnyRule::Adamax(_) => (&["exp_avg", "exp_inf"], &["step"]),
             AnyRule::Asgd(_) => (&["ax"], &["step", "eta", "mu"]),
             AnyRule::Rprop(_) => (&["prev", "step_size"], &["step"]),
+            AnyRule::Adafactor(_) => (&["row_var", "col_var"], &["step"]),
         };
         assert_eq!((rule.states(), rule.scalars()), (states, scalars), "{rule:?}");
         assert!(states.len() <= MAX_STATES && scalars.len() <= MAX_SCALARS);

@@ -42,6 +42,7 @@ pub(crate) fn step(rule: &AnyRule, x: Element<'_>) -> Interval {
         AnyRule::Asgd(h) => asgd(h, x),
         AnyRule::Rprop(h) => rprop(h, x),
         AnyRule::SparseAdam(h) => sparse_adam(h, x),
+        AnyRule::Adafactor(_) => unreachable!("it has no formula for one element: see factored.rs"),
     }
 }
 
