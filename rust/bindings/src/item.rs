@@ -3,7 +3,6 @@
 
 use std::borrow::Cow;
 
-use oxistep_kernels::simd::prefetch_address;
 use oxistep_kernels::{
     AnyRule, Gradients, Layout, MAX_SCALARS, MAX_STATES, Precision, STREAMS, Scalars, SliceMut, Tensors,
 };
@@ -13,6 +12,7 @@ use pyo3::types::{PyDict, PyInt};
 
 use crate::factored::Whole;
 use crate::group::Keys;
+use crate::nearby::Nearby;
 use crate::tensors::{DType, Described, Memory, Torch, Unfit, layout};
 
 pub(crate) type Reason = Cow<'static, str>;
@@ -20,26 +20,6 @@ pub(crate) type Reason = Cow<'static, str>;
 const NO_KERNEL: &str = "no kernel for this combination of dtypes";
 
 const UNUSUAL: &str = "a hyperparameter or counter is outside its usual range, torch decides what that means";
-
-/// What looking a parameter up touches: its entry in `optimizer.state`, and for each of its tensors the Python object,
-/// torch's tensor object and its storage object.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Nearby {
-    entry: usize,
-    tensors: [[usize; 3]; 5],
-}
-
-impl Nearby {
-    /// Asks for all of it to be brought near. Nothing is read: an address that no longer holds costs nothing.
-    #[inline]
-    pub(crate) fn prefetch(&self) {
-        prefetch_address(self.entry);
-        for [object, tensor, storage] in self.tensors {
-            // torch's tensor object is three cache lines long
-            [object, tensor, tensor + 64, tensor + 128, storage].into_iter().for_each(prefetch_address);
-        }
-    }
-}
 
 /// Who updates a parameter.
 #[derive(Clone, Debug, PartialEq)]
@@ -387,14 +367,8 @@ impl Item {
 
     /// Where Python and torch keep the objects that looking this parameter up touches.
     pub(crate) fn nearby(&self, py: Python<'_>) -> Nearby {
-        let cdata = |object: &Bound<'_, PyAny>| object.getattr(pyo3::intern!(py, "_cdata"))?.extract::<usize>();
-        let mut nearby = Nearby { entry: self.entry.as_ref().map_or(0, |e| e.as_ptr() as usize), ..Default::default() };
-        for (place, (object, _)) in nearby.tensors.iter_mut().zip(self.tensors_and_memory()) {
-            let object = object.bind(py);
-            let storage = object.call_method0(pyo3::intern!(py, "untyped_storage")).and_then(|storage| cdata(&storage));
-            *place = [object.as_ptr() as usize, cdata(object).unwrap_or(0), storage.unwrap_or(0)];
-        }
-        nearby
+        let objects = self.tensors_and_memory().map(|(object, memory)| (object.bind(py), memory));
+        Nearby::of(self.entry.as_ref().map(|entry| entry.bind(py)), objects)
     }
 
     /// The tensors as slices.

@@ -2,7 +2,7 @@
 //!
 //! `unsafe` stands in `tensors.rs` and `shim.rs` (torch's memory), `arrays.rs` (NumPy's), `item.rs`, `plan.rs`,
 //! `plan/steady.rs`, `guard.rs`, `clip.rs`, `lbfgs.rs` and `muon.rs` (where the contract of both is met), `collector.rs`
-//! (Python's garbage collector), `pages.rs` (advice on memory) and `threads.rs` (torch's thread pool), each with the
+//! (Python's garbage collector), `nearby.rs` (prefetching), `pages.rs` (advice on memory) and `threads.rs` (torch's thread pool), each with the
 //! reason why it holds.
 
 use pyo3::prelude::*;
@@ -18,6 +18,7 @@ mod guard;
 mod item;
 mod lbfgs;
 mod muon;
+mod nearby;
 mod pages;
 mod plan;
 mod probe;

@@ -23,14 +23,15 @@ use crate::error::panicked;
 use crate::factored::{self, Whole};
 use crate::group::{Group, Keys};
 use crate::guard::Guard;
-use crate::item::{Item, Look, Nearby, Reason, Route};
+use crate::item::{Item, Look, Reason, Route};
+use crate::nearby::Nearby;
 use crate::state_map::StateMap;
 use crate::tensors::Torch;
 use crate::threads::with_pool;
 use steady::Steady;
 
 /// How many items ahead is prefetched what the last step touched.
-const ITEMS_AHEAD: usize = 2;
+const ITEMS_AHEAD: usize = 3;
 
 /// Looks up and runs the native steps of one optimizer.
 #[pyclass(module = "oxistep._core", weakref)]
