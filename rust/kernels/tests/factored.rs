@@ -14,7 +14,7 @@ const RULE: Adafactor =
 type Shape = Option<(usize, usize)>;
 
 /// (number of matrices, or elements of a vector; shape): in one piece, in several, in tiles, in two bands of columns.
-const SHAPES: [(usize, Shape); 12] = [
+const SHAPES: [(usize, Shape); 14] = [
     (1, None),
     (77, None),
     (150_000, None),
@@ -26,6 +26,8 @@ const SHAPES: [(usize, Shape); 12] = [
     (1, Some((9, 9_000))),
     (1, Some((70_000, 1))),
     (1, Some((1, 70_000))),
+    (1, Some((40_001, 3))),
+    (2, Some((131, 7))),
     (3, Some((200, 200))),
 ];
 

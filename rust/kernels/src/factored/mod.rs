@@ -10,6 +10,7 @@
 //! - A larger *matrix* is cut twice: into *tiles*, whose rows and columns are summed apart, and into *strips*, which lie
 //!   in memory one after the other and can be handed out to be written.
 
+mod narrow;
 mod sweeps;
 
 use crate::driver::{Refused, Slice, SliceMut, Step, Storage, Tensors};
@@ -72,7 +73,8 @@ struct Piece<'a> {
     states: [SliceMut<'a>; 2],
     /// Rows and columns of each matrix.
     shape: Option<(usize, usize)>,
-    columns: Vec<f64>,
+    /// Of the rows and columns of one matrix.
+    sums: Vec<f64>,
     squares: f64,
     updates: f64,
 }
@@ -208,7 +210,7 @@ impl<'a> Factored<'a> {
                     grad: this_grad,
                     states: [first, second],
                     shape,
-                    columns: self.spare[0].pop().unwrap_or_default(),
+                    sums: self.spare[0].pop().unwrap_or_default(),
                     squares: 0.0,
                     updates: 0.0,
                 }),
@@ -242,11 +244,13 @@ impl<'a> Factored<'a> {
             }
         }
         let tiles = (first_tile, self.tiles.len());
-        let strips = (self.strips.len(), self.strips.len() + theta.len().div_ceil(PIECE));
+        // whole rows where there is room for one
+        let strip_len = if cols > PIECE { PIECE } else { PIECE / cols * cols };
+        let strips = (self.strips.len(), self.strips.len() + theta.len().div_ceil(strip_len));
         self.matrices.push(Matrix { whole, rows, cols, grad, row_var, col_var, mean: 0.0, tiles, strips });
         let mut start = 0;
         while !theta.is_empty() {
-            let n = PIECE.min(theta.len());
+            let n = strip_len.min(theta.len());
             let strip;
             (strip, theta) = theta.split_at(n);
             self.strips.push(Strip { matrix, start, theta: strip });
@@ -311,7 +315,7 @@ impl<'a> Factored<'a> {
     /// Empties it, keeping its memory for tensors of any lifetime.
     pub(crate) fn recycle<'b>(mut self) -> Factored<'b> {
         // last first, so that what takes from the end gets what it had
-        self.spare[0].extend(self.pieces.drain(..).rev().map(|piece| piece.columns));
+        self.spare[0].extend(self.pieces.drain(..).rev().map(|piece| piece.sums));
         self.spare[1].extend(self.tiles.drain(..).rev().map(|tile| tile.sums));
         self.wholes.clear();
         self.matrices.clear();
@@ -333,7 +337,7 @@ impl<'a> Factored<'a> {
 impl Piece<'_> {
     /// Moves the states and sums squares.
     fn measure(&mut self, whole: &Whole, level: Level) {
-        let Self { theta, grad, states: [first, second], shape, columns, squares, updates, .. } = self;
+        let Self { theta, grad, states: [first, second], shape, sums, squares, updates, .. } = self;
         (*squares, *updates) = (0.0, 0.0);
         macro_rules! measure {
             ($p:ty, $s:ty) => {
@@ -346,9 +350,9 @@ impl Piece<'_> {
                         level.run(VectorMeans { rounded, grad, variance, updates });
                         return Some(());
                     };
-                    columns.resize(cols, 0.0);
+                    sums.resize(rows + cols, 0.0);
                     let (row_var, col_var) = (<$s>::slice_mut(first)?, <$s>::slice_mut(second)?);
-                    level.run(MatrixMeans { rounded, cols, rows, grad, row_var, col_var, columns, updates });
+                    level.run(MatrixMeans { rounded, cols, rows, grad, row_var, col_var, sums, updates });
                     Some(())
                 }()
             };

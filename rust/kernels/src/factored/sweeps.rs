@@ -4,6 +4,7 @@
 //! of anything but an f64 is exact there: whether it is fused with its addition makes no difference.
 
 use crate::element::{Element, Real};
+use crate::factored::narrow;
 use crate::rules::adafactor::Rounded;
 use crate::simd::{Vectorized, prefetch};
 
@@ -146,7 +147,7 @@ pub(super) struct VectorUpdate<'a, P: Element, S> {
 impl<P: Element, S: Element<Arith = P::Arith>> Vectorized for VectorUpdate<'_, P, S> {
     #[inline(always)]
     fn run(self) {
-        update_row(&self.rounded, self.scale, self.theta, self.grad, self.variance, |v| v);
+        update_row(&self.rounded, self.scale, self.theta, self.grad, self.variance, S::load);
     }
 }
 
@@ -161,44 +162,91 @@ fn row_squares<P: Element>(factor: P::Arith, grad: &[P], columns: &mut [f64]) ->
     })
 }
 
-/// The sum of squares of a row's update.
+/// The sums of squares of the rows of a whole matrix; each square is also added to its column's.
 #[inline(always)]
-fn row_updates<P: Element, S: Element<Arith = P::Arith>>(
-    rounded: &Rounded<P::Arith>,
-    grad: &[P],
-    row: P::Arith,
-    col_var: &[S],
-) -> f64 {
-    sum_pairs(grad, col_var, |g, c| rounded.squared_update(rounded.factor * g.load(), row * c.load()).into())
+fn squares_of_rows<P: Element>(factor: P::Arith, grad: &[P], row_sums: &mut [f64], columns: &mut [f64]) {
+    let cols = columns.len();
+    if narrow::fits(row_sums.len(), cols) {
+        return narrow::squares_of_rows(factor, grad, row_sums, columns);
+    }
+    for (grad, sum) in grad.chunks_exact(cols).zip(row_sums) {
+        *sum = row_squares(factor, grad, columns);
+    }
 }
 
-/// Moves theta by its update, `variance` of each element being made from that of its column.
+/// The sum of squares of the update of some rows of a matrix.
 #[inline(always)]
-fn update_row<P: Element, S: Element<Arith = P::Arith>>(
+fn updates_of_rows<P: Element, S: Element<Arith = P::Arith>>(
+    rounded: &Rounded<P::Arith>,
+    mean: f64,
+    grad: &[P],
+    row_var: &[S],
+    col_var: &[S],
+) -> f64 {
+    let term = |g: P, v| rounded.squared_update(rounded.factor * g.load(), v).into();
+    let mut updates = 0.0;
+    if narrow::fits(row_var.len(), col_var.len()) {
+        narrow::for_blocks(rounded, mean, row_var, col_var, |range, v| updates += sum_pairs(&grad[range], v, term));
+        return updates;
+    }
+    for (grad, row) in grad.chunks_exact(col_var.len()).zip(row_var) {
+        let row = rounded.row_factor(row.load(), mean);
+        updates += sum_pairs(grad, col_var, |g, c| term(g, row * c.load()));
+    }
+    updates
+}
+
+/// Moves theta in some rows of a matrix.
+#[inline(always)]
+fn update_rows<P: Element, S: Element<Arith = P::Arith>>(
+    rounded: &Rounded<P::Arith>,
+    scale: f64,
+    mean: f64,
+    theta: &mut [P],
+    grad: &[P],
+    row_var: &[S],
+    col_var: &[S],
+) {
+    let cols = col_var.len();
+    if narrow::fits(row_var.len(), cols) {
+        narrow::for_blocks(rounded, mean, row_var, col_var, |range, v| {
+            update_row(rounded, scale, &mut theta[range.clone()], &grad[range], v, |v| v);
+        });
+        return;
+    }
+    for ((theta, grad), row) in theta.chunks_exact_mut(cols).zip(grad.chunks_exact(cols)).zip(row_var) {
+        let row = rounded.row_factor(row.load(), mean);
+        update_row(rounded, scale, theta, grad, col_var, |c| row * c.load());
+    }
+}
+
+/// Moves theta by its update; `variance` makes that of each element from what stands in `means`.
+#[inline(always)]
+fn update_row<P: Element, T: Copy>(
     rounded: &Rounded<P::Arith>,
     scale: f64,
     theta: &mut [P],
     grad: &[P],
-    columns: &[S],
-    variance: impl Fn(P::Arith) -> P::Arith,
+    means: &[T],
+    variance: impl Fn(T) -> P::Arith,
 ) {
     let scale = P::Arith::of(scale);
     let n = theta.len();
-    let each = |theta: &mut P, g: P, c: S| {
-        *theta = P::store(rounded.updated(theta.load(), rounded.factor * g.load(), variance(c.load()), scale));
+    let each = |theta: &mut P, g: P, mean: T| {
+        *theta = P::store(rounded.updated(theta.load(), rounded.factor * g.load(), variance(mean), scale));
     };
     let (thetas, theta_tail) = theta.as_chunks_mut::<LANES>();
     let (grads, grad_tail) = grad[..n].as_chunks::<LANES>();
-    let (columns, columns_tail) = columns[..n].as_chunks::<LANES>();
+    let (means, mean_tail) = means[..n].as_chunks::<LANES>();
     for b in 0..thetas.len() {
         prefetch_lanes(thetas.as_flattened(), b * LANES + AHEAD);
         prefetch_lanes(grad, b * LANES + AHEAD);
         for k in 0..LANES {
-            each(&mut thetas[b][k], grads[b][k], columns[b][k]);
+            each(&mut thetas[b][k], grads[b][k], means[b][k]);
         }
     }
     for k in 0..theta_tail.len() {
-        each(&mut theta_tail[k], grad_tail[k], columns_tail[k]);
+        each(&mut theta_tail[k], grad_tail[k], mean_tail[k]);
     }
 }
 
@@ -238,26 +286,24 @@ pub(super) struct MatrixMeans<'a, P: Element, S> {
     pub(super) grad: &'a [P],
     pub(super) row_var: &'a mut [S],
     pub(super) col_var: &'a mut [S],
-    /// As long as a row.
-    pub(super) columns: &'a mut [f64],
+    /// As long as a column and a row together.
+    pub(super) sums: &'a mut [f64],
     pub(super) updates: &'a mut f64,
 }
 
 impl<P: Element, S: Element<Arith = P::Arith>> Vectorized for MatrixMeans<'_, P, S> {
     #[inline(always)]
     fn run(self) {
-        let Self { rounded, cols, rows, grad, row_var, col_var, columns, updates } = self;
+        let Self { rounded, cols, rows, grad, row_var, col_var, sums, updates } = self;
+        let (row_sums, columns) = sums.split_at_mut(rows);
+        let weight = rounded.weight;
         let states = row_var.chunks_exact_mut(rows).zip(col_var.chunks_exact_mut(cols));
         for (grad, (row_var, col_var)) in grad.chunks_exact(rows * cols).zip(states) {
             columns.fill(0.0);
-            for (grad, row) in grad.chunks_exact(cols).zip(&mut *row_var) {
-                *row = moved(rounded.weight, cols, *row, row_squares(rounded.factor, grad, columns));
-            }
-            MoveMeans { weight: rounded.weight, n: rows, means: &mut *col_var, sums: columns }.run();
-            let mean = mean(row_var);
-            for (grad, row) in grad.chunks_exact(cols).zip(&*row_var) {
-                *updates += row_updates(&rounded, grad, rounded.row_factor(row.load(), mean), col_var);
-            }
+            squares_of_rows(rounded.factor, grad, row_sums, columns);
+            MoveMeans { weight, n: cols, means: &mut *row_var, sums: row_sums }.run();
+            MoveMeans { weight, n: rows, means: &mut *col_var, sums: columns }.run();
+            *updates += updates_of_rows(&rounded, mean(row_var), grad, row_var, col_var);
         }
     }
 }
@@ -281,11 +327,7 @@ impl<P: Element, S: Element<Arith = P::Arith>> Vectorized for MatrixUpdate<'_, P
         let tensors = theta.chunks_exact_mut(rows * cols).zip(grad.chunks_exact(rows * cols));
         let states = row_var.chunks_exact(rows).zip(col_var.chunks_exact(cols));
         for ((theta, grad), (row_var, col_var)) in tensors.zip(states) {
-            let mean = mean(row_var);
-            for ((theta, grad), row) in theta.chunks_exact_mut(cols).zip(grad.chunks_exact(cols)).zip(row_var) {
-                let row = rounded.row_factor(row.load(), mean);
-                update_row(&rounded, scale, theta, grad, col_var, |column| row * column);
-            }
+            update_rows(&rounded, scale, mean(row_var), theta, grad, row_var, col_var);
         }
     }
 }
@@ -305,6 +347,9 @@ impl<P: Element> Vectorized for TileSums<'_, P> {
     #[inline(always)]
     fn run(self) {
         self.column_sums.fill(0.0);
+        if self.stride == self.column_sums.len() {
+            return squares_of_rows(self.factor, self.grad, self.row_sums, self.column_sums);
+        }
         for (grad, sum) in self.grad.chunks(self.stride).zip(self.row_sums) {
             *sum = row_squares(self.factor, &grad[..self.column_sums.len()], self.column_sums);
         }
@@ -327,9 +372,12 @@ impl<P: Element, S: Element<Arith = P::Arith>> Vectorized for TileUpdates<'_, P,
     #[inline(always)]
     fn run(self) {
         let Self { rounded, mean, grad, stride, row_var, col_var, updates } = self;
-        for (grad, row) in grad.chunks(stride).zip(row_var) {
-            let row = rounded.row_factor(row.load(), mean);
-            *updates += row_updates(&rounded, &grad[..col_var.len()], row, col_var);
+        if stride == col_var.len() {
+            *updates = updates_of_rows(&rounded, mean, grad, row_var, col_var);
+            return;
+        }
+        for (grad, row) in grad.chunks(stride).zip(row_var.chunks(1)) {
+            *updates += updates_of_rows(&rounded, mean, &grad[..col_var.len()], row, col_var);
         }
     }
 }
@@ -352,13 +400,17 @@ impl<P: Element, S: Element<Arith = P::Arith>> Vectorized for StripUpdate<'_, P,
     fn run(self) {
         let Self { rounded, scale, mean, start, theta, grad, row_var, col_var } = self;
         let cols = col_var.len();
+        if start.is_multiple_of(cols) && theta.len().is_multiple_of(cols) {
+            let rows = &row_var[start / cols..][..theta.len() / cols];
+            return update_rows(&rounded, scale, mean, theta, grad, rows, col_var);
+        }
         let mut done = 0;
         while done < theta.len() {
             let (row, column) = ((start + done) / cols, (start + done) % cols);
             let run = (cols - column).min(theta.len() - done);
             let row = rounded.row_factor(row_var[row].load(), mean);
             let (theta, grad) = (&mut theta[done..done + run], &grad[done..done + run]);
-            update_row(&rounded, scale, theta, grad, &col_var[column..], |column| row * column);
+            update_row(&rounded, scale, theta, grad, &col_var[column..], |column| row * column.load());
             done += run;
         }
     }
