@@ -324,3 +324,22 @@ def test_parameters_without_elements_or_dimensions(name, what):
         return p, beside, [dict(optimizer.state[q]) for q in (p, beside)]
 
     assert_agrees(scenario)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("width", [1, 7, 64])
+def test_rows_named_several_times_are_summed_as_torch_sums_them(dtype, width):
+    """The very bits of the step with torch's coalesced gradient: summed in the order in which rows are named."""
+    generator = torch.Generator().manual_seed(width)
+    where = torch.randint(0, 300, (1, 2000), generator=generator)
+    values = torch.randn(2000, width, generator=generator, dtype=dtype) * 10 ** torch.randn(
+        2000, 1, generator=generator, dtype=dtype
+    )
+    grad = torch.sparse_coo_tensor(where, values, (1000, width))
+    for name in BY_ROWS:
+        (p,), (q,) = draw((1000, width), dtype=dtype), draw((1000, width), dtype=dtype)
+        p.grad, q.grad = grad.clone(), grad.clone().coalesce()
+        for parameter in (p, q):
+            getattr(oxistep.optim, name)([parameter], lr=0.1).step()
+        assert torch.equal(p, q), name
+        assert not p.grad.is_coalesced()

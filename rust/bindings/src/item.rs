@@ -13,6 +13,7 @@ use pyo3::types::{PyDict, PyInt};
 use crate::factored::Whole;
 use crate::group::Keys;
 use crate::nearby::Nearby;
+use crate::rows::{NamedRows, take_rows};
 use crate::tensors::{DType, Described, Memory, Torch, Unfit, layout};
 
 pub(crate) type Reason = Cow<'static, str>;
@@ -47,8 +48,8 @@ pub(crate) struct Item {
     pub(crate) scalar_memory: [Option<Memory>; MAX_SCALARS],
     pub(crate) scalar_values: Scalars,
     pub(crate) layout: Option<Box<Layout>>,
-    /// The rows that a sparse gradient names, and how many elements a row has. `grad` then holds its values.
-    pub(crate) rows: Option<Box<(Vec<i64>, usize)>>,
+    /// The rows that a sparse gradient names. `grad` then holds its values.
+    pub(crate) rows: Option<Box<NamedRows>>,
     /// Whether it is updated whole, and then the shape of its matrices.
     pub(crate) whole: Whole,
     /// The name of the counter that is a Python integer instead of a tensor.
@@ -68,6 +69,8 @@ pub(crate) struct Look<'a, 'py> {
     pub(crate) make_states: bool,
     /// `lr` is a tensor of less than double precision.
     pub(crate) single_lr: bool,
+    /// The gradients are to be measured, as they would be after torch's coalescing.
+    pub(crate) measuring: bool,
 }
 
 impl Item {
@@ -109,8 +112,9 @@ impl Item {
         let mut pair = describe_pair(look.torch, &param_object, &grad_object, false);
         // only a gradient that could not be described is asked whether it is sparse
         if takes != Gradients::Dense && pair.is_err() && matches!(look.torch.raw(&grad_object), Err(Unfit::NoMemory)) {
-            if let Some(reason) = self.take_rows(py, look)? {
-                return Ok(Route::Torch(reason));
+            match take_rows(&param_object, &grad_object, look)? {
+                Err(reason) => return Ok(Route::Torch(reason)),
+                Ok((values, rows)) => (self.grad, self.rows) = (values.unbind(), Some(Box::new(rows))),
             }
             grad_object = self.grad.clone_ref(py).into_bound(py);
             pair = describe_pair(look.torch, &param_object, &grad_object, true);
@@ -245,56 +249,6 @@ impl Item {
     fn settle_unusual(&mut self, look: &Look<'_, '_>, dtype: DType, one_dtype: bool) -> Route {
         self.unusual = !look.rule.is_usual(&self.scalar_values, dtype.largest_usual());
         if self.unusual && one_dtype { Route::Torch(UNUSUAL.into()) } else { Route::Native }
-    }
-
-    /// Replaces a sparse gradient by its values, coalesced, and the rows they belong to. Returns why not, if that
-    /// cannot be.
-    fn take_rows(&mut self, py: Python<'_>, look: &Look<'_, '_>) -> PyResult<Option<Reason>> {
-        let grad = self.grad.bind(py).clone();
-        if !grad.getattr(pyo3::intern!(py, "is_sparse"))?.is_truthy()? {
-            return Ok(Some("the gradient has no plain memory".into()));
-        }
-        let fused = look.values.get_item("fused")?.is_some_and(|fused| fused.is_truthy().unwrap_or(true));
-        if fused {
-            return Ok(Some("the gradient is sparse, which fused=True refuses".into()));
-        }
-        let param = self.param.bind(py).clone();
-        let Ok(described) = look.torch.describe(&param) else {
-            return Ok(Some("the gradient is sparse and the parameter no plain CPU tensor".into()));
-        };
-        let sizes = described.shape.sizes.to_vec(); // Python runs below
-        if grad.getattr("shape")?.extract::<Vec<i64>>()? != sizes {
-            return Ok(Some("the gradient is sparse and of another shape".into()));
-        }
-        let copy_indices = |sparse: &Bound<'_, PyAny>| -> PyResult<Option<(Vec<i64>, usize, usize)>> {
-            let indices = sparse.call_method0("_indices")?.call_method0("contiguous")?;
-            let indices = look.torch.copy_indices(&indices).filter(|&(_, dims, _)| dims <= sizes.len());
-            let inside = |(indices, dims, count): &(Vec<i64>, usize, usize)| {
-                (0..*dims).all(|d| indices[d * count..][..*count].iter().all(|i| (0..sizes[d]).contains(i)))
-            };
-            Ok(indices.filter(inside))
-        };
-        let outside = || Ok(Some("an index of the sparse gradient lies outside the parameter".into()));
-        // torch's coalesce trusts the indices: they are checked before it sees them
-        let Some(mut indices) = copy_indices(&grad)? else { return outside() };
-        let mut sorted = grad.clone();
-        if !grad.call_method0(pyo3::intern!(py, "is_coalesced"))?.is_truthy()? {
-            sorted = grad.call_method0(pyo3::intern!(py, "coalesce"))?;
-            let Some(coalesced) = copy_indices(&sorted)? else { return outside() };
-            indices = coalesced;
-        }
-        let (indices, dims, count) = indices;
-        let values = sorted.call_method0("_values")?.call_method0("contiguous")?;
-        let row = |i: usize| (0..dims).fold(0, |row, d| row * sizes[d] + indices[d * count + i]);
-        let rows: Vec<i64> = (0..count).map(row).collect();
-        let width = sizes[dims..].iter().product::<i64>() as usize;
-        let held = look.torch.describe_values(&values).map(|values| values.memory.len);
-        if held != Ok(count * width) || !rows.is_sorted_by(|a, b| a < b) {
-            return Ok(Some("the indices of the sparse gradient are not coalesced as it claims".into()));
-        }
-        self.grad = values.unbind();
-        self.rows = Some(Box::new((rows, width)));
-        Ok(None)
     }
 
     /// Describes everything again; `false` if more than pointers has changed.

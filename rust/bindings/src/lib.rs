@@ -1,6 +1,6 @@
 //! The Python module `oxistep._core`: checks, borrows, releases the interpreter, calls the kernels, translates errors.
 //!
-//! `unsafe` stands in `tensors.rs` and `shim.rs` (torch's memory), `arrays.rs` (NumPy's), `item.rs`, `plan.rs`,
+//! `unsafe` stands in `tensors.rs` and `shim.rs` (torch's memory), `arrays.rs` (NumPy's), `item.rs`, `rows.rs`, `plan.rs`,
 //! `plan/steady.rs`, `guard.rs`, `clip.rs`, `lbfgs.rs` and `muon.rs` (where the contract of both is met), `collector.rs`
 //! (Python's garbage collector), `nearby.rs` (prefetching), `pages.rs` (advice on memory) and `threads.rs` (torch's thread pool), each with the
 //! reason why it holds.
@@ -23,6 +23,7 @@ mod pages;
 mod plan;
 mod probe;
 mod processor;
+mod rows;
 mod shim;
 mod span;
 mod state_map;

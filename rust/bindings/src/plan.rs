@@ -59,6 +59,8 @@ pub(crate) struct Plan {
     known_states: usize,
     /// Whether one of all these was made in inference mode.
     holds_inference_tensor: bool,
+    /// This step measures its gradients.
+    measuring: bool,
     /// `OXISTEP_CHECK=1`
     check_always: bool,
 }
@@ -102,6 +104,7 @@ impl Plan {
             bumped: None,
             known_states: 0,
             holds_inference_tensor: false,
+            measuring: false,
             check_always: std::env::var_os("OXISTEP_CHECK").is_some_and(|value| value == "1"),
         })
     }
@@ -163,6 +166,7 @@ impl Plan {
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let py = optimizer.py();
         let rests = CollectorRests::new(py);
+        self.measuring = guard.measures();
         if !guard.measures() && guard.unscale.is_none() && self.take_steady_step(optimizer)? {
             return Ok(None);
         }
@@ -283,7 +287,8 @@ impl Plan {
                     Err(reason) => Route::Torch(reason),
                     Ok((rule, entry)) => {
                         item.entry = entry;
-                        let look = Look { torch, rule, optimizer, values: &values, make_states, single_lr };
+                        let measuring = self.measuring;
+                        let look = Look { torch, rule, optimizer, values: &values, make_states, single_lr, measuring };
                         item.look_up(py, &look, &mut self.keys)?
                     }
                 };
@@ -518,7 +523,7 @@ impl Plan {
                 (None, Whole::No) => step.push(tensors, *factor),
                 (None, Whole::Vector) => step.push_factored(tensors, None, *factor),
                 (None, Whole::Matrix(rows, cols)) => step.push_factored(tensors, Some((rows, cols)), *factor),
-                (Some((rows, width)), _) => step.push_rows(tensors, rows, *width, *factor),
+                (Some(rows), _) => step.push_rows(tensors, rows.named(), *factor),
             };
             pushed.map_err(|refused| PyRuntimeError::new_err(format!("oxistep: {refused}; this is a defect")))?;
         }

@@ -1,6 +1,12 @@
 //! The only loop: tensors -> chunks -> threads -> SIMD level -> formula.
 
+mod rows;
+
 use std::fmt;
+
+use rows::{RowList, Rows};
+
+pub use rows::SparseRows;
 
 use crate::element::{Element, Real, bf16, f16};
 use crate::factored::Factored;
@@ -19,10 +25,6 @@ const BLOCK: usize = 64;
 const AHEAD: usize = 4;
 /// How many chunks ahead the beginnings of small tensors are prefetched.
 const PLACES_AHEAD: usize = 4;
-/// Elements of the rows of a sparse gradient that are handed out together.
-const ROWS_CHUNK: usize = 16 * 1024;
-/// How many rows ahead memory is prefetched: rows lie anywhere.
-const ROWS_AHEAD: usize = 8;
 /// Elements of a tile: what is gathered from a strided tensor at a time, and stays in the first-level cache.
 const TILE: usize = 256;
 /// Below this many elements a step runs on the calling thread alone: a fork-join would cost more than it gains.
@@ -60,6 +62,12 @@ macro_rules! storage {
                 match self { $(Self::$Variant(x) => x.as_ptr() as usize,)* }
             }
 
+            /// Prefetches some elements, but no more than a few cache lines of them: the rest follows of itself.
+            #[inline]
+            fn prefetch(&self, start: usize, len: usize) {
+                match self { $(Self::$Variant(x) => prefetch_elements(x, start, len),)* }
+            }
+
             fn part(&self, start: usize, len: usize) -> Self {
                 match self { $(Self::$Variant(x) => Self::$Variant(&x[start..start + len]),)* }
             }
@@ -87,16 +95,9 @@ macro_rules! storage {
                 match self { $(Self::$Variant(x) => x.as_ptr() as usize,)* Self::Absent => 0 }
             }
 
-            /// Prefetches some elements, but no more than a few cache lines of them: the rest follows of itself.
             #[inline]
             fn prefetch(&self, start: usize, len: usize) {
-                match self {
-                    $(Self::$Variant(x) => {
-                        let per_line = 64 / size_of::<$t>();
-                        (0..len.div_ceil(per_line).min(8)).for_each(|line| prefetch(x, start + line * per_line));
-                    })*
-                    Self::Absent => {}
-                }
+                match self { $(Self::$Variant(x) => prefetch_elements(x, start, len),)* Self::Absent => {} }
             }
 
             fn part(&mut self, start: usize, len: usize) -> SliceMut<'_> {
@@ -293,17 +294,6 @@ fn origin(layout: &Layout, s: usize, start: usize) -> usize {
     if start == 0 { 0 } else { layout.position(s, start) }
 }
 
-/// Which rows of its tensors a chunk updates; its gradient holds these rows alone.
-#[derive(Clone, Copy, Debug)]
-struct Rows {
-    /// A range of places in the step's list of rows.
-    places: (usize, usize),
-    /// The row that the chunk's tensors begin with.
-    base: usize,
-    /// Elements of a row.
-    width: usize,
-}
-
 /// Where the memory of a chunk begins.
 #[derive(Clone, Copy, Debug)]
 struct Place {
@@ -341,8 +331,7 @@ pub struct Step<'a> {
     pub(crate) factored: Factored<'a>,
     /// Where the chunks lie, to prefetch those that come next: many small ones lie anywhere.
     places: Vec<Place>,
-    /// The rows that sparse gradients name.
-    rows: Vec<usize>,
+    rows: RowList<'a>,
 }
 
 impl<'a> Step<'a> {
@@ -395,52 +384,6 @@ impl<'a> Step<'a> {
         Ok(())
     }
 
-    /// Adds the rows of one parameter that a sparse gradient names, to be updated with the constants registered last.
-    ///
-    /// Parameter and states are flat, in rows of `width` elements; the gradient holds only the rows named by `rows`,
-    /// in this order, which must be strictly ascending.
-    ///
-    /// # Errors
-    /// If the tensors or rows do not fit together, or their types are not served; nothing was added.
-    pub fn push_rows(
-        &mut self,
-        tensors: Tensors<'a>,
-        rows: &[i64],
-        width: usize,
-        grad_factor: f64,
-    ) -> Result<(), Refused> {
-        let constants = self.constants.len().checked_sub(1).ok_or(Refused::States)?;
-        let states = state_count(&self.constants[constants]);
-        tensors.check_kinds(states)?;
-        let elements = tensors.param.len();
-        let flat = tensors.states[..states].iter().all(|state| state.len() == elements) && tensors.layout.is_none();
-        let fits = rows.len().checked_mul(width) == Some(tensors.grad.len());
-        let ascending = rows.windows(2).all(|pair| pair[0] < pair[1]) && rows.first().is_none_or(|&row| row >= 0);
-        let inside = rows.last().is_none_or(|&row| {
-            usize::try_from(row).ok().and_then(|row| (row + 1).checked_mul(width)).is_some_and(|end| end <= elements)
-        });
-        if !(flat && fits && ascending && inside) {
-            return Err(Refused::Lengths);
-        }
-        self.elements += tensors.grad.len();
-        let first = self.rows.len();
-        self.rows.extend(rows.iter().map(|&row| row as usize));
-        let each = (ROWS_CHUNK / width.max(1)).max(1);
-        let (mut rest, mut start) = (tensors, 0); // the row that the rest begins with
-        for (i, part) in rows.chunks(each).enumerate() {
-            let (base, end) = (part[0] as usize, part[part.len() - 1] as usize + 1);
-            let (_, from_base) = rest.split_at((base - start) * width, 0);
-            let (tensors, tail) = from_base.split_at((end - base) * width, part.len() * width);
-            let places = (first + i * each, first + i * each + part.len());
-            let rows = Some(Rows { places, base, width });
-            let range = (0, part.len() * width);
-            self.chunks.push(Chunk { tensors, constants: constants as u32, range, rows, grad_factor });
-            self.places.push(Place { streams: [0; STREAMS], lines: 0 });
-            (rest, start) = (tail, end);
-        }
-        Ok(())
-    }
-
     #[inline]
     fn add(&mut self, chunk: Chunk<'a>) {
         self.places.push(Place::of(&chunk.tensors));
@@ -453,7 +396,7 @@ impl<'a> Step<'a> {
     /// The payload of a panic in a kernel, which would be a defect of this crate: some tensors are then half written.
     pub fn run(&mut self, pool: &dyn Pool, level: Level) -> Result<(), Panic> {
         let Self { chunks, constants, elements, factored, places, rows } = self;
-        let (constants, places, rows) = (constants.as_slice(), places.as_slice(), rows.as_slice());
+        let (constants, places, rows) = (constants.as_slice(), places.as_slice(), &*rows);
         debug_assert_eq!(chunks.len(), places.len());
         let pool = if *elements < SERIAL { &crate::pool::Serial } else { pool };
         // a fixed share per chunk stands for what it costs to take one up
@@ -474,9 +417,15 @@ impl<'a> Step<'a> {
         // An empty vector collected from one of the same layout keeps its allocation.
         let chunks = self.chunks.into_iter().map(|_| unreachable!("the vector is empty")).collect();
         self.places.clear();
-        self.rows.clear();
         let factored = self.factored.recycle();
-        Step { chunks, constants: self.constants, elements: 0, factored, places: self.places, rows: self.rows }
+        Step {
+            chunks,
+            constants: self.constants,
+            elements: 0,
+            factored,
+            places: self.places,
+            rows: self.rows.recycle(),
+        }
     }
 }
 
@@ -511,34 +460,15 @@ fn state_count(constants: &Constants) -> usize {
 }
 
 impl Chunk<'_> {
-    fn run(&mut self, constants: &[Constants], rows: &[usize], level: Level) {
+    fn run(&mut self, constants: &[Constants], rows: &RowList<'_>, level: Level) {
         let constants = &constants[self.constants as usize];
         if let Some(own) = self.rows {
-            return self.run_rows(constants, own, &rows[own.places.0..own.places.1], level);
+            return self.run_rows(constants, own, rows, level);
         }
         let Tensors { param, grad, states, layout } = &mut self.tensors;
         match layout {
             None => dense(constants, level, self.grad_factor, param, *grad, states),
             Some(layout) => strided(constants, level, self.grad_factor, param, *grad, states, layout, self.range),
-        }
-    }
-}
-
-impl Chunk<'_> {
-    /// Updates some rows of its tensors.
-    fn run_rows(&mut self, constants: &Constants, own: Rows, rows: &[usize], level: Level) {
-        let Rows { base, width, .. } = own;
-        let Tensors { param, grad, states, .. } = &mut self.tensors;
-        for (i, row) in rows.iter().enumerate() {
-            if let Some(ahead) = rows.get(i + ROWS_AHEAD) {
-                let start = (ahead - base) * width;
-                param.prefetch(start, width);
-                states.iter().for_each(|state| state.prefetch(start, width));
-            }
-            let start = (row - base) * width;
-            let mut states = states.each_mut().map(|state| state.part(start, width));
-            let mut param = param.part(start, width);
-            dense(constants, level, self.grad_factor, &mut param, grad.part(i * width, width), &mut states);
         }
     }
 }
@@ -719,6 +649,13 @@ sweeps! {
     sweep1, each1: s0 -> new0; s1, s2;
     sweep2, each2: s0 -> new0, s1 -> new1; s2;
     sweep3, each3: s0 -> new0, s1 -> new1, s2 -> new2; ;
+}
+
+/// Prefetches elements, but no more than a few cache lines of them.
+#[inline]
+fn prefetch_elements<T>(x: &[T], start: usize, len: usize) {
+    let per_line = 64 / size_of::<T>();
+    (0..len.div_ceil(per_line).min(8)).for_each(|line| prefetch(x, start + line * per_line));
 }
 
 /// Prefetches every cache line of a block.

@@ -25,7 +25,7 @@ pub mod rules;
 pub mod simd;
 pub mod vector;
 
-pub use driver::{Slice, SliceMut, Step, Tensors};
+pub use driver::{Slice, SliceMut, SparseRows, Step, Tensors};
 pub use element::{bf16, f16};
 pub use layout::{Layout, STREAMS};
 pub use rule::{Gradients, Hyperparameters, MAX_SCALARS, MAX_STATES, Precision, Rule, Scalars};

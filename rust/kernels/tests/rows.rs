@@ -6,7 +6,7 @@ use common::{Buffer, COMBINATIONS, Parameter, Random, Types, Values, cases, ever
 use oxistep_kernels::driver::{Refused, SERIAL};
 use oxistep_kernels::pool::{Pool, Rayon, Serial};
 use oxistep_kernels::simd::Level;
-use oxistep_kernels::{AnyRule, Layout, STREAMS, Step};
+use oxistep_kernels::{AnyRule, Layout, STREAMS, Slice, SparseRows, Step};
 use proptest::prelude::*;
 
 /// A parameter of `count` rows whose gradient holds only `rows`.
@@ -48,10 +48,14 @@ fn update_rows(parameter: &mut Parameter, rows: &[i64], width: usize, pool: &dyn
     let mut step = Step::default();
     step.constants(parameter.rule.constants(&mut parameter.scalars, parameter.first));
     let grad_factor = parameter.grad_factor;
-    let answer = step.push_rows(parameter.tensors(), rows, width, grad_factor);
+    let answer = step.push_rows(parameter.tensors(), in_order(rows, width), grad_factor);
     assert_eq!(step.elements(), if answer.is_ok() { rows.len() * width } else { 0 });
     assert!(step.run(pool, Level::best()).is_ok());
     answer
+}
+
+fn in_order(rows: &[i64], width: usize) -> SparseRows<'_> {
+    SparseRows { rows, width, sources: None, sums: Slice::F32(&[]) }
 }
 
 /// Each of `count` rows by a throw of the dice; neighbours often together.
@@ -132,7 +136,7 @@ proptest! {
         }
         let mut untold = sound.clone();
         let grad_factor = untold.grad_factor;
-        prop_assert_eq!(Step::default().push_rows(untold.tensors(), &rows, width, grad_factor), Err(Refused::States));
+        prop_assert_eq!(Step::default().push_rows(untold.tensors(), in_order(&rows, width), grad_factor), Err(Refused::States));
     }
 }
 
@@ -154,5 +158,38 @@ fn long_runs_and_wide_rows() {
             assert_eq!(update_rows(&mut parameter, &rows, width, &Rayon { threads: 3 }), Ok(()));
             assert!(parameter.bits() == expected, "{rule:?} {types:?} {} rows of {width}", rows.len());
         }
+    }
+}
+
+/// Gradients in any order, some of them beyond the gradient proper.
+#[test]
+fn gradients_are_found_by_their_sources() {
+    let types = COMBINATIONS.into_iter().find(|types| types.1 == common::Type::F32).unwrap();
+    let mut rng = Random(5);
+    for rule in every_rule() {
+        let (count, width, rows) = (700, 24, (0..700).step_by(2).collect::<Vec<i64>>());
+        let mut parameter = sparse(rule, types, count, width, &rows, &mut rng);
+        let expected = expected(&parameter, &rows, width);
+        // the last ten rows' gradients are moved to `sums`, the others reversed
+        let grad: Vec<f32> = (0..rows.len() * width).map(|i| parameter.grad.get(i) as f32).collect();
+        let kept = rows.len() - 10;
+        let reversed: Vec<f32> = (0..kept).rev().flat_map(|row| grad[row * width..][..width].to_vec()).collect();
+        let sums = &grad[kept * width..];
+        let sources: Vec<u32> = (0..kept as u32).rev().chain(kept as u32..rows.len() as u32).collect();
+        parameter.grad = Buffer::new(parameter.grad.ty(), reversed.iter().map(|&x| f64::from(x)));
+        let named = |sources| SparseRows { rows: &rows, width, sources: Some(sources), sums: Slice::F32(sums) };
+        let (constants, grad_factor) = (rule.constants(&mut parameter.scalars.clone(), parameter.first), -0.3);
+        let mut beyond = sources.clone();
+        beyond[3] = rows.len() as u32;
+        for (sources, fits) in [(&beyond[..], false), (&sources[1..], false), (&sources[..], true)] {
+            let mut step = Step::default();
+            step.constants(constants);
+            let answer = step.push_rows(parameter.tensors(), named(sources), grad_factor);
+            assert_eq!(answer, if fits { Ok(()) } else { Err(Refused::Lengths) });
+            step.run(&Rayon { threads: 3 }, Level::best()).unwrap();
+        }
+        rule.constants(&mut parameter.scalars, parameter.first);
+        parameter.grad = Buffer::new(parameter.grad.ty(), grad.iter().map(|&x| f64::from(x)));
+        assert!(parameter.bits() == expected, "{rule:?}");
     }
 }
