@@ -543,3 +543,14 @@ def test_cuda_parameters_take_torchs_path():
     assert [row.path for row in oxistep.explain(optimizer)] == ["torch", "native"]
     optimizer.step()
     torch.testing.assert_close(p.cpu(), w)
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 14), reason="storages are not known")
+def test_a_dense_lazily_negated_gradient():
+    """A view of the imaginary parts of a conjugated tensor that looks like any dense one."""
+    for optim in (torch.optim, oxistep.optim):
+        p = torch.zeros(4, requires_grad=True)
+        p.grad = torch.complex(torch.ones(4), torch.ones(4)).conj().imag.as_strided((4,), (1,), 0)
+        assert p.grad.is_neg()
+        optim.SGD([p], lr=1.0).step()
+        assert p.tolist() == [1.0] * 4

@@ -5,26 +5,30 @@
 #![allow(unsafe_code)]
 
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use pyo3::prelude::*;
 
-/// While this lives the collector does not start by itself.
-pub(crate) struct CollectorRests<'py> {
-    was_enabled: bool,
-    py: PhantomData<Python<'py>>,
-}
+/// How many rest at once: several threads may be in the middle of a step.
+static RESTING: AtomicUsize = AtomicUsize::new(0);
+static WAS_ENABLED: AtomicBool = AtomicBool::new(false);
+
+/// While one of these lives the collector does not start by itself. Not to be held while the interpreter is released.
+pub(crate) struct CollectorRests<'py>(PhantomData<Python<'py>>);
 
 impl<'py> CollectorRests<'py> {
     pub(crate) fn new(_py: Python<'py>) -> Self {
-        // SAFETY: the interpreter is held, as `_py` proves.
-        let was_enabled = unsafe { pyo3::ffi::PyGC_Disable() } != 0;
-        Self { was_enabled, py: PhantomData }
+        if RESTING.fetch_add(1, Ordering::Relaxed) == 0 {
+            // SAFETY: the interpreter is held, as `_py` proves.
+            WAS_ENABLED.store(unsafe { pyo3::ffi::PyGC_Disable() } != 0, Ordering::Relaxed);
+        }
+        Self(PhantomData)
     }
 }
 
 impl Drop for CollectorRests<'_> {
     fn drop(&mut self) {
-        if self.was_enabled {
+        if RESTING.fetch_sub(1, Ordering::Relaxed) == 1 && WAS_ENABLED.load(Ordering::Relaxed) {
             // SAFETY: the interpreter is held: the lifetime is that of `Python`.
             unsafe { pyo3::ffi::PyGC_Enable() };
         }

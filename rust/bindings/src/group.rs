@@ -3,7 +3,7 @@
 use oxistep_kernels::{AnyRule, Hyperparameters, Kind};
 use pyo3::exceptions::{PyKeyError, PyTypeError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyFloat, PyString, PyTuple};
+use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyString, PyTuple};
 
 /// Python strings made once, for looking names up in dicts.
 #[derive(Default)]
@@ -28,6 +28,8 @@ pub(crate) struct Group<'a, 'py> {
     pub(crate) lr: Option<f64>,
     /// Set when `lr` turns out to be a tensor of less than double precision.
     pub(crate) single_lr: bool,
+    /// Set when a value turns out to be an object of which reading may run Python code.
+    pub(crate) foreign: bool,
 }
 
 impl<'py> Group<'_, 'py> {
@@ -42,7 +44,15 @@ impl<'py> Group<'_, 'py> {
 
     /// Whether the flag under `key` is there and set.
     pub(crate) fn is_set(&mut self, key: &'static str) -> PyResult<bool> {
-        self.find(key)?.map_or(Ok(false), |value| value.is_truthy())
+        match self.find(key)? {
+            None => Ok(false),
+            Some(value) => self.truth(&value),
+        }
+    }
+
+    fn truth(&mut self, value: &Bound<'_, PyAny>) -> PyResult<bool> {
+        self.foreign |= !(value.is_none() || value.is_exact_instance_of::<PyBool>() || is_number(value));
+        value.is_truthy()
     }
 
     /// Reads the rule's hyperparameters, and the factor on the gradient that `maximize` asks for.
@@ -51,6 +61,11 @@ impl<'py> Group<'_, 'py> {
         let factor = if self.is_set("maximize")? { -1.0 } else { 1.0 };
         Ok((rule, factor))
     }
+}
+
+/// Whether it is a float or an integer of Python's own.
+fn is_number(value: &Bound<'_, PyAny>) -> bool {
+    value.is_exact_instance_of::<PyFloat>() || value.is_exact_instance_of::<PyInt>()
 }
 
 /// A number given as one, or as a tensor or array of one element.
@@ -80,6 +95,7 @@ impl Hyperparameters for Group<'_, '_> {
             Some(lr) if key == "lr" => Ok(lr),
             _ => {
                 let value = self.value(key)?;
+                self.foreign |= !is_number(&value);
                 if key == "lr" && !value.is_exact_instance_of::<PyFloat>() {
                     let size = value.getattr_opt(pyo3::intern!(value.py(), "element_size"))?;
                     self.single_lr = size.map_or(Ok(8), |size| size.call0()?.extract::<usize>())? < 8;
@@ -94,8 +110,11 @@ impl Hyperparameters for Group<'_, '_> {
         if let Ok(tuple) = value.cast::<PyTuple>()
             && tuple.len() == 2
         {
-            return Ok((number(&tuple.get_item(0)?, key)?, number(&tuple.get_item(1)?, key)?));
+            let (first, second) = (tuple.get_item(0)?, tuple.get_item(1)?);
+            self.foreign |= !(is_number(&first) && is_number(&second));
+            return Ok((number(&first, key)?, number(&second, key)?));
         }
+        self.foreign = true;
         let (first, second): (Bound<'_, PyAny>, Bound<'_, PyAny>) = value.extract::<(_, _)>().or_else(|_| {
             let list: [Bound<'_, PyAny>; 2] = value.extract()?;
             let [first, second] = list;
@@ -109,6 +128,7 @@ impl Hyperparameters for Group<'_, '_> {
     }
 
     fn flag(&mut self, key: &'static str) -> PyResult<bool> {
-        self.value(key)?.is_truthy()
+        let value = self.value(key)?;
+        self.truth(&value)
     }
 }

@@ -28,7 +28,7 @@ use crate::nearby::Nearby;
 use crate::state_map::StateMap;
 use crate::tensors::Torch;
 use crate::threads::with_pool;
-use steady::Steady;
+use steady::{Attempt, Steady};
 
 /// How many items ahead is prefetched what the last step touched.
 const ITEMS_AHEAD: usize = 3;
@@ -55,12 +55,14 @@ pub(crate) struct Plan {
     steady: Steady,
     /// The native parameters of the last step, as a list for torch.
     bumped: Option<Py<PyList>>,
-    /// The addresses of their states, as one number.
+    /// The addresses of their states' objects, as one number: another number, other objects.
     known_states: usize,
     /// Whether one of all these was made in inference mode.
     holds_inference_tensor: bool,
     /// This step measures its gradients.
     measuring: bool,
+    /// Looking something up may have run Python code, which could have changed what was described before.
+    foreign: bool,
     /// `OXISTEP_CHECK=1`
     check_always: bool,
 }
@@ -105,6 +107,7 @@ impl Plan {
             known_states: 0,
             holds_inference_tensor: false,
             measuring: false,
+            foreign: false,
             check_always: std::env::var_os("OXISTEP_CHECK").is_some_and(|value| value == "1"),
         })
     }
@@ -167,11 +170,13 @@ impl Plan {
         let py = optimizer.py();
         let rests = CollectorRests::new(py);
         self.measuring = guard.measures();
-        if !guard.measures() && guard.unscale.is_none() && self.take_steady_step(optimizer)? {
-            return Ok(None);
-        }
+        let plain = !guard.measures() && guard.unscale.is_none();
+        let rests = match if plain { self.take_steady_step(optimizer, rests)? } else { Attempt::Failed(rests) } {
+            Attempt::Done => return Ok(None),
+            Attempt::Failed(rests) => rests,
+        };
         self.survey(optimizer, true)?;
-        let mut asked = self.rehearse(optimizer)?;
+        let mut asked = self.rehearse(optimizer)? | self.foreign;
         if guard.unscale.is_some() || self.items.iter().any(|item| item.route != Route::Native) {
             // what is checked further down is checked before others write
             self.check_storages(py)?;
@@ -181,7 +186,7 @@ impl Plan {
         if let Some(unscale) = guard.unscale {
             unscale.call0()?;
             self.survey(optimizer, true)?; // a sparse gradient was looked up as a copy
-            asked = false;
+            asked = self.foreign;
         }
         let mut norm = None;
         if guard.measures() && !self.items.is_empty() {
@@ -243,6 +248,7 @@ impl Plan {
         let torch = &modules(py)?.torch;
         self.forget();
         self.places.clear();
+        self.foreign = false;
         let groups = optimizer.getattr(pyo3::intern!(py, "param_groups"))?;
         let state = optimizer.getattr(pyo3::intern!(py, "state"))?;
         let state = state.cast::<PyDict>().map_err(|_| PyTypeError::new_err("optimizer.state must be a dict"))?;
@@ -258,13 +264,15 @@ impl Plan {
             let params = params
                 .cast_into::<PyList>()
                 .or_else(|other| PyList::new(py, other.into_inner().try_iter()?.collect::<PyResult<Vec<_>>>()?))?;
-            let mut group = Group { values: &values, keys: &mut self.keys, lr: None, single_lr: false };
+            let mut group = Group { values: &values, keys: &mut self.keys, lr: None, single_lr: false, foreign: false };
             let rule = read_rule(&mut group, self.kind)?;
             let single_lr = group.single_lr;
+            self.foreign |= group.foreign;
             if let Ok(rule) = &rule {
                 self.rules.push(*rule);
             }
             for (i, param) in params.iter().enumerate() {
+                self.foreign |= !torch.is_plain(&param);
                 let grad = param.getattr(pyo3::intern!(py, "grad"))?;
                 if grad.is_none() {
                     if !make_states {
@@ -395,11 +403,13 @@ impl Plan {
                 && list.len() == self.items.len()
                 && list.iter().zip(&self.items).all(|(p, item)| p.is(&item.param))
             {
+                if modules(py)?.torch.tells_storages() {
+                    self.check_storages(py)?;
+                }
                 return Ok(list.clone());
             }
         }
         let list = PyList::new(py, self.items.iter().map(|item| item.param.bind(py)))?;
-        self.reset_steady();
         self.check_storages(py)?;
         self.nearby = self.items.iter().map(|item| item.nearby(py)).collect();
         self.holds_inference_tensor = self.find_inference_tensor(py)?;
@@ -430,11 +440,14 @@ impl Plan {
         Ok(())
     }
 
-    /// Whether every tensor lies inside its storage. The exchange table does not tell; asking costs calls of Python, so
-    /// it is done when the list of parameters changes, and at every step under `OXISTEP_CHECK=1`.
+    /// Whether every tensor lies inside its storage. Where torch's C functions do not tell, asking costs calls of Python:
+    /// then it is done when the list of parameters changes, and at every step under `OXISTEP_CHECK=1`.
     fn check_storages(&self, py: Python<'_>) -> PyResult<()> {
         for item in &self.items {
             for (object, memory) in item.tensors_and_memory() {
+                if modules(py)?.torch.is_inside_storage(object.bind(py), &memory) == Some(true) {
+                    continue;
+                }
                 let storage = object.bind(py).call_method0("untyped_storage")?;
                 let start: usize = storage.call_method0("data_ptr")?.extract()?;
                 let bytes: usize = storage.call_method0("nbytes")?.extract()?;

@@ -84,6 +84,9 @@ pub(crate) fn take_rows<'py>(
         }
     }
     let (indices, dims, count) = indices;
+    if dims == 0 && count > 1 {
+        return Ok(Err("the gradient is sparse and names nothing but the whole parameter".into()));
+    }
     let values = holder.call_method0("_values")?.call_method0("contiguous")?;
     let row = |i: usize| (0..dims).fold(0, |row, d| row * sizes[d] + indices[d * count + i]);
     let rows: Vec<i64> = (0..count).map(row).collect();
@@ -106,8 +109,8 @@ pub(crate) fn take_rows<'py>(
     Ok(Ok((values, named)))
 }
 
-/// Puts rows in order, and sums the values of those named several times, in the order in which they are named, as torch
-/// does. `None` for values of a type that it does not serve.
+/// Puts rows in order, and sums the values of those named several times, in the order in which they are named. (torch's
+/// order is that of its sort, which is not stable.) `None` for values of a type that it does not serve.
 fn coalesce(rows: &[i64], width: usize, values: &Memory) -> Option<NamedRows> {
     // SAFETY: described just now; no Python code runs while the slice is used.
     match unsafe { values.slice() } {

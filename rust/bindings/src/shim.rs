@@ -28,6 +28,8 @@ pub(crate) struct Shim {
     dim: Ask<i64>,
     sizes: Ask<*const i64>,
     strides: Ask<*const i64>,
+    storage_offset: Ask<i64>,
+    storage_bytes: Ask<i64>,
     /// torch's numbers of the types, with those of DLPack.
     dtypes: [(i32, dlpack::DataType); 7],
     cpu: i32,
@@ -64,6 +66,8 @@ impl Shim {
                 dim: *library.get(b"aoti_torch_get_dim\0").ok()?,
                 sizes: *library.get(b"aoti_torch_get_sizes\0").ok()?,
                 strides: *library.get(b"aoti_torch_get_strides\0").ok()?,
+                storage_offset: *library.get(b"aoti_torch_get_storage_offset\0").ok()?,
+                storage_bytes: *library.get(b"aoti_torch_get_storage_size\0").ok()?,
                 dtypes: [
                     (constant(b"aoti_torch_dtype_float32\0")?, dl(2, 32)),
                     (constant(b"aoti_torch_dtype_bfloat16\0")?, dl(4, 16)),
@@ -113,6 +117,20 @@ impl Shim {
             let device = dlpack::Device { kind: dlpack::DEVICE_CPU, id: 0 };
             let ndim = dim as i32;
             Answer::Tensor(dlpack::Tensor { data, device, ndim, dtype, shape: sizes, strides, byte_offset: 0 })
+        }
+    }
+}
+
+impl Shim {
+    /// Where in its storage, in elements, a tensor with plain memory begins, and how many bytes the storage has.
+    #[inline(always)]
+    pub(crate) fn storage(&self, object: &Bound<'_, PyAny>) -> Option<(usize, usize)> {
+        // SAFETY: as in `describe`.
+        unsafe {
+            let tensor = object.as_ptr().cast::<u8>().add(self.offset).cast::<c_void>().cast_const();
+            let (mut offset, mut bytes) = (0, 0);
+            let failed = (self.storage_offset)(tensor, &raw mut offset) | (self.storage_bytes)(tensor, &raw mut bytes);
+            if failed != 0 { None } else { Some((usize::try_from(offset).ok()?, usize::try_from(bytes).ok()?)) }
         }
     }
 }

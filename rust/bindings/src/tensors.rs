@@ -164,6 +164,16 @@ pub(crate) struct Described<'t> {
     pub(crate) memory: Memory,
     pub(crate) shape: Shape<'t>,
     pub(crate) is_dense: bool,
+    /// Where its storage is known: whether it lies inside, and whether it is all of it.
+    inside: Option<(bool, bool)>,
+}
+
+impl Described<'_> {
+    /// Whether it is not known to reach beyond its storage.
+    #[inline]
+    pub(crate) fn is_inside_storage(&self) -> bool {
+        self.inside.is_none_or(|(inside, _)| inside)
+    }
 }
 
 impl Memory {
@@ -307,11 +317,14 @@ impl Torch {
     /// so the caller keeps it alive; it must not run Python code that could reshape it while using the description.
     #[inline(always)]
     pub(crate) fn describe<'t>(&self, object: &'t Bound<'_, PyAny>) -> Result<Described<'t>, Unfit> {
-        let described = self.describe_values(object)?;
-        // A lazily negated real tensor is the imaginary part of a conjugated one, with stride two: asking costs a
-        // call, so only those are asked that could be one.
+        let mut described = self.describe_values(object)?;
+        described.inside = self.inside(object, &described.memory);
+        // A lazily negated real tensor is a view of the imaginary parts of a conjugated one, so not all of its storage.
+        // Asking costs a call: only those are asked that could be one. (Where the storage is not known, dense tensors of
+        // several elements are taken for what they seem.)
         let Memory { len, complex, .. } = described.memory;
-        let suspicious = len == 1 || !described.is_dense || complex;
+        let whole = described.inside.map_or(len != 1, |(_, whole)| whole);
+        let suspicious = !whole || !described.is_dense || complex;
         if suspicious && is_lazy(object, complex) { Err(Unfit::Lazy) } else { Ok(described) }
     }
 
@@ -369,6 +382,25 @@ impl Torch {
         }
     }
 
+    /// Whether torch tells of storages without running Python code.
+    pub(crate) fn tells_storages(&self) -> bool {
+        self.shim.is_some()
+    }
+
+    /// Whether a tensor lies inside its storage, where that is known.
+    pub(crate) fn is_inside_storage(&self, object: &Bound<'_, PyAny>, memory: &Memory) -> Option<bool> {
+        self.inside(object, memory).map(|(inside, _)| inside)
+    }
+
+    /// Where its storage is known: whether a tensor with this memory lies inside it, and whether it is all of it.
+    #[inline(always)]
+    fn inside(&self, object: &Bound<'_, PyAny>, memory: &Memory) -> Option<(bool, bool)> {
+        let (offset, bytes) = self.shim.as_ref()?.storage(object)?;
+        let reals = if memory.complex { 2 } else { 1 };
+        let end = (offset * reals + memory.extent) * memory.dtype.size();
+        Some((end <= bytes || memory.extent == 0, offset == 0 && end == bytes))
+    }
+
     /// Describes a counter: as [`Torch::describe`], without asking whether it is lazily negated.
     #[inline(always)]
     pub(crate) fn describe_values<'t>(&self, object: &'t Bound<'_, PyAny>) -> Result<Described<'t>, Unfit> {
@@ -409,7 +441,12 @@ impl Torch {
         if !(data as usize).is_multiple_of(dtype.size()) {
             return Err(Unfit::Misaligned);
         }
-        Ok(Described { memory: Memory { data: data.cast(), dtype, complex, len, extent }, shape, is_dense })
+        Ok(Described {
+            memory: Memory { data: data.cast(), dtype, complex, len, extent },
+            shape,
+            is_dense,
+            inside: None,
+        })
     }
 }
 

@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use super::{ITEMS_AHEAD, Plan, modules, read_rule};
+use crate::collector::CollectorRests;
 use crate::error::panicked;
 use crate::factored::Whole;
 use crate::group::Group;
@@ -19,7 +20,7 @@ use crate::item::{Route, served};
 use crate::tensors::{DType, Memory};
 use crate::threads::with_pool;
 
-/// How many steps in a row may begin as steady ones and turn out not to be, before it is no longer tried.
+/// How many steps in a row may begin as steady ones and turn out not to be, before it is tried but once in a while.
 const PATIENCE: u32 = 4;
 
 /// What a steady step keeps while it is under way, and the memory of its lists.
@@ -27,20 +28,29 @@ const PATIENCE: u32 = 4;
 pub(super) struct Steady {
     /// The next step may be tried in this way.
     ready: bool,
-    /// The last step was large: the interpreter is released, so states are held.
+    /// The last step was large: the interpreter is released.
     large: bool,
     failures: u32,
+    /// How many general steps there were.
+    general: u32,
     /// The addresses of all states' objects, in order: of another object more must be asked than a steady step asks.
     objects: Vec<usize>,
     /// How many of them this step has met.
     met: usize,
-    /// Keeps alive what the step uses: gradients, and states where the interpreter is released.
+    /// Keeps alive what the step uses, whatever other threads do: gradients and states. (`bumped` holds the parameters.)
     held: Vec<Py<PyAny>>,
     /// Counters with their values after the step.
     counters: Vec<(Memory, f64)>,
 }
 
 impl Steady {
+    fn begin(&mut self) {
+        self.ready = false;
+        self.met = 0;
+        self.held.clear();
+        self.counters.clear();
+    }
+
     /// Whether this is the state that the last step met in this place.
     fn is_next(&mut self, object: &Bound<'_, PyAny>) -> bool {
         self.met += 1;
@@ -48,25 +58,44 @@ impl Steady {
     }
 }
 
+/// How trying a steady step ended.
+pub(super) enum Attempt<'py> {
+    Done,
+    /// It is none; nothing was written. The collector still rests.
+    Failed(CollectorRests<'py>),
+}
+
 impl Plan {
-    /// Takes a step like the last one. `false`, and nothing was written, if it is not.
-    pub(super) fn take_steady_step(&mut self, optimizer: &Bound<'_, PyAny>) -> PyResult<bool> {
+    /// Takes a step like the last one, if it is one.
+    pub(super) fn take_steady_step<'py>(
+        &mut self,
+        optimizer: &Bound<'py, PyAny>,
+        rests: CollectorRests<'py>,
+    ) -> PyResult<Attempt<'py>> {
         if !self.steady.ready {
-            return Ok(false);
+            return Ok(Attempt::Failed(rests));
         }
         self.forget();
+        self.steady.begin();
         let mut step = self.step.take().unwrap_or_default();
-        let done =
-            self.gather(optimizer, &mut step).and_then(|all| Ok(all && self.write_steady(optimizer, &mut step)?));
+        let gathered = self.gather(optimizer, &mut step);
+        let done = match gathered {
+            Ok(true) => {
+                // until a step ends well, the next one is not tried in this way
+                let written = self.write_steady(optimizer.py(), &mut step, rests);
+                self.steady.ready = written.is_ok();
+                self.steady.failures = 0;
+                written.map(|()| Attempt::Done)
+            }
+            Ok(false) => {
+                self.steady.failures += 1;
+                Ok(Attempt::Failed(rests))
+            }
+            Err(error) => Err(error),
+        };
         self.step = Some(step.recycle());
         self.steady.held.clear();
         self.steady.counters.clear();
-        if let Ok(false) = done {
-            self.steady.failures += 1;
-            self.steady.ready = false;
-        } else {
-            self.steady.failures = 0;
-        }
         done
     }
 
@@ -82,17 +111,12 @@ impl Plan {
         self.steady.objects.clear();
         self.steady.objects.extend(self.items.iter().flat_map(crate::item::Item::state_addresses));
         self.steady.large = elements >= driver::SERIAL;
-        self.steady.ready = self.steady.failures < PATIENCE
+        self.steady.general += 1;
+        self.steady.ready = (self.steady.failures < PATIENCE || self.steady.general.is_multiple_of(64))
             && !self.check_always
             && !self.holds_inference_tensor
             && self.places.len() == self.items.len()
             && self.items.iter().all(plain);
-    }
-
-    /// The list of parameters has changed.
-    pub(super) fn reset_steady(&mut self) {
-        self.steady.ready = false;
-        self.steady.failures = 0;
     }
 
     /// Looks up, checks and pushes everything; `false` as soon as something is not as it was.
@@ -103,19 +127,25 @@ impl Plan {
         let state = optimizer.getattr(pyo3::intern!(py, "state"))?;
         let Ok(state) = state.cast::<PyDict>() else { return Ok(false) };
         let Ok(groups) = groups.cast::<PyList>() else { return Ok(false) };
+        let torch = &modules(py)?.torch;
         self.state_map.read(state);
         self.written.begin();
-        self.steady.met = 0;
         let mut k = 0;
         for values in groups {
             let Ok(values) = values.cast_into::<PyDict>() else { return Ok(false) };
             let Some(params) = values.get_item(pyo3::intern!(py, "params"))? else { return Ok(false) };
             let Ok(params) = params.cast_into::<PyList>() else { return Ok(false) };
-            let mut group = Group { values: &values, keys: &mut self.keys, lr: None, single_lr: false };
+            let mut group = Group { values: &values, keys: &mut self.keys, lr: None, single_lr: false, foreign: false };
             let Ok((rule, factor)) = read_rule(&mut group, self.kind)? else { return Ok(false) };
+            if group.foreign {
+                return Ok(false);
+            }
             let one = One { rule, factor, single_lr: group.single_lr };
             let mut last = None;
             for param in params {
+                if !torch.is_plain(&param) {
+                    return Ok(false);
+                }
                 let grad = param.getattr(pyo3::intern!(py, "grad"))?;
                 if grad.is_none() {
                     continue;
@@ -150,18 +180,24 @@ impl Plan {
         let (Ok(p), Ok(g)) = (torch.describe(param), torch.describe(&grad)) else { return Ok(false) };
         let alike = |d: &crate::tensors::Described<'_>| {
             d.is_dense
+                && d.is_inside_storage()
                 && d.memory.complex == p.memory.complex
                 && p.shape.same_sizes(&d.shape)
                 && p.shape.same_order(&d.shape)
         };
-        if !p.is_dense || !alike(&g) || !self.written.add_known(k, p.memory.interval()) {
+        let mut met = false;
+        let Some(hint) = self.hints.get_mut(k) else { return Ok(false) };
+        self.written.meeting(g.memory.interval(), hint, |_| met = true);
+        if met || !alike(&p) || !alike(&g) || !self.written.add_known(k, p.memory.interval()) {
             return Ok(false);
         }
         let mut tensors = Tensors {
-            // SAFETY: described just now, and no Python code runs until the step is done: the collector rests, and
-            // nothing here calls any. (Where the interpreter is released, `held` keeps everything alive.) The range is
-            // the one that the general step found to overlap nothing else that is written; the gradient is compared
-            // with all of those below. That nobody else uses them meanwhile is what torch, too, leaves to its callers.
+            // SAFETY: described just now. No Python code of this thread runs until the step is done: the collector rests,
+            // and what is asked here is asked of Python's own numbers and of plain tensors. Other threads may run where
+            // torch releases the interpreter; `held` keeps alive what they drop, and that they do not resize tensors of a
+            // step under way is what torch, too, leaves to its callers. The range is the one that the general step found
+            // to overlap nothing else that is written (the step is run only if that holds for all), and the gradient
+            // meets none of those.
             param: unsafe { p.memory.slice_mut() },
             // SAFETY: as above.
             grad: unsafe { g.memory.slice() },
@@ -185,9 +221,7 @@ impl Plan {
             }
             // SAFETY: as above.
             *slot = unsafe { state.memory.slice_mut() };
-            if self.steady.large {
-                self.steady.held.push(object.unbind());
-            }
+            self.steady.held.push(object.unbind());
         }
         if !served(p.memory.dtype, g.memory.dtype, states_dtype) || (one.single_lr && p.memory.dtype == DType::F64) {
             return Ok(false);
@@ -210,9 +244,7 @@ impl Plan {
             }
             (values[i], precisions[i]) = (value, counter.memory.dtype.precision());
             self.steady.counters.push((counter.memory, 0.0));
-            if self.steady.large {
-                self.steady.held.push(object.unbind());
-            }
+            self.steady.held.push(object.unbind());
         }
         let before = Scalars::new(values, precisions);
         let after = match last {
@@ -230,25 +262,28 @@ impl Plan {
         for (i, counter) in self.steady.counters[first_counter..].iter_mut().enumerate() {
             counter.1 = after.get(i);
         }
-        let mut met = false;
-        self.written.meeting(g.memory.interval(), &mut self.hints[k], |_| met = true);
         self.steady.held.push(grad.unbind());
-        Ok(!met && step.push(tensors, one.factor).is_ok())
+        Ok(step.push(tensors, one.factor).is_ok())
     }
 
     /// Writes what was gathered. From the version counters on nothing can fail, but for a defect in a kernel.
-    fn write_steady(&mut self, optimizer: &Bound<'_, PyAny>, step: &mut Step<'static>) -> PyResult<bool> {
-        let py = optimizer.py();
+    fn write_steady<'py>(
+        &mut self,
+        py: Python<'py>,
+        step: &mut Step<'static>,
+        rests: CollectorRests<'py>,
+    ) -> PyResult<()> {
         if let Some(bumped) = &self.bumped {
             modules(py)?.increment_version.call1(py, (bumped,))?;
         }
+        drop(rests);
         let mut run = || with_pool(|pool| step.run(pool, Level::current()));
         let done = if self.steady.large { py.detach(&mut run) } else { run() };
         for (memory, value) in &self.steady.counters {
             // SAFETY: as for the slices in `gather_one`.
             unsafe { memory.write_scalar(*value) };
         }
-        done.map(|()| true).map_err(|panic| panicked(&*panic))
+        done.map_err(|panic| panicked(&*panic))
     }
 }
 
