@@ -1,4 +1,4 @@
-//! The only loop: tensors -> chunks -> threads -> SIMD level -> formula.
+//! The loop of a step, element by element: tensors -> chunks -> threads -> SIMD level -> formula.
 
 mod rows;
 
