@@ -122,7 +122,7 @@ class Cell:
                 continue
             if IMPLEMENTATIONS[name].compiled:
                 self.record.compile_seconds = time.perf_counter() - start
-            if found := difference(optimizer, own, judge, expected):
+            if found := difference(optimizer, own, judge, expected, bool(self.optimizer.clip)):
                 self.record.wrong[name] = found
             else:
                 steps[name] = step
