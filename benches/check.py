@@ -17,8 +17,8 @@ TOLERANCES = {
     torch.bfloat16: (2**-6, 2e-4),
     torch.float16: (2**-9, 1e-4),
 }
-# With clipping the gradient is multiplied by a norm's inverse, and torch sums norms in the gradients' type: over the 124 M
-# gradients of GPT-2 small it was found 9e-4 too small (oxistep's 3e-8), and the mean of squares doubles that.
+# With clipping the gradient is multiplied by a norm's inverse, and torch sums norms in the gradients' type: over the
+# 124 M gradients of GPT-2 small it was found 9e-4 too small (oxistep's 3e-8), and the mean of squares doubles that.
 CLIPPED = (3e-3, 1e-6)
 COMPARED_AT_ONCE = 2**22  # elements; comparing a flat tensor must not need another one
 
