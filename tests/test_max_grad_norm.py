@@ -20,6 +20,7 @@ from scenarios import (
     assert_same,
     draw,
     each_class,
+    each_class_that_makes_states,
     make,
     params_of,
     result,
@@ -47,7 +48,7 @@ def in_two_groups(optim, name, params, **kwargs):
 # ---- clipping ----
 
 
-@each_class
+@each_class_that_makes_states
 @pytest.mark.parametrize("max_norm", [0.5, 30.0, 1e9, INF])
 @pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)

@@ -348,3 +348,11 @@ def test_rows_named_several_times_are_summed_in_the_order_they_are_named(dtype, 
             getattr(oxistep.optim, name)([parameter], lr=0.1).step()
         assert torch.equal(p, q), name
         assert not p.grad.is_coalesced()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_rows_of_nothing(dtype):
+    p = torch.zeros((4, 0), dtype=dtype, requires_grad=True)
+    p.grad = torch.sparse_coo_tensor([[2, 0, 2]], torch.zeros((3, 0), dtype=dtype), (4, 0))
+    for name in BY_ROWS:
+        getattr(oxistep.optim, name)([p], lr=0.1).step()

@@ -87,12 +87,15 @@ impl<'a> Step<'a> {
         if !(flat && whole && fits && ascending && inside) {
             return Err(Refused::Lengths);
         }
+        if width == 0 {
+            return Ok(()); // rows of nothing
+        }
         self.elements += rows.len() * width;
         let first = self.rows.rows.len();
         let source = |i: usize| sources.map_or(i, |sources| sources[i] as usize);
         self.rows.rows.extend(rows.iter().enumerate().map(|(i, &row)| (row as usize, source(i))));
         self.rows.sums.push(sums);
-        let each = (ROWS_CHUNK / width.max(1)).max(1);
+        let each = (ROWS_CHUNK / width).max(1);
         let grad = tensors.grad;
         let (mut rest, mut start) = (tensors, 0); // the row that the rest begins with
         for (i, part) in rows.chunks(each).enumerate() {
@@ -116,7 +119,7 @@ impl Chunk<'_> {
         let Rows { places, base, width, sums } = own;
         let (rows, sums) = (&list.rows[places.0..places.1], list.sums[sums]);
         let Tensors { param, grad, states, .. } = &mut self.tensors;
-        let in_grad = grad.len().checked_div(width).unwrap_or(0);
+        let in_grad = grad.len() / width;
         for (i, &(row, source)) in rows.iter().enumerate() {
             if let Some(&(row, source)) = rows.get(i + ROWS_AHEAD) {
                 let start = (row - base) * width;
