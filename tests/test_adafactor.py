@@ -294,6 +294,6 @@ def test_a_step_makes_nothing_of_the_parameters_size():
     p.grad = torch.ones(600, 600)
     optimizer = oxistep.optim.Adafactor([p])
     optimizer.step()
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         optimizer.step()
     assert max((event.self_cpu_memory_usage for event in profile.key_averages()), default=0) < p.numel()

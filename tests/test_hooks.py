@@ -191,7 +191,7 @@ def test_the_profiler_sees_one_record_of_a_step(name):
     def scenario(optim):
         optimizer = make(optim, name, draw((4,)))
         set_gradients(params_of(optimizer), 0)
-        with torch.autograd.profiler.profile() as profile:
+        with torch.autograd.profiler.profile(acc_events=True) as profile:
             optimizer.step()
             optimizer.zero_grad()
         names = [event.name for event in profile.function_events]

@@ -335,7 +335,8 @@ def test_hooks_and_the_profiler_run_once(optim):
     optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
     optimizer.register_step_post_hook(lambda *_: seen.append("after"))
     for forced in (False, True):
-        with mock.patch.object(oxistep.optim.lbfgs, "_FORCED", forced), torch.profiler.profile() as profile:
+        profiling = torch.profiler.profile(acc_events=True)
+        with mock.patch.object(oxistep.optim.lbfgs, "_FORCED", forced), profiling as profile:
             optimizer.step(closure)
         assert seen == ["before", "after"]
         seen.clear()

@@ -62,8 +62,16 @@ SETTINGS = {
 }
 
 
+def knows(label):
+    try:
+        torch.optim.Muon([torch.zeros(2, 2)], **SETTINGS[label])
+    except ValueError:
+        return False  # a newer torch's way of adjusting the learning rate
+    return True
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("label", SETTINGS)
+@pytest.mark.parametrize("label", [label for label in SETTINGS if knows(label)])
 def test_eight_steps_equal_torchs_to_the_last_bit(label, dtype):
     shapes = [shape for shape in SHAPES if 0 not in shape or label != "unclamped"]  # A / B, by zero
     ours = run(oxistep.optim, dtype, shapes=shapes, **copy.deepcopy(SETTINGS[label]))
@@ -269,7 +277,7 @@ def test_hooks_closure_and_profiler(optim):
         (p**2).sum().backward()
         return 7.0
 
-    with torch.profiler.profile() as profile:
+    with torch.profiler.profile(acc_events=True) as profile:
         assert optimizer.step(closure) == 7.0
     assert seen == ["before", "closure", "after"]
     names = [event.key for event in profile.key_averages() if event.key.startswith("Optimizer.step")]
