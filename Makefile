@@ -72,7 +72,7 @@ lock: $(UV) ## write requirements/dev.txt anew from dev.in (LOCK_ARGS=--upgrade 
 # Folders are listed too: their time changes when a file goes away.
 SOURCES := pyproject.toml README.md Cargo.toml Cargo.lock $(wildcard LICENSE-*) \
 	$(shell find rust python -name __pycache__ -prune -o \
-		\( -type d -o -name '*.rs' -o -name '*.toml' -o -name '*.py' -o -name '*.pyi' -o -name py.typed \) -print 2>/dev/null)
+		\( -type d -o -name '*.rs' -o -name '*.toml' -o -name '*.py' -o -name '*.pyi' -o -name '*.jinja' -o -name py.typed \) -print 2>/dev/null)
 WHEEL := target/wheels/.stamp
 INSTALLED := $(VENV)/.wheel-stamp
 
@@ -115,7 +115,7 @@ bench-quick: $(INSTALLED) ## the benchmark in under two minutes
 	$(call BENCH,run --quick --output quick.json --page quick.html $(BENCH_ARGS))
 
 .PHONY: bench-compare
-bench-compare: ## has anything become slower? make bench-compare OLD=before.json NEW=after.json
+bench-compare: $(INSTALLED) ## has anything become slower? make bench-compare OLD=before.json NEW=after.json
 	$(PY) benches compare $(OLD) $(NEW)
 
 # ---- checks ----

@@ -3,7 +3,7 @@
     pytest -c benches/pytest.ini benches/bench_step.py --benchmark-only
 
 One group per cell, one row per implementation, for those who want its histograms and storage.
-Ratios are better had from `run.py`, where implementations take turns.
+Ratios are better had from `python benches run`, where implementations take turns.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from cell import Cell
-from environment import environment
-from implementations import IMPLEMENTATIONS, OURS
-from plan import Plan
-from record import CellName
+from oxistep.bench.cell import Cell
+from oxistep.bench.environment import environment
+from oxistep.bench.implementations import IMPLEMENTATIONS, OURS
+from oxistep.bench.plan import Plan
+from oxistep.bench.record import CellName
 
 PLAN = Plan()
 CELL_SECONDS = 0.5

@@ -26,8 +26,6 @@ import oxistep
 from case_e_bowl import draw
 from expected import SCRIPTS, TOLERANCE_ABS, TOLERANCE_REL, examine
 
-BENCHMARK = Path(__file__).resolve().parents[1] / "benches" / "run.py"
-
 
 def verdict(ok):
     return "[green]ok[/]" if ok else "[bold red]FAIL[/]"
@@ -119,12 +117,10 @@ def main():
 
     failed = bool(failures)
     if not arguments.no_benchmark:
-        if BENCHMARK.exists():
-            console.print("\nA short benchmark against torch.optim")
-            sys.stdout.flush()
-            failed |= subprocess.run([sys.executable, BENCHMARK, "--brief"]).returncode != 0
-        else:
-            console.print(f"\nNo benchmark: {BENCHMARK} is not there")
+        console.print("\nA short benchmark against torch.optim")
+        sys.stdout.flush()
+        command = [sys.executable, "-m", "oxistep.bench", "run", "--brief"]
+        failed |= subprocess.run(command).returncode != 0
     return int(failed)
 
 

@@ -2,10 +2,10 @@
 
 import torch
 
-from optimizer_table import OPTIMIZERS
-from paired import Paired
-from record import CellName, Record
-from workloads import WORKLOADS
+from oxistep.bench.optimizer_table import OPTIMIZERS
+from oxistep.bench.paired import Paired
+from oxistep.bench.record import CellName, Record
+from oxistep.bench.workloads import WORKLOADS
 
 
 def record(workload, optimizer="Adam", dtype="float32", ours=100.0, probe=None, **peers):
@@ -41,4 +41,4 @@ def content(*records):
         "date": "2026-11-20T12:00:00+00:00",
     }
     cells = [made.to_json() for made in records]
-    return {"schema": 2, "command": "python benches/run.py", "environment": where, "cells": cells, "left_out": []}
+    return {"schema": 2, "command": "python -m oxistep.bench run", "environment": where, "cells": cells, "left_out": []}

@@ -7,27 +7,23 @@ import numpy as np
 import pytest
 import torch
 
-import end_to_end
-import memory
 import oxistep
-import results
-import run
-import threads
-from cell import Cell
-from check import close
-from clipping import SINKS, limits
-from floors import ANYWHERE, FLOORS, RIVALS, floors_of, verdicts
-from implementations import IMPLEMENTATIONS, Task
-from models import MODELS
-from optimizer_table import OPTIMIZERS, Clip
 from oxistep import _core
-from paired import Contestant, Paired, contestant, measure
-from plan import Plan, brief, full, quick
-from probe import native_probe
-from record import CellName
+from oxistep.bench import end_to_end, memory, results, run, threads
+from oxistep.bench.cell import Cell
+from oxistep.bench.check import close
+from oxistep.bench.clipping import SINKS, limits
+from oxistep.bench.floors import ANYWHERE, FLOORS, RIVALS, floors_of, verdicts
+from oxistep.bench.implementations import IMPLEMENTATIONS, Task
+from oxistep.bench.models import MODELS
+from oxistep.bench.optimizer_table import OPTIMIZERS, Clip
+from oxistep.bench.paired import Contestant, Paired, contestant, measure
+from oxistep.bench.plan import Plan, brief, full, quick
+from oxistep.bench.probe import native_probe
+from oxistep.bench.record import CellName
+from oxistep.bench.tensors import fill_normal, fill_uniform, rows_gradient
+from oxistep.bench.workloads import SIZES, TENSORS, WORKLOADS, Workload
 from results_of_benchmarks import record
-from tensors import fill_normal, fill_uniform, rows_gradient
-from workloads import SIZES, TENSORS, WORKLOADS, Workload
 
 # ---- statistics ----
 
@@ -158,7 +154,7 @@ def test_all_implementations_of_a_cell_agree(optimizer, monkeypatch):
 def test_large_cells_share_parameters(optimizer, shared, monkeypatch):
     if not hasattr(oxistep, "clip_grad_norm_"):
         monkeypatch.setattr(oxistep, "clip_grad_norm_", torch.nn.utils.clip_grad_norm_, raising=False)
-    monkeypatch.setattr("cell.OWN_COPIES_BYTES", 0 if shared else 2**32)
+    monkeypatch.setattr("oxistep.bench.cell.OWN_COPIES_BYTES", 0 if shared else 2**32)
     names = ["oxistep", "for-loop", "foreach", "fused"]
     cell = Cell(CellName("mlp", optimizer, "float32"), names)
     assert cell.record.shared_tensors == shared
@@ -180,11 +176,11 @@ def test_a_wrong_result_is_not_timed(monkeypatch):
 
 def test_peers_without_room_leave_first(monkeypatch):
     sizes = []
-    monkeypatch.setattr("cell.fits", lambda needed: sizes.append(needed) or len(sizes) > 2)
+    monkeypatch.setattr("oxistep.bench.cell.fits", lambda needed: sizes.append(needed) or len(sizes) > 2)
     cell = Cell(CellName("mlp", "Adam", "float32"), ["oxistep", "for-loop", "foreach", "fused"])
     assert sizes == sorted(sizes, reverse=True)
     assert cell.record.missing == {"foreach": "memory does not suffice for all"}
-    monkeypatch.setattr("cell.fits", lambda needed: False)
+    monkeypatch.setattr("oxistep.bench.cell.fits", lambda needed: False)
     assert not Cell(CellName("mlp", "Adam", "float32"), ["oxistep", "for-loop"]).contestants
 
 

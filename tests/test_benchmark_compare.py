@@ -4,8 +4,7 @@ import copy
 
 import pytest
 
-import compare
-import results
+from oxistep.bench import compare, results
 from results_of_benchmarks import content, record
 
 

@@ -5,11 +5,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-import page
-import results
+from oxistep.bench import page, results
+from oxistep.bench.wording import duration, ratio, size
+from oxistep.bench.workloads import SIZES, TENSORS
 from results_of_benchmarks import content, record
-from wording import duration, ratio, size
-from workloads import SIZES, TENSORS
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 

@@ -1,6 +1,6 @@
 """Does a step take memory beyond its states?
 
-    python benches/memory.py
+    python -m oxistep.bench memory
 
 For every optimizer: parameters and gradients are made, then the largest resident size of the process during two steps
 is taken, and what was there before and the states are subtracted. The rest, as a share of parameters, gradients and
@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-import results
-from implementations import IMPLEMENTATIONS, OURS, Task
-from optimizer_table import OPTIMIZERS, Optimizer
-from tables import plain, show
-from workloads import Workload
+from . import results
+from .implementations import IMPLEMENTATIONS, OURS, Task
+from .optimizer_table import OPTIMIZERS, Optimizer
+from .tables import plain, show
+from .workloads import Workload
 
 NAMES = [OURS, "for-loop", "fused"]
 FLOOR = 0.01
@@ -76,15 +76,17 @@ def row(title: str, optimizer: Optimizer, mebi: int) -> dict[str, Any]:
     }
 
 
-def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(argv: list[str] | None, program: str | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--mebi", type=int, default=32, help="Mi elements of the parameters (default: %(default)s)")
     parser.add_argument("--into", type=Path, help="add the section `memory` to this file of results")
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
-    options = arguments(argv)
+def main(argv: list[str] | None = None, program: str | None = None) -> int:
+    options = arguments(argv, program)
     if not _RESET.exists():
         print("skipped: this system keeps no account of the largest resident size that could be reset", file=sys.stderr)
         return 0

@@ -8,11 +8,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from implementations import OURS, REFERENCE
-from paired import Ratio
-from probe import DESCRIPTION as PROBE_DESCRIPTION
-from record import CellName, Record
-from tables import plain, show
+from .implementations import OURS, REFERENCE
+from .paired import Ratio
+from .probe import DESCRIPTION as PROBE_DESCRIPTION
+from .record import CellName, Record
+from .tables import plain, show
 
 
 def print_report(

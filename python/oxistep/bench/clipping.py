@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from implementations import OURS, Parameters
-from optimizer_table import Clip
-from paired import Step
+from .implementations import OURS, Parameters
+from .optimizer_table import Clip
+from .paired import Step
 
 # Clipping rewrites the gradient, and the next call would find nothing left to clip: the limit sinks a little each step,
 # by more than the rounding of a norm.

@@ -1,8 +1,8 @@
 """Measure oxistep against torch.optim and other peers, and print ratios.
 
-    python benches/run.py             every cell that has a floor, and the sweeps over sizes and numbers of tensors
-    python benches/run.py --quick     under two minutes
-    python benches/run.py --brief     under half a minute
+    run             every cell that has a floor, and the sweeps over sizes and numbers of tensors
+    run --quick     under two minutes
+    run --brief     under half a minute
 
 For every cell (workload x optimizer x dtype) all implementations are built, a few steps of each are checked against
 torch's for-loop, and then all take turns; the figure is the ratio within a round.
@@ -20,19 +20,22 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-import page
-import results
-from cell import Cell
-from environment import environment
-from implementations import IMPLEMENTATIONS, OURS
-from optimizer_table import OPTIMIZERS
-from plan import DTYPES, Plan, brief, full, grid, quick
-from report import print_report
-from workloads import WORKLOADS
+from . import page, results
+from .cell import Cell
+from .environment import environment
+from .implementations import IMPLEMENTATIONS, OURS
+from .optimizer_table import OPTIMIZERS
+from .plan import DTYPES, Plan, brief, full, grid, quick
+from .report import print_report
+from .workloads import WORKLOADS
+
+PROGRAM = "python -m oxistep.bench run"
 
 
-def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(argv: list[str] | None, program: str | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="under two minutes")
     size.add_argument("--brief", action="store_true", help="a handful of cells")
@@ -129,13 +132,13 @@ def measure(plan: Plan, bar: Progress, save: Any) -> None:
         bar.advance(task)
 
 
-def main(argv: list[str] | None = None) -> int:
-    options = arguments(argv)
+def main(argv: list[str] | None = None, program: str | None = None) -> int:
+    options = arguments(argv, program)
     if options.threads:
         torch.set_num_threads(options.threads)
     plan = planned(options)
     where = environment()
-    command = shlex.join(["python", "benches/run.py", *(sys.argv[1:] if argv is None else argv)])
+    command = f"{program or PROGRAM} {shlex.join(sys.argv[1:] if argv is None else argv)}".rstrip()
 
     def content() -> dict[str, Any]:
         return {

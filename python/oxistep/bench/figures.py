@@ -16,11 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from floors import ANYWHERE
-from implementations import OURS
-from probe import NAME as PROBE
-from wording import WORKLOAD_LABELS, duration, label, ratio, size
-from workloads import SIZES, TENSORS
+from .floors import ANYWHERE
+from .implementations import OURS
+from .probe import NAME as PROBE
+from .wording import WORKLOAD_LABELS, duration, label, ratio, size
+from .workloads import SIZES, TENSORS
 
 Cells = list[dict[str, Any]]
 

@@ -1,6 +1,6 @@
 """The page: one self-contained HTML file made from a file of results.
 
-python benches/page.py bench.json bench.html
+python -m oxistep.bench page bench.json bench.html
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-import figures
-import results
-from implementations import OURS
-from wording import duration, floor_rows, label, machine, missing, ratio, sections, size
+from . import figures, results
+from .implementations import OURS
+from .wording import duration, floor_rows, label, machine, missing, ratio, sections, size
 
 TEMPLATE = "page.html.jinja"
 # Sections that other commands add.
 EMPTY: dict[str, Any] = {"left_out": [], "threads": None, "memory": None, "end_to_end": None}
 
 
-def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="JSON written by run.py, and added to by the other commands")
+def arguments(argv: list[str] | None, program: str | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", type=Path, help="JSON written by `run`, and added to by the other commands")
     parser.add_argument("page", type=Path, help="the HTML file to write")
     return parser.parse_args(argv)
 
@@ -72,8 +73,8 @@ def write(path: Path, content: dict[str, Any]) -> None:
     path.write_text(render(content), encoding="utf-8")
 
 
-def main(argv: list[str] | None = None) -> int:
-    options = arguments(argv)
+def main(argv: list[str] | None = None, program: str | None = None) -> int:
+    options = arguments(argv, program)
     write(options.page, results.read(options.results))
     return 0
 

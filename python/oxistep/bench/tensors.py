@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from workloads import Shape
+from .workloads import Shape
 
 # Parameters small enough that a few steps show, even in bfloat16; gradients large enough that their
 # squares do not vanish in float16.
@@ -38,6 +38,6 @@ def _length(tensor: torch.Tensor) -> int:
 
 def _tile(tensor: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     if tensor.numel():
-        for piece in tensor.view(-1).split(len(values)):
+        for piece in torch.split(tensor.view(-1), len(values)):
             piece.copy_(values[: len(piece)])
     return tensor

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from optimizer_table import LEARNING_RATE, Optimizer
-from workloads import Workload
+from .optimizer_table import LEARNING_RATE, Optimizer
+from .workloads import Workload
 
 OURS = "oxistep"
 REFERENCE = "for-loop"  # torch's default on CPU, and the judge of every result
@@ -107,8 +107,7 @@ def _deepspeed(optimizer: Optimizer, parameters: Parameters) -> Any:
     return make(parameters, lr=LEARNING_RATE, adamw_mode=decoupled, weight_decay=decay, fp32_optimizer_states=False)
 
 
-@cache
-def deepspeed_absence() -> str | None:
+def _deepspeed_absence() -> str | None:
     """Why DeepSpeed cannot be used here, found by using it: its kernel is compiled at first use."""
     if importlib.util.find_spec("deepspeed") is None:
         return "deepspeed is not installed (make bench-peers has it)"
@@ -119,6 +118,9 @@ def deepspeed_absence() -> str | None:
     except Exception as error:
         return f"deepspeed does not work here: {type(error).__name__}: {error}".splitlines()[0]
     return None
+
+
+deepspeed_absence = cache(_deepspeed_absence)
 
 
 def _deepspeed_missing(task: Task) -> str | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from implementations import IMPLEMENTATIONS
-from optimizer_table import COMMON, OPTIMIZERS, UNFUSED
-from record import CellName, Record
-from workloads import SIZES, TENSORS, WORKLOADS
+from .implementations import IMPLEMENTATIONS
+from .optimizer_table import COMMON, OPTIMIZERS, UNFUSED
+from .record import CellName, Record
+from .workloads import SIZES, TENSORS, WORKLOADS
 
 DTYPES = ["float32", "float64", "bfloat16", "float16"]
 _CLIPPING = [name for name, optimizer in OPTIMIZERS.items() if optimizer.clip]

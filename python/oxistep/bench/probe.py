@@ -12,7 +12,8 @@ from functools import partial
 import torch
 
 from oxistep import _core
-from paired import Step
+
+from .paired import Step
 
 NAME = "probe"
 DESCRIPTION = "native probe: the same loop with the same reads and writes and next to no arithmetic"

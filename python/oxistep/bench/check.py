@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from implementations import Parameters
+from .implementations import Parameters
 
 # Relative and absolute. The half types are wide because torch's own paths differ that much: the
 # for-loop rounds after each operator (half a unit of 2**-8 or 2**-11 each time), the fused kernels
@@ -54,8 +54,8 @@ def close(actual: torch.Tensor, expected: torch.Tensor, clipped: bool = False) -
         return False
     relative, absolute = CLIPPED if clipped and expected.dtype == torch.float32 else TOLERANCES[expected.dtype]
     pairs = zip(
-        actual.reshape(-1).split(COMPARED_AT_ONCE),
-        expected.reshape(-1).split(COMPARED_AT_ONCE),
+        torch.split(actual.reshape(-1), COMPARED_AT_ONCE),
+        torch.split(expected.reshape(-1), COMPARED_AT_ONCE),
         strict=True,
     )
     return all(torch.allclose(a.to(e.dtype), e, rtol=relative, atol=absolute) for a, e in pairs)

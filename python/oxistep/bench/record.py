@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from floors import Verdict, floors_of, verdicts
-from implementations import OURS
-from neighbours import CALM
-from paired import Paired
-from probe import NAME as PROBE
+from .floors import Verdict, floors_of, verdicts
+from .implementations import OURS
+from .neighbours import CALM
+from .paired import Paired
+from .probe import NAME as PROBE
 
 
 @dataclass(frozen=True)

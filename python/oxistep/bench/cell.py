@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 
-from check import difference
-from clipping import clipped_step, limits, norm_of
-from implementations import IMPLEMENTATIONS, OURS, REFERENCE, Parameters, Task
-from neighbours import Neighbours
-from optimizer_table import OPTIMIZERS
-from paired import Step, contestant, measure
-from probe import NAME as PROBE
-from probe import native_probe, probe_bytes
-from record import CellName, Record
-from room import available_bytes, fits
-from tensors import fill_normal, fill_uniform, rows_gradient
-from workloads import WORKLOADS
+from .check import difference
+from .clipping import clipped_step, limits, norm_of
+from .implementations import IMPLEMENTATIONS, OURS, REFERENCE, Parameters, Task
+from .neighbours import Neighbours
+from .optimizer_table import OPTIMIZERS
+from .paired import Step, contestant, measure
+from .probe import NAME as PROBE
+from .probe import native_probe, probe_bytes
+from .record import CellName, Record
+from .room import available_bytes, fits
+from .tensors import fill_normal, fill_uniform, rows_gradient
+from .workloads import WORKLOADS
 
 # Above this all implementations step on the same parameters and gradients, and only the states are
 # their own: nothing of that size survives in a cache from one block to the next anyway.
@@ -48,7 +48,7 @@ class Cell:
             bytes_per_step=None if streams is None else streams * size * self.workload.touched,
             missing={i: reason for i, reason in reasons.items() if reason},
         )
-        self.array_bytes = size * self.workload.parameters
+        self.array_bytes: int = size * self.workload.parameters
         self.lead_in = (2 + self.optimizer.states) * self.array_bytes < LEAD_IN_BYTES
 
         present = self._with_room([i for i, reason in reasons.items() if not reason])

@@ -1,6 +1,6 @@
 """Did anything become slower between two files of results?
 
-    python benches/compare.py old.json new.json
+    python -m oxistep.bench compare old.json new.json
 
 A cell is judged by the ratio to its peer (the best peer of the old file, if it was timed in both), never by absolute
 time, so that files from a busy and a quiet hour can be compared. It is slower if the median ratio fell by more than
@@ -18,10 +18,9 @@ from typing import Any
 
 from rich.console import Console
 
-import results
-import tables
-from implementations import OURS
-from tables import plain
+from . import results, tables
+from .implementations import OURS
+from .tables import plain
 
 THRESHOLD = 0.10
 
@@ -88,10 +87,12 @@ def differing_machines(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [f"{key} differs: {a} and {b}" for key, a, b in pairs if a != b]
 
 
-def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("old", type=Path, help="JSON written by run.py before the change")
-    parser.add_argument("new", type=Path, help="JSON written by run.py after it")
+def arguments(argv: list[str] | None, program: str | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("old", type=Path, help="JSON written by `run` before the change")
+    parser.add_argument("new", type=Path, help="JSON written by `run` after it")
     parser.add_argument(
         "--threshold",
         type=float,
@@ -133,8 +134,8 @@ def _ratio(ratio: dict[str, float]) -> str:
     return f"{ratio['median']:.2f} ({ratio['q1']:.2f} to {ratio['q3']:.2f})"
 
 
-def main(argv: list[str] | None = None) -> int:
-    options = arguments(argv)
+def main(argv: list[str] | None = None, program: str | None = None) -> int:
+    options = arguments(argv, program)
     out = Console(highlight=False, soft_wrap=True)
     old, new = results.read(options.old), results.read(options.new)
     for line in differing_machines(old, new):

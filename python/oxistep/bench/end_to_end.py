@@ -1,6 +1,6 @@
 """What the step is of a whole iteration: a small GPT and an MLP trained on the CPU.
 
-    python benches/end_to_end.py
+    python -m oxistep.bench end-to-end
 
 Each model is trained with torch's default AdamW, its fused one, and oxistep's, from the same start on the same data;
 the three take turns, an iteration each. Losses must agree up to rounding, or nothing was worth timing.
@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-import results
-from implementations import IMPLEMENTATIONS, OURS
-from models import MODELS, Model
-from optimizer_table import OPTIMIZERS
-from paired import Paired
-from tables import plain, show
-from wording import duration
+from . import results
+from .implementations import IMPLEMENTATIONS, OURS
+from .models import MODELS, Model
+from .optimizer_table import OPTIMIZERS
+from .paired import Paired
+from .tables import plain, show
+from .wording import duration
 
 NAMES = {"torch default": "for-loop", "torch fused": "fused", OURS: OURS}
 WARM_UP = 2  # iterations that are not timed
@@ -50,7 +50,7 @@ class Training:
         start = time.perf_counter_ns()
         self.optimizer.zero_grad()
         loss = self.model.loss(*batch)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         middle = time.perf_counter_ns()
         self.optimizer.step()
         end = time.perf_counter_ns()
@@ -108,16 +108,18 @@ def summary(title: str, trainings: dict[str, Training]) -> dict[str, Any]:
     }
 
 
-def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(argv: list[str] | None, program: str | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", action="append", choices=MODELS, help="only this (repeatable)")
     parser.add_argument("--seconds", type=float, default=25, help="for each model (default: %(default)s)")
     parser.add_argument("--into", type=Path, help="add the section `end_to_end` to this file of results")
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
-    options = arguments(argv)
+def main(argv: list[str] | None = None, program: str | None = None) -> int:
+    options = arguments(argv, program)
     chosen = options.model or list(MODELS)
     found = [summary(MODELS[name].title, train(MODELS[name], options.seconds)) for name in chosen]
     columns = ("iteration", "step", "share of the step", "iteration / ours", "step / ours", "losses")

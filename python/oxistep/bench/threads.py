@@ -1,6 +1,6 @@
 """Does a step gain from threads as much as torch's fused?
 
-    python benches/threads.py
+    python -m oxistep.bench threads
 
 Adam on one large tensor, with one thread, two, and so on, oxistep and torch's fused taking turns; the native probe
 shows what memory gives. The figure is the ratio to fused within a round: where it falls with more threads, oxistep
@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
-import results
-from implementations import IMPLEMENTATIONS, OURS
-from optimizer_table import OPTIMIZERS
-from paired import Paired, contestant, measure
-from probe import NAME as PROBE
-from probe import native_probe
-from tables import plain, show
-from tensors import fill_normal, fill_uniform
+from . import results
+from .implementations import IMPLEMENTATIONS, OURS
+from .optimizer_table import OPTIMIZERS
+from .paired import Paired, contestant, measure
+from .probe import NAME as PROBE
+from .probe import native_probe
+from .tables import plain, show
+from .tensors import fill_normal, fill_uniform
 
 PEER = "fused"
 FLOOR = 0.97  # as good as fused, but for the noise
@@ -74,8 +74,10 @@ def timed(elements: int, largest: int, seconds: float) -> dict[int, Paired]:
     return found
 
 
-def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(argv: list[str] | None, program: str | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--most", type=int, default=os.cpu_count() or 1, help="threads (default: %(default)s)")
     parser.add_argument("--mebi", type=int, default=64, help="Mi elements of the parameter (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=10, help="for each number of threads (default: %(default)s)")
@@ -83,8 +85,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
-    options = arguments(argv)
+def main(argv: list[str] | None = None, program: str | None = None) -> int:
+    options = arguments(argv, program)
     found = rows(timed(options.mebi * 2**20, options.most, options.seconds))
     headings = ("threads", *found[0]["speedup"], "fused / oxistep", "of one thread's")
     table = plain(*headings, left=0, title="times as fast as one thread")

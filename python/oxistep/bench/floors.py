@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from optimizer_table import COMMON, UNFUSED
+from .optimizer_table import COMMON, UNFUSED
 
 # Against whom a ratio is taken: the fastest of these that was timed.
 EAGER = ("for-loop", "foreach", "fused")

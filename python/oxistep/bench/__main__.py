@@ -1,0 +1,41 @@
+"""The benchmarks of oxistep: `python -m oxistep.bench COMMAND --help` tells about each.
+
+run         ratios to torch.optim and other peers, cell by cell
+memory      does a step take memory beyond its states?
+threads     does it gain from threads as much as torch's fused?
+end-to-end  the share of the step when a small GPT and an MLP are trained
+page        one HTML page from a file of results
+compare     did anything become slower, relative to its peer, between two files of results?
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+COMMANDS = {
+    "run": "run",
+    "memory": "memory",
+    "threads": "threads",
+    "end-to-end": "end_to_end",
+    "page": "page",
+    "compare": "compare",
+}
+
+
+def main(argv: list[str] | None = None, program: str = "python -m oxistep.bench") -> int:
+    """Run one command; `program` is what helps and recorded commands call it."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    command = parser.parse_args(argv[:1]).command
+    module = importlib.import_module(f".{COMMANDS[command]}", __package__)
+    code: int = module.main(argv[1:], f"{program} {command}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
