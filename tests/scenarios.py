@@ -4,6 +4,7 @@ A scenario is a function of the module (`optim`) that returns whatever should ag
 """
 
 import contextlib
+import copy
 import importlib
 import inspect
 import math
@@ -104,7 +105,7 @@ def result(optimizer) -> dict:
     return {
         "params": [p.detach().clone() for p in params],
         "state": [
-            {key: v.clone() if isinstance(v, torch.Tensor) else v for key, v in optimizer.state[p].items()}
+            {k: v.clone() if isinstance(v, torch.Tensor) else copy.deepcopy(v) for k, v in optimizer.state[p].items()}
             if p in optimizer.state
             else "none"
             for p in params
@@ -128,22 +129,22 @@ def assert_agrees(scenario: Callable, *args, exact=False):
     return ours
 
 
-def assert_same(ours, theirs, where="result", exact=False) -> None:
+def assert_same(ours, theirs, where="result", exact=False, close=CLOSE) -> None:
     """Equal in structure, types, dtypes and values: `exact` to the bit, else as close as the project promises."""
     if isinstance(theirs, torch.Tensor):
         assert isinstance(ours, torch.Tensor), where
         ours, theirs = (t.to_dense() if t.layout != torch.strided else t for t in (ours.detach(), theirs.detach()))
-        tolerance = {"rtol": 0.0, "atol": 0.0} if exact or theirs.dtype not in CLOSE else CLOSE[theirs.dtype]
+        tolerance = {"rtol": 0.0, "atol": 0.0} if exact or theirs.dtype not in close else close[theirs.dtype]
         torch.testing.assert_close(ours, theirs, equal_nan=True, msg=lambda m: f"{where}: {m}", **tolerance)
     elif isinstance(theirs, Mapping):
         assert list(ours) == list(theirs), where
         for key in theirs:
-            assert_same(ours[key], theirs[key], f"{where}[{key!r}]", exact)
+            assert_same(ours[key], theirs[key], f"{where}[{key!r}]", exact, close)
     elif isinstance(theirs, list | tuple):
         assert isinstance(ours, list | tuple), f"{where}: ours {ours}, torch's {theirs}"
         assert len(ours) == len(theirs), f"{where}: ours {ours}, torch's {theirs}"
         for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-            assert_same(a, b, f"{where}[{i}]", exact)
+            assert_same(a, b, f"{where}[{i}]", exact, close)
     elif isinstance(theirs, float) and isinstance(ours, float):
         same = math.isclose(ours, theirs, rel_tol=1e-5, abs_tol=1e-6) or (math.isnan(ours) and math.isnan(theirs))
         assert same, f"{where}: ours {ours}, torch's {theirs}"

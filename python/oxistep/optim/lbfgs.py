@@ -96,6 +96,12 @@ class LBFGS(_torch_class):
         _Run(self, closure, orig_loss).iterate()
         return orig_loss
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Finds the parameters again: deepcopy and pickle keep three attributes, and torch's copies cannot step."""
+        super().__setstate__(state)
+        self._params = self.param_groups[0]["params"]
+        self._numel_cache = None
+
     def _torch_because(self) -> str | None:
         """Why a step now would be torch's; None if it is native."""
         if _FORCED:
@@ -106,6 +112,8 @@ class LBFGS(_torch_class):
         for key in ("max_iter", "max_eval", "tolerance_grad", "tolerance_change", "history_size"):
             if not isinstance(group[key], (int, float)):
                 return f"{key} is no plain number, torch decides what that means"
+        if not _is_one_number(group["lr"]):
+            return "lr is no plain number, torch decides what that means"
         params, state = self._params, self.state.get(self._params[0], {})
         if any(p.is_inference() for p in params):
             return "a parameter was made in inference mode"
@@ -119,6 +127,8 @@ class LBFGS(_torch_class):
                 return "its state is not what a step leaves behind"
             if not len(state["old_dirs"]) == len(state["old_stps"]) == len(scalars):
                 return "the lists of its state differ in length"
+            if any(vector.is_inference() for vector in vectors):
+                return "its state was made in inference mode"
         return _core.lbfgs_unfit(params, vectors, scalars)
 
     def _explain(self) -> list[tuple[int, int, str, str]]:
@@ -137,7 +147,7 @@ class LBFGS(_torch_class):
         return super()._gather_flat_grad()  # type: ignore[no-untyped-call,no-any-return]
 
     def _add_grad(self, step_size: Any, update: Tensor) -> None:
-        if _core.lbfgs_move(self._params, update, float(step_size)):
+        if _is_one_number(step_size) and _core.lbfgs_move(self._params, update, float(step_size)):
             _increment_version(self._params)
         else:
             super()._add_grad(step_size, update)
@@ -267,6 +277,10 @@ class _Run:
 
 _KEPT = ("d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", "prev_loss")
 """What a step leaves to the next, in the order in which torch stores it; ``al`` is only scratch space."""
+
+
+def _is_one_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)
 
 
 def _resume(closure: Callable[[], Any], loss: Any) -> Callable[[], Any]:

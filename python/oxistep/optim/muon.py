@@ -120,7 +120,7 @@ class Muon(NativeStep, torch.optim.Muon):
         unfit = _core.muon_unfit(
             [row.p for row in rows], [row.grad for row in rows], [row.state.get("momentum_buffer") for row in rows]
         )
-        return [by_group[row.g] or reason for row, reason in zip(rows, unfit, strict=True)]
+        return [by_group[row.g] or reason or row.locked() for row, reason in zip(rows, unfit, strict=True)]
 
     def _explain(self) -> list[tuple[int, int, str, str]]:
         everything = None
@@ -148,6 +148,11 @@ class _Row:
 
     def __init__(self, g: int, p: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         self.g, self.p, self.grad, self.state, self.group = g, p, grad, state, group
+
+    def locked(self) -> str | None:
+        """Outside of inference mode torch refuses to write what was made in it."""
+        buffer = self.state.get("momentum_buffer")
+        return "its state was made in inference mode" if buffer is not None and buffer.is_inference() else None
 
 
 def _update_matrices(rows: list[_Row]) -> None:
