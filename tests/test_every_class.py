@@ -28,7 +28,7 @@ from fifteen import (
     set_gradients,
     train,
 )
-from scenarios import assert_same, clone, outcome, params_of, result
+from scenarios import FORCED, PATH, assert_same, clone, outcome, params_of, result
 from test_checkpoints import COPIES, reload
 from test_errors import ODD_NUMBERS, ODD_PAIRS, ODD_TENSORS, numbers_of, pairs_of
 
@@ -43,7 +43,8 @@ def test_explain_says_native(name):
     optimizer = make(oxistep.optim, name, draw(name))
     for step in range(2):
         set_gradients(name, params_of(optimizer), step)
-        expected = [("native", NATIVELY.get(name, "plain CPU tensors"))] * 2
+        reason = "OXISTEP_BACKEND=torch" if FORCED else NATIVELY.get(name, "plain CPU tensors")
+        expected = [(PATH, reason)] * 2
         assert [(row.path, row.reason) for row in oxistep.explain(optimizer)] == expected
         train(name, optimizer, 1, step)
 
@@ -426,11 +427,11 @@ def test_parameters_on_meta_and_on_the_cpu_in_one_group(name):
         gradients()
         came = outcome(optimizer.step, gradients)
         if isinstance(came, tuple):
-            if optim is oxistep.optim:
+            if optim is oxistep.optim and not FORCED:
                 assert all(map(torch.equal, before, params))
             return came
         if optim is oxistep.optim:
-            expected = {"SparseAdam": ["native", "skipped", "native"]}.get(name, ["native", "torch", "native"])
+            expected = [PATH, "skipped" if name == "SparseAdam" else "torch", PATH]
             assert [row.path for row in oxistep.explain(optimizer)] == expected
         assert elsewhere.grad is None or elsewhere.grad.device.type == "meta"
         return [p.detach() for p in params]
@@ -468,6 +469,7 @@ def test_grad_scaler(name, infinite):
 HALF = [torch.bfloat16, torch.float16]
 
 
+@pytest.mark.skipif(FORCED, reason="torch's own step does not mix float32 states and half parameters")
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("name", ["SparseAdam", "Muon"])
 def test_float32_states_of_half_parameters_survive_checkpoints_and_copies(name, dtype):

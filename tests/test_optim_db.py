@@ -1,5 +1,6 @@
 """torch's own table of optimizer inputs, all of it: ours beside torch's for-loop."""
 
+import contextlib
 import copy
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db
 
 import oxistep.optim
+from scenarios import PATH, torch_updates_raise
 
 STEPS = 8
 TOLERANCE = {
@@ -15,7 +17,6 @@ TOLERANCE = {
     torch.complex64: {"rtol": 2e-6, "atol": 2e-6},
     torch.complex128: {"rtol": 1e-12, "atol": 1e-12},
 }
-# (For half types the for-loop's own rounding decides: test_parity and test_half judge ours.)
 # Their sums are in another order than torch's, or in float64: the promise where bits cannot be the same.
 SUMS = ("Adafactor", "LBFGS")
 TOLERANCE_OF_SUMS = {
@@ -24,6 +25,10 @@ TOLERANCE_OF_SUMS = {
     torch.complex64: {"rtol": 1e-4, "atol": 1e-4},
     torch.complex128: {"rtol": 1e-10, "atol": 1e-10},
 }
+
+
+# They choose among torch's own paths. (`differentiable` needs parameters that are no leaves: see test_fallback.)
+FLAGS = ("foreach", "fused")
 
 
 def tolerance(info, dtype):
@@ -41,11 +46,13 @@ def entries():
             if dtype.is_complex and info.optim_cls.__name__ in ("SparseAdam", "Adafactor", "Muon"):
                 continue  # they refuse complex parameters
             for k, entry in enumerate(info.optim_inputs_func(device="cpu", dtype=dtype)):
-                # `capturable` and `differentiable` are torch's path and need what torch needs
-                if entry.kwargs.get("capturable"):
-                    continue
+                assert not entry.kwargs.get("capturable")  # which the table names for CUDA only
                 label = entry.desc.replace(" ", "-") or "default"
                 yield pytest.param(info, dtype, entry.kwargs, id=f"{info.optim_cls.__name__}-{dtype}-{k}-{label}")
+                for flag in FLAGS if dtype is torch.float32 else ():
+                    if flag in info.supported_impls and (flag != "fused" or "cpu" in info.supports_fused_on):
+                        name = f"{info.optim_cls.__name__}-{dtype}-{k}-{label}-{flag}"
+                        yield pytest.param(info, dtype, {**entry.kwargs, flag: True}, id=name)
 
 
 ENTRIES = list(entries())
@@ -116,11 +123,22 @@ def assert_states_equal(a, b, tolerance):
                 assert isinstance(value, list) or mine == value, key
 
 
+def is_native(info, dtype, kwargs):
+    """All but one kind: constants of a step that torch computes in float32 for parameters of double precision."""
+    lr = kwargs.get("lr")
+    if info.optim_cls.__name__ in ("LBFGS", "Muon") or not torch.is_tensor(lr):
+        return True
+    return not (lr.dtype is torch.float32 and dtype in (torch.float64, torch.complex128))
+
+
 @pytest.mark.parametrize(("info", "dtype", "kwargs"), ENTRIES)
 def test_eight_steps(info, dtype, kwargs):
     params, a = make(info, dtype, kwargs, ours(info))
     others, b = make(info, dtype, kwargs, info.optim_cls)
-    run(info, a, params, torch.Generator().manual_seed(1))
+    native = is_native(info, dtype, kwargs)
+    with torch_updates_raise() if native else contextlib.nullcontext():
+        run(info, a, params, torch.Generator().manual_seed(1))
+    assert [row.path for row in oxistep.explain(a)] == [PATH if native else "torch"] * len(params)
     run(info, b, others, torch.Generator().manual_seed(1))
     for p, q in zip(params, others, strict=True):
         torch.testing.assert_close(p, q, **tolerance(info, dtype))
@@ -153,6 +171,50 @@ def test_state_dicts_move_both_ways(info, dtype, kwargs):
     assert_states_equal(back, there, tolerance(info, dtype))
 
 
+# For half types the for-loop's own rounding decides, so that float64 is the judge. Left out: SparseAdam, Muon and
+# Adafactor, whose own tests draw more than a few elements, and LBFGS, which is torch's there.
+HALF_ENTRIES = [
+    pytest.param(info, dtype, kwargs, id=f"{info.optim_cls.__name__}-{dtype}-{k}-{entry.desc.replace(' ', '-')}")
+    for info in optim_db
+    if info.optim_cls.__name__ not in ("SparseAdam", "Muon", "LBFGS", "Adafactor")
+    for dtype in (torch.bfloat16, torch.float16)
+    for k, entry in enumerate(info.optim_inputs_func(device="cpu", dtype=dtype))
+    for kwargs in [entry.kwargs]
+]
+
+
+def half_run(cls, kwargs, dtype, arithmetic, seed):
+    generator = torch.Generator().manual_seed(seed)
+    p = torch.randn(200, 30, generator=generator).to(dtype).to(arithmetic).requires_grad_()
+    settings = {
+        k: (v.to(arithmetic) if torch.is_tensor(v) and arithmetic is torch.float64 else copy.deepcopy(v))
+        for k, v in kwargs.items()
+    }
+    optimizer = cls([p], **settings)
+    for _ in range(STEPS):
+        p.grad = torch.randn(p.shape, generator=generator).to(dtype).to(arithmetic)
+        optimizer.step()
+    return {"parameter": p.detach(), **{k: v for k, v in optimizer.state[p].items() if torch.is_tensor(v)}}, optimizer
+
+
+@pytest.mark.parametrize(("info", "dtype", "kwargs"), HALF_ENTRIES)
+def test_mean_error_of_half_types_is_not_above_torchs(info, dtype, kwargs):
+    errors = {}
+    for seed in range(3):
+        exact, _ = half_run(info.optim_cls, {**kwargs, "foreach": False}, dtype, torch.float64, seed)
+        theirs, _ = half_run(info.optim_cls, {**kwargs, "foreach": False}, dtype, dtype, seed)
+        mine, optimizer = half_run(ours(info), kwargs, dtype, dtype, seed)
+        assert [row.path for row in oxistep.explain(optimizer)] == [PATH]
+        for key, value in exact.items():
+            finite = theirs[key].isfinite() & value.isfinite()
+            for who, values in (("ours", mine), ("torch's", theirs)):
+                error = (values[key].double() - value.double()).abs()[finite]
+                errors[key, who] = errors.get((key, who), 0.0) + (error.mean().item() if len(error) else 0.0)
+    for key in exact:
+        # (2 % for luck; constants of a step, kept in float32 by both, may differ in their last place)
+        assert errors[key, "ours"] <= 1.02 * errors[key, "torch's"] + 1e-7, (key, errors)
+
+
 def twin(generator):
     copied = torch.Generator()
     copied.set_state(generator.get_state())
@@ -181,12 +243,3 @@ def test_error_inputs(info, entry):
     optimizer = ours(info)(params, **kwargs)
     with pytest.raises(entry.error_type, match=entry.error_regex):
         optimizer.step()
-
-
-def test_native_where_promised():
-    """The table was met by our kernels, not by torch's."""
-    for info in optim_db:
-        name = info.optim_cls.__name__
-        params, optimizer = make(info, torch.float32, {}, ours(info))
-        run(info, optimizer, params, torch.Generator().manual_seed(0), 1)
-        assert [row.path for row in oxistep.explain(optimizer)] == ["native"] * len(params), name

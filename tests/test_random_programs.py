@@ -1,4 +1,4 @@
-"""Random programs on one optimizer, ours beside torch's for-loop in float64.
+"""Random programs on one optimizer, ours beside torch's for-loop: in float64, and in mixed dtypes judged by float64.
 
 Groups with different settings, memory in every layout, gradients laid out otherwise or missing, and between the steps
 what a training program may do: another lr, other memory, a state dict saved and loaded by either.
@@ -111,22 +111,29 @@ def params_of(optimizer):
 
 
 class Player:
-    """The program with one of the two modules."""
+    """The program with one of the two modules; each parameter in its dtype, or `wide`: in float64, of what that holds."""
 
-    def __init__(self, optim, name, program):
+    def __init__(self, optim, name, program, dtypes=None, wide=False):
         self.make = getattr(optim, name)
+        self.dtypes, self.wide = dtypes, wide
         # torch's foreach is compared with elsewhere
         self.flags = {"foreach": False} if optim is torch.optim else {}
         self.settings = [settings for settings, _ in program.groups]
         generator = torch.Generator().manual_seed(program.seed)
-        groups = [
-            [
-                layout(torch.randn(shape, generator=generator, dtype=torch.float64)).requires_grad_()
-                for shape, layout in g
-            ]
-            for _, g in program.groups
-        ]
+        i, groups = 0, []
+        for _, g in program.groups:
+            groups.append([])
+            for shape, layout in g:
+                values = self.cast(torch.randn(shape, generator=generator, dtype=torch.float64), i)
+                groups[-1].append(layout(values).requires_grad_())
+                i += 1
         self.optimizer = self.new(groups)
+
+    def cast(self, values, i):
+        """`values` as the parameter at place `i` can hold them."""
+        if self.dtypes:
+            values = values.to(self.dtypes[i])
+        return values.double() if self.wide else values
 
     def new(self, groups):
         given = [{"params": params, **kwargs} for params, kwargs in zip(groups, self.settings, strict=True)]
@@ -150,8 +157,8 @@ class Player:
 
     def step(self, step, seed):
         generator = torch.Generator().manual_seed(seed)
-        for p, layout in zip(params_of(self.optimizer), step.gradients, strict=True):
-            values = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+        for i, (p, layout) in enumerate(zip(params_of(self.optimizer), step.gradients, strict=True)):
+            values = self.cast(torch.randn(p.shape, generator=generator, dtype=torch.float64), i)
             p.grad = None if layout is None else layout(values)
         self.optimizer.step()
 
@@ -198,5 +205,41 @@ def test_a_random_program_ends_as_with_torch(name):
             paths = {row.path for row in oxistep.explain(ours.optimizer)}
             assert paths <= {"native", "skipped"}, oxistep.explain(ours.optimizer)
             assert_close(ours, theirs)
+
+    play()
+
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def assert_no_worse(ours, theirs, exact):
+    """Mean errors against float64, where torch is finite: ours are torch's, with room for the luck of few elements."""
+    for (what, a), (_, b), (_, c) in zip(ours.seen(), theirs.seen(), exact.seen(), strict=True):
+        if b is None:
+            assert a is None, what
+            continue
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), what
+        finite = b.isfinite() & c.isfinite()
+        if finite.any():
+            mine, torchs = ((x.double() - c.double()).abs()[finite].mean().item() for x in (a, b))
+            unit = torch.finfo(a.dtype).eps * max(1.0, c.double()[finite].abs().mean().item())
+            assert mine <= 1.5 * torchs + 2 * unit, f"{what} ({a.dtype}): {mine:.3e}, torch {torchs:.3e}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_random_program_of_mixed_dtypes_is_no_further_from_float64_than_torch(name):
+    @QUICK
+    @given(programs(name), st.lists(st.sampled_from(DTYPES), min_size=12, max_size=12))
+    def play(program, dtypes):
+        ours, theirs = (Player(optim, name, program, dtypes) for optim in (oxistep.optim, torch.optim))
+        exact = Player(torch.optim, name, program, dtypes, wide=True)
+        for k, step in enumerate(program.steps):
+            states = [player.optimizer.state_dict() for player in (theirs, ours, exact)]
+            for player, other in zip((ours, theirs, exact), states, strict=True):
+                player.apply(step, other)
+                player.step(step, program.seed + 1 + k)
+            paths = {row.path for row in oxistep.explain(ours.optimizer)}
+            assert paths <= {"native", "skipped"}, oxistep.explain(ours.optimizer)
+        assert_no_worse(ours, theirs, exact)
 
     play()
