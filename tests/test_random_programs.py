@@ -111,7 +111,7 @@ def params_of(optimizer):
 
 
 class Player:
-    """The program with one of the two modules; each parameter in its dtype, or `wide`: in float64, of what that holds."""
+    """The program with one of the two modules; parameters in their dtypes, or `wide`: what these hold, in float64."""
 
     def __init__(self, optim, name, program, dtypes=None, wide=False):
         self.make = getattr(optim, name)
