@@ -98,7 +98,7 @@ impl<const AMSGRAD: bool, const COUPLED: bool> Formula for Variant<AMSGRAD, COUP
         let Constants { rule, step_size, bias_correction2_sqrt } = self.0;
         let one_minus_beta1 = A::of(1.0 - rule.beta1);
         let (beta2, one_minus_beta2) = (A::of(rule.beta2), A::of(1.0 - rule.beta2));
-        let (minus_step_size, bias_correction2_sqrt) = (A::of(-step_size), A::of(bias_correction2_sqrt));
+        let (minus_step_size, bias_correction2_sqrt) = (A::of(-step_size), A::of(bias_correction2_sqrt).divisor());
         let (eps, lambda) = (A::of(rule.eps), A::of(rule.weight_decay));
         // Multiplying by one changes nothing, so AdamW without decay needs no variant of its own.
         let keep = A::of(if rule.decoupled_weight_decay { 1.0 - rule.lr * rule.weight_decay } else { 1.0 });
@@ -108,7 +108,7 @@ impl<const AMSGRAD: bool, const COUPLED: bool> Formula for Variant<AMSGRAD, COUP
             let m = m.lerp(g, one_minus_beta1);
             let v = (v * beta2).addcmul(g, g, one_minus_beta2);
             let u = if AMSGRAD { u.nan_max(v) } else { v };
-            let denom = u.sqrt() / bias_correction2_sqrt + eps;
+            let denom = u.sqrt().over(bias_correction2_sqrt) + eps;
             (theta.addcdiv(m, denom, minus_step_size), [m, v, u])
         }
     }
