@@ -1,17 +1,22 @@
 //! The loop of a step, element by element: tensors -> chunks -> threads -> SIMD level -> formula.
 
+mod alike;
 mod rows;
+mod slices;
 
 use std::fmt;
 
+use alike::{Likeness, dense, run_alike};
 use rows::{RowList, Rows};
 
 pub use rows::SparseRows;
+pub(crate) use slices::Storage;
+pub use slices::{Slice, SliceMut};
 
 use crate::element::{Element, Real, bf16, f16};
 use crate::factored::Factored;
 use crate::layout::{Layout, STREAMS};
-use crate::pool::{Panic, Pool, for_each};
+use crate::pool::{Panic, Pool, Serial, for_each};
 use crate::rule::{Formula, MAX_STATES, States, Visitor};
 use crate::rules::Constants;
 use crate::simd::{Level, Vectorized, prefetch, prefetch_address};
@@ -21,6 +26,9 @@ use crate::simd::{Level, Vectorized, prefetch, prefetch_address};
 pub(crate) const CHUNK: usize = 64 * 1024;
 /// Elements of a block: the inner loop, of constant length, between two rounds of prefetching.
 const BLOCK: usize = 64;
+/// Elements of a chunk while a step has no more than [`MEDIUM`]: of large ones a thread would have too few for an even share.
+const SMALL_CHUNK: usize = CHUNK / 8;
+const MEDIUM: usize = 1024 * 1024;
 /// How many blocks ahead memory is prefetched.
 const AHEAD: usize = 4;
 /// How many chunks ahead the beginnings of small tensors are prefetched.
@@ -29,128 +37,6 @@ const PLACES_AHEAD: usize = 4;
 const TILE: usize = 256;
 /// Below this many elements a step runs on the calling thread alone: a fork-join would cost more than it gains.
 pub const SERIAL: usize = 128 * 1024;
-
-macro_rules! storage {
-    ($($Variant:ident($t:ty)),*) => {
-        /// The elements of a tensor that is read.
-        #[derive(Clone, Copy, Debug)]
-        #[allow(missing_docs)]
-        pub enum Slice<'a> { $($Variant(&'a [$t]),)* }
-
-        /// The elements of a tensor that is read and written.
-        #[derive(Debug, Default)]
-        #[allow(missing_docs)]
-        pub enum SliceMut<'a> {
-            $($Variant(&'a mut [$t]),)*
-            /// No tensor: a state that the rule does not keep.
-            #[default]
-            Absent,
-        }
-
-        impl<'a> Slice<'a> {
-            /// How many elements there are.
-            pub fn len(&self) -> usize {
-                match self { $(Self::$Variant(x) => x.len(),)* }
-            }
-
-            /// Whether there are none.
-            pub fn is_empty(&self) -> bool {
-                self.len() == 0
-            }
-
-            pub(crate) fn address(&self) -> usize {
-                match self { $(Self::$Variant(x) => x.as_ptr() as usize,)* }
-            }
-
-            /// Prefetches some elements, but no more than a few cache lines of them: the rest follows of itself.
-            #[inline]
-            fn prefetch(&self, start: usize, len: usize) {
-                match self { $(Self::$Variant(x) => prefetch_elements(x, start, len),)* }
-            }
-
-            fn part(&self, start: usize, len: usize) -> Self {
-                match self { $(Self::$Variant(x) => Self::$Variant(&x[start..start + len]),)* }
-            }
-
-            pub(crate) fn split_at(self, n: usize) -> (Self, Self) {
-                match self { $(Self::$Variant(x) => {
-                    let (a, b) = x.split_at(n);
-                    (Self::$Variant(a), Self::$Variant(b))
-                })* }
-            }
-        }
-
-        impl<'a> SliceMut<'a> {
-            /// How many elements there are; zero for `Absent`.
-            pub fn len(&self) -> usize {
-                match self { $(Self::$Variant(x) => x.len(),)* Self::Absent => 0 }
-            }
-
-            /// Whether there are none.
-            pub fn is_empty(&self) -> bool {
-                self.len() == 0
-            }
-
-            fn address(&self) -> usize {
-                match self { $(Self::$Variant(x) => x.as_ptr() as usize,)* Self::Absent => 0 }
-            }
-
-            #[inline]
-            fn prefetch(&self, start: usize, len: usize) {
-                match self { $(Self::$Variant(x) => prefetch_elements(x, start, len),)* Self::Absent => {} }
-            }
-
-            fn part(&mut self, start: usize, len: usize) -> SliceMut<'_> {
-                match self {
-                    $(Self::$Variant(x) => SliceMut::$Variant(&mut x[start..start + len]),)*
-                    Self::Absent => SliceMut::Absent,
-                }
-            }
-
-            fn fill_zero(&mut self) {
-                match self { $(Self::$Variant(x) => x.fill(<$t as Default>::default()),)* Self::Absent => {} }
-            }
-
-            pub(crate) fn split_at(self, n: usize) -> (Self, Self) {
-                match self {
-                    $(Self::$Variant(x) => {
-                        let (a, b) = x.split_at_mut(n);
-                        (Self::$Variant(a), Self::$Variant(b))
-                    })*
-                    Self::Absent => (Self::Absent, Self::Absent),
-                }
-            }
-        }
-
-        $(impl Storage for $t {
-            fn slice<'a>(slice: &Slice<'a>) -> Option<&'a [Self]> {
-                match slice { Slice::$Variant(x) => Some(x), _ => None }
-            }
-            fn slice_mut<'s>(slice: &'s mut SliceMut<'_>) -> Option<&'s mut [Self]> {
-                match slice { SliceMut::$Variant(x) => Some(x), _ => None }
-            }
-            fn shared<'s>(slice: &'s SliceMut<'_>) -> Option<&'s [Self]> {
-                match slice { SliceMut::$Variant(x) => Some(x), _ => None }
-            }
-            fn wrap(x: &[Self]) -> Slice<'_> {
-                Slice::$Variant(x)
-            }
-            fn wrap_mut(x: &mut [Self]) -> SliceMut<'_> {
-                SliceMut::$Variant(x)
-            }
-        })*
-    };
-}
-storage!(F64(f64), F32(f32), F16(f16), Bf16(bf16));
-
-/// An element type together with its variants of [`Slice`] and [`SliceMut`].
-pub(crate) trait Storage: Element {
-    fn slice<'a>(slice: &Slice<'a>) -> Option<&'a [Self]>;
-    fn slice_mut<'s>(slice: &'s mut SliceMut<'_>) -> Option<&'s mut [Self]>;
-    fn shared<'s>(slice: &'s SliceMut<'_>) -> Option<&'s [Self]>;
-    fn wrap(x: &[Self]) -> Slice<'_>;
-    fn wrap_mut(x: &mut [Self]) -> SliceMut<'_>;
-}
 
 /// Calls `$then!(P, G, S)` for the storage types of parameter, gradient and states that match. The list of types that
 /// the kernels serve; all states of a parameter share one type.
@@ -169,6 +55,7 @@ macro_rules! match_types {
         }
     };
 }
+use match_types;
 
 /// What a step reads and writes for one parameter. Without a layout, element i of each belongs together.
 #[derive(Debug)]
@@ -331,12 +218,19 @@ pub struct Step<'a> {
     pub(crate) factored: Factored<'a>,
     /// Where the chunks lie, to prefetch those that come next: many small ones lie anywhere.
     places: Vec<Place>,
+    /// How many chunks in a row are alike, and so run by the same loop with the same constants.
+    alike: Vec<usize>,
+    /// What the last ones of them have in common.
+    like: Option<Likeness>,
+    /// How many states the constants registered last want.
+    states: usize,
     rows: RowList<'a>,
 }
 
 impl<'a> Step<'a> {
     /// Registers constants; tensors pushed from now on use them.
     pub fn constants(&mut self, constants: Constants) {
+        self.states = state_count(&constants);
         self.constants.push(constants);
     }
 
@@ -352,7 +246,7 @@ impl<'a> Step<'a> {
     #[inline]
     pub fn push(&mut self, tensors: Tensors<'a>, grad_factor: f64) -> Result<(), Refused> {
         let constants = self.constants.len().checked_sub(1).ok_or(Refused::States)?;
-        let states = state_count(&self.constants[constants]);
+        let states = self.states;
         tensors.check_kinds(states)?;
         tensors.check_lengths(states)?;
         let chunk = |tensors, range| Chunk { tensors, constants: constants as u32, range, rows: None, grad_factor };
@@ -364,29 +258,37 @@ impl<'a> Step<'a> {
             let (mut rest, mut start) = (tensors, 0);
             while len - start > each + each / 2 {
                 let (first, tail) = rest.cut(layout, start, start + each);
-                self.add(chunk(first, (start, start + each)));
+                self.add(chunk(first, (start, start + each)), None);
                 (rest, start) = (tail, start + each);
             }
-            self.add(chunk(rest, (start, len)));
+            self.add(chunk(rest, (start, len)), None);
             return Ok(());
         }
         self.elements += tensors.param.len();
+        let like = Some(Likeness::of(&tensors, constants, grad_factor));
         let mut rest = tensors;
-        while rest.param.len() > CHUNK + CHUNK / 2 {
-            let (first, tail) = rest.split_at(CHUNK, CHUNK);
-            self.add(chunk(first, (0, CHUNK)));
+        let each = if self.elements <= MEDIUM { SMALL_CHUNK } else { CHUNK };
+        while rest.param.len() > each + each / 2 {
+            let (first, tail) = rest.split_at(each, each);
+            self.add(chunk(first, (0, each)), like);
             rest = tail;
         }
         let len = rest.param.len();
         if len > 0 {
-            self.add(chunk(rest, (0, len)));
+            self.add(chunk(rest, (0, len)), like);
         }
         Ok(())
     }
 
+    /// Multiplies the gradient of every parameter pushed so far, but for those that are updated whole.
+    pub fn scale_gradients(&mut self, factor: f64) {
+        self.chunks.iter_mut().for_each(|chunk| chunk.grad_factor *= factor);
+    }
+
     #[inline]
-    fn add(&mut self, chunk: Chunk<'a>) {
+    fn add(&mut self, chunk: Chunk<'a>, like: Option<Likeness>) {
         self.places.push(Place::of(&chunk.tensors));
+        self.note(like);
         self.chunks.push(chunk);
     }
 
@@ -395,10 +297,20 @@ impl<'a> Step<'a> {
     /// # Errors
     /// The payload of a panic in a kernel, which would be a defect of this crate: some tensors are then half written.
     pub fn run(&mut self, pool: &dyn Pool, level: Level) -> Result<(), Panic> {
-        let Self { chunks, constants, elements, factored, places, rows } = self;
+        let Self { chunks, constants, elements, factored, places, rows, alike, .. } = self;
         let (constants, places, rows) = (constants.as_slice(), places.as_slice(), &*rows);
         debug_assert_eq!(chunks.len(), places.len());
-        let pool = if *elements < SERIAL { &crate::pool::Serial } else { pool };
+        if *elements < SERIAL {
+            for_each(
+                &Serial,
+                &mut [chunks.as_mut_slice()],
+                |_| 1,
+                |_, chunks| {
+                    run_alike(chunks, places, alike, constants, rows, level);
+                },
+            )?;
+            return factored.run(&Serial, level);
+        }
         // a fixed share per chunk stands for what it costs to take one up
         let cost = |chunk: &Chunk<'_>| chunk.range.1 - chunk.range.0 + 64;
         for_each(pool, chunks, cost, |i, chunk| {
@@ -417,6 +329,7 @@ impl<'a> Step<'a> {
         // An empty vector collected from one of the same layout keeps its allocation.
         let chunks = self.chunks.into_iter().map(|_| unreachable!("the vector is empty")).collect();
         self.places.clear();
+        self.alike.clear();
         let factored = self.factored.recycle();
         Step {
             chunks,
@@ -424,6 +337,9 @@ impl<'a> Step<'a> {
             elements: 0,
             factored,
             places: self.places,
+            alike: self.alike,
+            like: None,
+            states: 0,
             rows: self.rows.recycle(),
         }
     }
@@ -465,40 +381,17 @@ impl Chunk<'_> {
         if let Some(own) = self.rows {
             return self.run_rows(constants, own, rows, level);
         }
-        let Tensors { param, grad, states, layout } = &mut self.tensors;
-        match layout {
-            None => dense(constants, level, self.grad_factor, param, *grad, states),
-            Some(layout) => strided(constants, level, self.grad_factor, param, *grad, states, layout, self.range),
-        }
-    }
-}
-
-/// Updates slices whose elements lie one after the other.
-fn dense<'a>(
-    constants: &Constants,
-    level: Level,
-    factor: f64,
-    param: &mut SliceMut<'a>,
-    grad: Slice<'a>,
-    states: &mut [SliceMut<'a>; MAX_STATES],
-) {
-    struct Run<'r, 's>(Level, f64, &'r mut SliceMut<'s>, Slice<'s>, &'r mut [SliceMut<'s>; MAX_STATES]);
-    impl Visitor for Run<'_, '_> {
-        #[inline(always)]
-        fn visit<F: Formula>(self, formula: F) {
-            let Self(level, factor, param, grad, states) = self;
-            macro_rules! sweep {
-                ($p:ty, $g:ty, $s:ty) => {
-                    if let (Some(param), Some(grad)) = (<$p>::slice_mut(param), <$g>::slice(&grad)) {
-                        let states = states.each_mut().map(|s| <$s>::slice_mut(s).unwrap_or_default());
-                        level.run(Sweep { formula, factor, param, grad, states });
-                    }
-                };
+        match self.tensors.layout {
+            None => {
+                let kinds = self.tensors.kinds();
+                dense(constants, level, self.grad_factor, kinds, &mut Some(self.tensors.whole()));
             }
-            match_types!(&*param, &grad, &states[0], sweep, unreachable!("checked when pushed"));
+            Some(layout) => {
+                let Tensors { param, grad, states, .. } = &mut self.tensors;
+                strided(constants, level, self.grad_factor, param, *grad, states, layout, self.range);
+            }
         }
     }
-    constants.visit(Run(level, factor, param, grad, states));
 }
 
 /// Updates strided tensors: gathers a tile, updates it, scatters it back.
@@ -533,12 +426,13 @@ fn strided(
                     }
                     {
                         let mut kept = 0;
-                        let mut tile_states = s.each_mut().map(|tile| {
+                        let tile_states = s.each_mut().map(|tile| {
                             kept += 1;
                             if states[kept - 1].is_some() { <$s>::wrap_mut(&mut tile[..n]) } else { SliceMut::Absent }
                         });
-                        let mut tile_param = <$p>::wrap_mut(&mut p[..n]);
-                        dense(constants, level, factor, &mut tile_param, <$g>::wrap(&g[..n]), &mut tile_states);
+                        let (param, grad) = (<$p>::wrap_mut(&mut p[..n]), <$g>::wrap(&g[..n]));
+                        let mut tile = Tensors { param, grad, states: tile_states, layout: None };
+                        dense(constants, level, factor, tile.kinds(), &mut Some(tile.whole()));
                     }
                     layout.walk(0, first, n, |i, at| param[at - origins[0]] = p[i]);
                     for (k, state) in states.iter_mut().enumerate() {
@@ -649,13 +543,6 @@ sweeps! {
     sweep1, each1: s0 -> new0; s1, s2;
     sweep2, each2: s0 -> new0, s1 -> new1; s2;
     sweep3, each3: s0 -> new0, s1 -> new1, s2 -> new2; ;
-}
-
-/// Prefetches elements, but no more than a few cache lines of them.
-#[inline]
-fn prefetch_elements<T>(x: &[T], start: usize, len: usize) {
-    let per_line = 64 / size_of::<T>();
-    (0..len.div_ceil(per_line).min(8)).for_each(|line| prefetch(x, start + line * per_line));
 }
 
 /// Prefetches every cache line of a block.

@@ -1,6 +1,7 @@
 //! The rows of a parameter that a sparse gradient names.
 
-use super::{Chunk, Place, Refused, Slice, SliceMut, Step, Tensors, dense, state_count};
+use super::alike::{Source, dense};
+use super::{Chunk, Place, Refused, Slice, Step, Tensors};
 use crate::layout::STREAMS;
 use crate::rules::Constants;
 use crate::simd::Level;
@@ -62,7 +63,7 @@ impl<'a> Step<'a> {
     pub fn push_rows(&mut self, tensors: Tensors<'a>, named: SparseRows<'a>, grad_factor: f64) -> Result<(), Refused> {
         let SparseRows { rows, width, sources, sums } = named;
         let constants = self.constants.len().checked_sub(1).ok_or(Refused::States)?;
-        let states = state_count(&self.constants[constants]);
+        let states = self.states;
         tensors.check_kinds(states)?;
         let same_type = std::mem::discriminant(&sums) == std::mem::discriminant(&tensors.grad);
         if !(sums.is_empty() || same_type) {
@@ -107,6 +108,7 @@ impl<'a> Step<'a> {
             let (tensors, range) = (Tensors { grad, ..tensors }, (0, part.len() * width));
             self.chunks.push(Chunk { tensors, constants: constants as u32, range, rows, grad_factor });
             self.places.push(Place { streams: [0; STREAMS], lines: 0 });
+            self.note(None);
             (rest, start) = (tail, end);
         }
         Ok(())
@@ -116,25 +118,43 @@ impl<'a> Step<'a> {
 impl Chunk<'_> {
     /// Updates some rows of its tensors.
     pub(super) fn run_rows(&mut self, constants: &Constants, own: Rows, list: &RowList<'_>, level: Level) {
-        let Rows { places, base, width, sums } = own;
-        let (rows, sums) = (&list.rows[places.0..places.1], list.sums[sums]);
+        let kinds = self.tensors.kinds();
+        let (rows, sums) = (&list.rows[own.places.0..own.places.1], list.sums[own.sums]);
+        let in_grad = self.tensors.grad.len() / own.width;
+        let mut source = RowSource { tensors: self.tensors.whole(), rows, sums, own, in_grad };
+        dense(constants, level, self.grad_factor, kinds, &mut source);
+    }
+}
+
+/// Rows of a chunk's tensors; those that come next are prefetched.
+struct RowSource<'c> {
+    tensors: Tensors<'c>,
+    /// Row of the parameter, row of the gradient: those that are left.
+    rows: &'c [(usize, usize)],
+    sums: Slice<'c>,
+    own: Rows,
+    /// How many rows the gradient has.
+    in_grad: usize,
+}
+
+impl Source for RowSource<'_> {
+    fn next(&mut self) -> Option<Tensors<'_>> {
+        let Rows { base, width, .. } = self.own;
         let Tensors { param, grad, states, .. } = &mut self.tensors;
-        let in_grad = grad.len() / width;
-        for (i, &(row, source)) in rows.iter().enumerate() {
-            if let Some(&(row, source)) = rows.get(i + ROWS_AHEAD) {
-                let start = (row - base) * width;
-                param.prefetch(start, width);
-                states.iter().for_each(|state| state.prefetch(start, width));
-                grad.prefetch(source * width, width);
-            }
+        if let Some(&(row, source)) = self.rows.get(ROWS_AHEAD) {
             let start = (row - base) * width;
-            let mut states: [SliceMut<'_>; _] = states.each_mut().map(|state| state.part(start, width));
-            let mut param = param.part(start, width);
-            let grad = match source.checked_sub(in_grad) {
-                None => grad.part(source * width, width),
-                Some(beyond) => sums.part(beyond * width, width),
-            };
-            dense(constants, level, self.grad_factor, &mut param, grad, &mut states);
+            param.prefetch(start, width);
+            states.iter().for_each(|state| state.prefetch(start, width));
+            grad.prefetch(source * width, width);
         }
+        let (&(row, source), rest) = self.rows.split_first()?;
+        self.rows = rest;
+        let start = (row - base) * width;
+        let states = states.each_mut().map(|state| state.part(start, width));
+        let grad = match source.checked_sub(self.in_grad) {
+            None => grad.part(source * width, width),
+            Some(beyond) => self.sums.part(beyond * width, width),
+        };
+        Some(Tensors { param: param.part(start, width), grad, states, layout: None })
     }
 }

@@ -1,0 +1,150 @@
+//! Slices of any storage type: what tensors are to the driver.
+
+use crate::element::{Element, bf16, f16};
+use crate::simd::prefetch;
+
+macro_rules! storage {
+    ($($Variant:ident($t:ty)),*) => {
+        /// The elements of a tensor that is read.
+        #[derive(Clone, Copy, Debug)]
+        #[allow(missing_docs)]
+        pub enum Slice<'a> { $($Variant(&'a [$t]),)* }
+
+        /// The elements of a tensor that is read and written.
+        #[derive(Debug, Default)]
+        #[allow(missing_docs)]
+        pub enum SliceMut<'a> {
+            $($Variant(&'a mut [$t]),)*
+            /// No tensor: a state that the rule does not keep.
+            #[default]
+            Absent,
+        }
+
+        impl<'a> Slice<'a> {
+            /// How many elements there are.
+            pub fn len(&self) -> usize {
+                match self { $(Self::$Variant(x) => x.len(),)* }
+            }
+
+            /// Whether there are none.
+            pub fn is_empty(&self) -> bool {
+                self.len() == 0
+            }
+
+            pub(crate) fn address(&self) -> usize {
+                match self { $(Self::$Variant(x) => x.as_ptr() as usize,)* }
+            }
+
+            /// Prefetches some elements, but no more than a few cache lines of them: the rest follows of itself.
+            #[inline]
+            pub(super) fn prefetch(&self, start: usize, len: usize) {
+                match self { $(Self::$Variant(x) => prefetch_elements(x, start, len),)* }
+            }
+
+            /// No elements of the same type.
+            #[inline]
+            pub(super) fn kind(&self) -> Slice<'static> {
+                match self { $(Self::$Variant(_) => Slice::$Variant(&[]),)* }
+            }
+
+            pub(super) fn part(&self, start: usize, len: usize) -> Self {
+                match self { $(Self::$Variant(x) => Self::$Variant(&x[start..start + len]),)* }
+            }
+
+            pub(crate) fn split_at(self, n: usize) -> (Self, Self) {
+                match self { $(Self::$Variant(x) => {
+                    let (a, b) = x.split_at(n);
+                    (Self::$Variant(a), Self::$Variant(b))
+                })* }
+            }
+        }
+
+        impl<'a> SliceMut<'a> {
+            /// How many elements there are; zero for `Absent`.
+            pub fn len(&self) -> usize {
+                match self { $(Self::$Variant(x) => x.len(),)* Self::Absent => 0 }
+            }
+
+            /// Whether there are none.
+            pub fn is_empty(&self) -> bool {
+                self.len() == 0
+            }
+
+            pub(super) fn address(&self) -> usize {
+                match self { $(Self::$Variant(x) => x.as_ptr() as usize,)* Self::Absent => 0 }
+            }
+
+            #[inline]
+            pub(super) fn prefetch(&self, start: usize, len: usize) {
+                match self { $(Self::$Variant(x) => prefetch_elements(x, start, len),)* Self::Absent => {} }
+            }
+
+            /// No elements of the same type.
+            #[inline]
+            pub(super) fn kind(&self) -> SliceMut<'static> {
+                match self { $(Self::$Variant(_) => SliceMut::$Variant(&mut []),)* Self::Absent => SliceMut::Absent }
+            }
+
+            #[inline]
+            pub(super) fn whole(&mut self) -> SliceMut<'_> {
+                match self { $(Self::$Variant(x) => SliceMut::$Variant(x),)* Self::Absent => SliceMut::Absent }
+            }
+
+            pub(super) fn part(&mut self, start: usize, len: usize) -> SliceMut<'_> {
+                match self {
+                    $(Self::$Variant(x) => SliceMut::$Variant(&mut x[start..start + len]),)*
+                    Self::Absent => SliceMut::Absent,
+                }
+            }
+
+            pub(super) fn fill_zero(&mut self) {
+                match self { $(Self::$Variant(x) => x.fill(<$t as Default>::default()),)* Self::Absent => {} }
+            }
+
+            pub(crate) fn split_at(self, n: usize) -> (Self, Self) {
+                match self {
+                    $(Self::$Variant(x) => {
+                        let (a, b) = x.split_at_mut(n);
+                        (Self::$Variant(a), Self::$Variant(b))
+                    })*
+                    Self::Absent => (Self::Absent, Self::Absent),
+                }
+            }
+        }
+
+        $(impl Storage for $t {
+            fn slice<'a>(slice: &Slice<'a>) -> Option<&'a [Self]> {
+                match slice { Slice::$Variant(x) => Some(x), _ => None }
+            }
+            fn slice_mut<'s>(slice: &'s mut SliceMut<'_>) -> Option<&'s mut [Self]> {
+                match slice { SliceMut::$Variant(x) => Some(x), _ => None }
+            }
+            fn shared<'s>(slice: &'s SliceMut<'_>) -> Option<&'s [Self]> {
+                match slice { SliceMut::$Variant(x) => Some(x), _ => None }
+            }
+            fn wrap(x: &[Self]) -> Slice<'_> {
+                Slice::$Variant(x)
+            }
+            fn wrap_mut(x: &mut [Self]) -> SliceMut<'_> {
+                SliceMut::$Variant(x)
+            }
+        })*
+    };
+}
+storage!(F64(f64), F32(f32), F16(f16), Bf16(bf16));
+
+/// An element type together with its variants of [`Slice`] and [`SliceMut`].
+pub(crate) trait Storage: Element {
+    fn slice<'a>(slice: &Slice<'a>) -> Option<&'a [Self]>;
+    fn slice_mut<'s>(slice: &'s mut SliceMut<'_>) -> Option<&'s mut [Self]>;
+    fn shared<'s>(slice: &'s SliceMut<'_>) -> Option<&'s [Self]>;
+    fn wrap(x: &[Self]) -> Slice<'_>;
+    fn wrap_mut(x: &mut [Self]) -> SliceMut<'_>;
+}
+
+/// Prefetches elements, but no more than a few cache lines of them.
+#[inline]
+fn prefetch_elements<T>(x: &[T], start: usize, len: usize) {
+    let per_line = 64 / size_of::<T>();
+    (0..len.div_ceil(per_line).min(8)).for_each(|line| prefetch(x, start + line * per_line));
+}
