@@ -59,21 +59,42 @@ impl Guard<'_, '_> {
                 (Route::Torch(_), _, _) => others.append(item.param.bind(py).getattr(pyo3::intern!(py, "grad"))?)?,
             }
         }
-        // SAFETY: the items keep the tensors alive, and no Python code has run that could change them since they were
-        // described. That nobody writes to gradients during a step is what torch, too, leaves to its callers.
+        if others.is_empty() {
+            // SAFETY: the items keep the tensors alive, and no Python code has run that could change them since they were
+            // described. That nobody writes to gradients during a step is what torch, too, leaves to its callers.
+            return unsafe { self.judge_native(py, gradients) };
+        }
+        // SAFETY: as above.
         let native = unsafe { gradients.norm(py, Order::Two)? };
-        let (norm, value, dtype) = match gradients.dtype() {
-            Some(dtype) if others.is_empty() => (zero_dim(py, native, dtype)?, native, dtype),
-            dtype => {
-                let native = dtype.map(|dtype| zero_dim(py, native, dtype)).transpose()?;
-                let combine = py.import("oxistep._clip")?.getattr("_norm_with")?;
-                let norm = combine.call1((native, &others, items[0].grad.bind(py).getattr("device")?))?;
-                let dtype =
-                    if norm.call_method0("element_size")?.extract::<usize>()? == 8 { DType::F64 } else { DType::F32 };
-                let value = norm.call_method0("item")?.extract()?;
-                (norm, value, dtype)
-            }
-        };
+        let native = gradients.dtype().map(|dtype| zero_dim(py, native, dtype)).transpose()?;
+        let combine = py.import("oxistep._clip")?.getattr("_norm_with")?;
+        let norm = combine.call1((native, &others, items[0].grad.bind(py).getattr("device")?))?;
+        let double = norm.call_method0("element_size")?.extract::<usize>()? == 8;
+        let value = norm.call_method0("item")?.extract()?;
+        let verdict = self.verdict(norm, value, if double { DType::F64 } else { DType::F32 });
+        if verdict.factor != 1.0 {
+            py.import("oxistep._clip")?.getattr("_scale_all")?.call1((others, verdict.factor))?;
+        }
+        Ok(verdict)
+    }
+
+    /// As [`Guard::judge`], where all gradients are native and given.
+    ///
+    /// # Safety
+    /// As for [`Gradients::norm`].
+    pub(crate) unsafe fn judge_native<'py>(
+        &self,
+        py: Python<'py>,
+        gradients: &mut Gradients,
+    ) -> PyResult<Verdict<'py>> {
+        let dtype = gradients.dtype().unwrap_or(DType::F32);
+        // SAFETY: the contract of this function.
+        let value = unsafe { gradients.norm(py, Order::Two)? };
+        Ok(self.verdict(zero_dim(py, value, dtype)?, value, dtype))
+    }
+
+    /// `value` is the norm before it was rounded to its dtype.
+    fn verdict<'py>(&self, norm: Bound<'py, PyAny>, value: f64, dtype: DType) -> Verdict<'py> {
         // not asked of the rounded norm: finite gradients of a half type can have a norm beyond its range
         let skip = self.skip_nonfinite && !value.is_finite();
         let factor = match self.max_grad_norm {
@@ -83,9 +104,6 @@ impl Guard<'_, '_> {
             }
             _ => 1.0,
         };
-        if factor != 1.0 && !others.is_empty() {
-            py.import("oxistep._clip")?.getattr("_scale_all")?.call1((others, factor))?;
-        }
-        Ok(Verdict { norm, skip, factor })
+        Verdict { norm, skip, factor }
     }
 }

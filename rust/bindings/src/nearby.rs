@@ -19,6 +19,8 @@ const TABLE_WORD: usize = 4;
 /// knows of it, where `.grad` is.
 const STORAGE_WORD: usize = 2;
 const AUTOGRAD_WORD: usize = 3;
+/// Its version counter, another object.
+const VERSION_WORD: usize = 5;
 
 /// Where the objects of one parameter lie.
 #[derive(Clone, Copy, Debug, Default)]
@@ -28,6 +30,8 @@ pub(crate) struct Nearby {
     autograd: usize,
     /// The number in a counter, which is read when it is looked up.
     counter: usize,
+    /// The parameter's version counter.
+    version: usize,
     /// The Python object, torch's tensor object and its storage object.
     tensors: [[usize; 3]; TENSORS],
 }
@@ -48,10 +52,11 @@ impl Nearby {
             let Ok(tensor) = cdata else { continue };
             // SAFETY: `_cdata` is the address of torch's tensor object, which has many more words, and which the Python
             // object keeps alive.
-            let (storage, autograd) = unsafe { (word(tensor, STORAGE_WORD), word(tensor, AUTOGRAD_WORD)) };
+            let [storage, autograd, version] =
+                unsafe { [STORAGE_WORD, AUTOGRAD_WORD, VERSION_WORD].map(|index| word(tensor, index)) };
             *place = [object.as_ptr() as usize, tensor, storage];
             if i == 0 {
-                nearby.autograd = autograd;
+                (nearby.autograd, nearby.version) = (autograd, version);
             }
             if memory.len == 1 {
                 nearby.counter = memory.interval().0;
@@ -60,7 +65,14 @@ impl Nearby {
         nearby
     }
 
-    /// Asks for all of it to be brought near.
+    /// What counting the parameter's version touches.
+    #[inline]
+    pub(crate) fn version(&self) -> [usize; 3] {
+        let [object, tensor, _] = self.tensors[0];
+        [object, tensor + size_of::<usize>() * VERSION_WORD, self.version]
+    }
+
+    /// Asks for all that looking the parameter up touches to be brought near.
     #[inline]
     pub(crate) fn prefetch(&self) {
         let [entry, table] = self.entry;

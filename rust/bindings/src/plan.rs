@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 mod steady;
+mod versions;
 
 use oxistep_kernels::overlap::Written;
 use oxistep_kernels::simd::Level;
@@ -25,10 +26,11 @@ use crate::group::{Group, Keys};
 use crate::guard::Guard;
 use crate::item::{Item, Look, Reason, Route};
 use crate::nearby::Nearby;
-use crate::state_map::StateMap;
+use crate::state_map::{Place, StateMap};
 use crate::tensors::Torch;
 use crate::threads::with_pool;
 use steady::{Attempt, Steady};
+use versions::Versions;
 
 /// How many items ahead is prefetched what the last step touched.
 const ITEMS_AHEAD: usize = 3;
@@ -41,7 +43,7 @@ pub(crate) struct Plan {
     state_map: StateMap,
     items: Vec<Item>,
     /// Where in `optimizer.state` each item was found.
-    places: Vec<u32>,
+    places: Vec<Place>,
     rules: Vec<(AnyRule, f64)>,
     /// The scalar states after the step, item by item.
     advanced: Vec<Scalars>,
@@ -53,8 +55,8 @@ pub(crate) struct Plan {
     step: Option<Step<'static>>,
     gradients: Gradients,
     steady: Steady,
-    /// The native parameters of the last step, as a list for torch.
-    bumped: Option<Py<PyList>>,
+    /// The native parameters of the last step.
+    versions: Option<Versions>,
     /// The addresses of their states' objects, as one number: another number, other objects.
     known_states: usize,
     /// Whether one of all these was made in inference mode.
@@ -103,7 +105,7 @@ impl Plan {
             step: Some(Step::default()),
             gradients: Gradients::default(),
             steady: Steady::default(),
-            bumped: None,
+            versions: None,
             known_states: 0,
             holds_inference_tensor: false,
             measuring: false,
@@ -153,11 +155,11 @@ impl Plan {
     // A parameter may lead back to its optimizer (through a hook, say): Python's collector must see the way.
     #[expect(clippy::needless_pass_by_value, reason = "the signature is PyO3's")]
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.bumped)
+        self.versions.as_ref().map_or(Ok(()), |versions| versions.visit(&visit))
     }
 
     fn __clear__(&mut self) {
-        self.bumped = None;
+        self.versions = None;
     }
 }
 
@@ -170,9 +172,12 @@ impl Plan {
         let py = optimizer.py();
         let rests = CollectorRests::new(py);
         self.measuring = guard.measures();
-        let plain = !guard.measures() && guard.unscale.is_none();
-        let rests = match if plain { self.take_steady_step(optimizer, rests)? } else { Attempt::Failed(rests) } {
-            Attempt::Done => return Ok(None),
+        let attempt = match guard.unscale {
+            None => self.take_steady_step(optimizer, guard, rests)?,
+            Some(_) => Attempt::Failed(rests),
+        };
+        let rests = match attempt {
+            Attempt::Done(norm) => return Ok(norm),
             Attempt::Failed(rests) => rests,
         };
         self.survey(optimizer, true)?;
@@ -226,9 +231,9 @@ impl Plan {
         if self.items.is_empty() {
             return Ok(());
         }
-        let params = self.params(py)?;
+        self.settle_versions(py)?;
         self.check_inference_mode(py)?;
-        modules(py)?.increment_version.call1(py, (params,))?;
+        self.count_versions(py)?;
         if self.items.iter().any(|item| item.fresh.is_some()) {
             // Making and storing states runs Python code, which could have changed tensors described before it.
             self.store_fresh_states(optimizer)?;
@@ -391,30 +396,25 @@ impl Plan {
         Ok(())
     }
 
-    /// The native parameters as a list; the one of the last step if it still holds.
-    fn params<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+    /// Notes the native parameters, unless they and their states are those of the last step.
+    fn settle_versions(&mut self, py: Python<'_>) -> PyResult<()> {
         let states = self.items.iter().flat_map(Item::state_addresses);
         let states = states.fold(0_usize, |sum, address| sum.rotate_left(5).wrapping_add(address));
         let known_states = std::mem::replace(&mut self.known_states, states);
-        if let Some(list) = &self.bumped {
-            let list = list.bind(py);
-            if !self.check_always
-                && known_states == states
-                && list.len() == self.items.len()
-                && list.iter().zip(&self.items).all(|(p, item)| p.is(&item.param))
-            {
-                if modules(py)?.torch.tells_storages() {
-                    self.check_storages(py)?;
-                }
-                return Ok(list.clone());
-            }
+        let known = self.versions.as_ref().is_some_and(|versions| versions.are_of(py, &self.items));
+        if !self.check_always && known && known_states == states {
+            return if modules(py)?.torch.tells_storages() { self.check_storages(py) } else { Ok(()) };
         }
-        let list = PyList::new(py, self.items.iter().map(|item| item.param.bind(py)))?;
+        let versions = Versions::of(py, &self.items)?;
         self.check_storages(py)?;
         self.nearby = self.items.iter().map(|item| item.nearby(py)).collect();
         self.holds_inference_tensor = self.find_inference_tensor(py)?;
-        self.bumped = Some(list.clone().unbind());
-        Ok(list)
+        self.versions = Some(versions);
+        Ok(())
+    }
+
+    fn count_versions(&self, py: Python<'_>) -> PyResult<()> {
+        self.versions.as_ref().map_or(Ok(()), |versions| versions.count(py, &self.nearby))
     }
 
     /// Whether a tensor that is to be written natively was made in inference mode.

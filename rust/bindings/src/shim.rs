@@ -8,6 +8,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{c_int, c_void};
+use std::marker::PhantomData;
 
 use pyo3::prelude::*;
 use pyo3::types::PyType;
@@ -16,6 +17,25 @@ use crate::dlpack;
 use crate::threads::torch_library;
 
 type Ask<T> = unsafe extern "C" fn(*const c_void, *mut T) -> c_int;
+
+/// The address of an `at::Tensor` of which the tensor lives.
+#[derive(Clone, Copy)]
+pub(crate) struct TensorRef<'t> {
+    address: *const c_void,
+    lives: PhantomData<&'t ()>,
+}
+
+impl TensorRef<'_> {
+    /// # Safety
+    /// An `at::Tensor` lies at the address, and lives that long.
+    pub(crate) unsafe fn new(address: *const c_void) -> Self {
+        Self { address, lives: PhantomData }
+    }
+
+    pub(crate) fn address(self) -> *const c_void {
+        self.address
+    }
+}
 
 /// The functions, and where in a Python tensor they find theirs.
 pub(crate) struct Shim {
@@ -86,48 +106,59 @@ impl Shim {
     /// What the functions say of an object whose class is exactly Tensor or Parameter.
     #[inline(always)]
     pub(crate) fn describe(&self, object: &Bound<'_, PyAny>) -> Answer {
-        // SAFETY: `find_offset` has found an `at::Tensor` at this offset in objects of the class. Each function writes one
-        // value of the type in its signature to the local that the pointer names, or fails. Sizes and strides lie
-        // inside the tensor.
+        let tensor = self.tensor_in(object).address;
+        // SAFETY: each function writes one value of the type in its signature to the local that the pointer names, or fails.
         unsafe {
-            let tensor = object.as_ptr().cast::<u8>().add(self.offset).cast::<c_void>().cast_const();
-            let (mut has_storage, mut layout, mut device, mut dtype) = (false, -1, -1, -1);
-            let (mut data, mut dim) = (std::ptr::null_mut(), 0);
-            let (mut sizes, mut strides) = (std::ptr::null(), std::ptr::null());
-            let failed = (self.has_storage)(tensor, &raw mut has_storage)
-                | (self.layout)(tensor, &raw mut layout)
-                | (self.device)(tensor, &raw mut device)
-                | (self.dtype)(tensor, &raw mut dtype);
+            let (mut has_storage, mut layout) = (false, -1);
+            let failed = (self.has_storage)(tensor, &raw mut has_storage) | (self.layout)(tensor, &raw mut layout);
             if failed == 0 && !has_storage {
                 return Answer::NoMemory;
             }
-            if failed != 0 || layout != self.strided || device != self.cpu {
+            if failed != 0 || layout != self.strided {
                 return Answer::Unknown;
             }
-            let Some(&(_, dtype)) = self.dtypes.iter().find(|(known, _)| *known == dtype) else {
-                return Answer::Unknown;
-            };
+        }
+        self.describe_strided(self.tensor_in(object)).map_or(Answer::Unknown, Answer::Tensor)
+    }
+
+    /// The tensor inside an object whose class is exactly Tensor or Parameter.
+    #[inline(always)]
+    pub(crate) fn tensor_in<'t>(&self, object: &'t Bound<'_, PyAny>) -> TensorRef<'t> {
+        // SAFETY: `find_offset` has found an `at::Tensor` at this offset in objects of the class.
+        unsafe { TensorRef::new(object.as_ptr().cast::<u8>().add(self.offset).cast()) }
+    }
+
+    /// What the functions say of a tensor that most likely is strided and on the CPU. (Of another one they fail to tell
+    /// strides or memory, which takes its time.)
+    #[inline(always)]
+    pub(crate) fn describe_strided(&self, tensor: TensorRef<'_>) -> Option<dlpack::Tensor> {
+        let tensor = tensor.address;
+        // SAFETY: as in `describe`. Sizes and strides lie inside the tensor.
+        unsafe {
+            let (mut device, mut dtype, mut dim, mut data) = (-1, -1, 0, std::ptr::null_mut());
+            let (mut sizes, mut strides) = (std::ptr::null(), std::ptr::null());
+            let failed = (self.device)(tensor, &raw mut device) | (self.dtype)(tensor, &raw mut dtype);
+            if failed != 0 || device != self.cpu {
+                return None;
+            }
+            let &(_, dtype) = self.dtypes.iter().find(|(known, _)| *known == dtype)?;
             let failed = (self.dim)(tensor, &raw mut dim)
                 | (self.sizes)(tensor, &raw mut sizes)
                 | (self.strides)(tensor, &raw mut strides)
                 | (self.data)(tensor, &raw mut data);
-            if failed != 0 {
-                return Answer::Unknown;
-            }
             let device = dlpack::Device { kind: dlpack::DEVICE_CPU, id: 0 };
             let ndim = dim as i32;
-            Answer::Tensor(dlpack::Tensor { data, device, ndim, dtype, shape: sizes, strides, byte_offset: 0 })
+            let tensor = dlpack::Tensor { data, device, ndim, dtype, shape: sizes, strides, byte_offset: 0 };
+            (failed == 0).then_some(tensor)
         }
     }
-}
 
-impl Shim {
     /// Where in its storage, in elements, a tensor with plain memory begins, and how many bytes the storage has.
     #[inline(always)]
-    pub(crate) fn storage(&self, object: &Bound<'_, PyAny>) -> Option<(usize, usize)> {
+    pub(crate) fn storage(&self, tensor: TensorRef<'_>) -> Option<(usize, usize)> {
+        let tensor = tensor.address;
         // SAFETY: as in `describe`.
         unsafe {
-            let tensor = object.as_ptr().cast::<u8>().add(self.offset).cast::<c_void>().cast_const();
             let (mut offset, mut bytes) = (0, 0);
             let failed = (self.storage_offset)(tensor, &raw mut offset) | (self.storage_bytes)(tensor, &raw mut bytes);
             if failed != 0 { None } else { Some((usize::try_from(offset).ok()?, usize::try_from(bytes).ok()?)) }

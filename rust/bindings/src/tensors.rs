@@ -12,7 +12,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyCapsuleMethods, PyString, PyType};
 
 use crate::dlpack;
-use crate::shim::{Answer, Shim};
+use crate::gradient::{CppGrads, GradAttribute};
+use crate::shim::{Answer, Shim, TensorRef};
 
 /// Storage types of tensors that kernels can read or write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,6 +175,14 @@ impl Described<'_> {
     pub(crate) fn is_inside_storage(&self) -> bool {
         self.inside.is_none_or(|(inside, _)| inside)
     }
+
+    /// Whether it could be a lazily negated or conjugated view.
+    #[inline]
+    fn may_be_lazy(&self) -> bool {
+        let Memory { len, complex, .. } = self.memory;
+        let whole = self.inside.map_or(len != 1, |(_, whole)| whole);
+        !whole || !self.is_dense || complex
+    }
 }
 
 impl Memory {
@@ -278,6 +287,9 @@ pub(crate) struct Torch {
     parameter: Py<PyType>,
     describe: dlpack::DescribeFn,
     shim: Option<Shim>,
+    grad: Option<GradAttribute>,
+    cpp_grads: Option<CppGrads>,
+    function_modes: Py<PyAny>,
 }
 
 impl Torch {
@@ -304,13 +316,26 @@ impl Torch {
         };
         let shim = Shim::new(&torch, &tensor);
         let describe = describe.ok_or_else(too_old)?;
-        Ok(Self { tensor: tensor.unbind(), parameter: parameter.unbind(), describe, shim })
+        let grad = GradAttribute::new(&parameter);
+        let cpp_grads = shim.as_ref().and_then(|shim| CppGrads::new(&torch, shim));
+        let function_modes = torch.getattr("_C")?.getattr("_len_torch_function_stack")?.unbind();
+        let (tensor, parameter) = (tensor.unbind(), parameter.unbind());
+        Ok(Self { tensor, parameter, describe, shim, grad, cpp_grads, function_modes })
     }
 
     /// Whether the class is exactly Tensor or Parameter: subclasses may keep their elements elsewhere.
     pub(crate) fn is_plain(&self, object: &Bound<'_, PyAny>) -> bool {
-        let class = object.get_type_ptr();
+        self.is_plain_class(object.get_type_ptr())
+    }
+
+    fn is_plain_class(&self, class: *mut pyo3::ffi::PyTypeObject) -> bool {
         class == self.tensor.as_ptr().cast() || class == self.parameter.as_ptr().cast()
+    }
+
+    /// What reads `.grad` of plain tensors without running Python code; `None` while something might be in its way.
+    pub(crate) fn grad_attribute(&self, py: Python<'_>) -> PyResult<Option<&GradAttribute>> {
+        let no_mode = self.function_modes.call0(py)?.extract::<usize>(py)? == 0;
+        Ok(self.grad.as_ref().filter(|grad| no_mode && grad.holds(self.parameter.bind(py))))
     }
 
     /// Describes a tensor, or says why it is left to torch. Changes nothing. The description borrows from the object,
@@ -318,14 +343,37 @@ impl Torch {
     #[inline(always)]
     pub(crate) fn describe<'t>(&self, object: &'t Bound<'_, PyAny>) -> Result<Described<'t>, Unfit> {
         let mut described = self.describe_values(object)?;
-        described.inside = self.inside(object, &described.memory);
+        described.inside = self.shim.as_ref().and_then(|shim| inside(shim, shim.tensor_in(object), &described.memory));
         // A lazily negated real tensor is a view of the imaginary parts of a conjugated one, so not all of its storage.
         // Asking costs a call: only those are asked that could be one. (Where the storage is not known, dense tensors of
         // several elements are taken for what they seem.)
-        let Memory { len, complex, .. } = described.memory;
-        let whole = described.inside.map_or(len != 1, |(_, whole)| whole);
-        let suspicious = !whole || !described.is_dense || complex;
-        if suspicious && is_lazy(object, complex) { Err(Unfit::Lazy) } else { Ok(described) }
+        let suspicious = described.may_be_lazy();
+        if suspicious && is_lazy(object, described.memory.complex) { Err(Unfit::Lazy) } else { Ok(described) }
+    }
+
+    /// As [`Torch::describe`], for what was a plain tensor on the CPU at the last step and most likely still is.
+    #[inline(always)]
+    pub(crate) fn describe_known<'t>(&self, object: &'t Bound<'_, PyAny>) -> Option<Described<'t>> {
+        if !self.is_plain(object) {
+            return None;
+        }
+        let Some(shim) = &self.shim else { return self.describe(object).ok() };
+        let described = known(shim, shim.tensor_in(object))?;
+        let lazy = described.may_be_lazy() && is_lazy(object, described.memory.complex);
+        if lazy { None } else { Some(described) }
+    }
+
+    /// The gradient of a plain tensor, without a Python object being made for it or referred to; `Err` if that cannot be, or
+    /// more has to be asked.
+    #[inline(always)]
+    pub(crate) fn describe_grad<'t>(&self, param: &'t Bound<'_, PyAny>) -> Result<Option<Described<'t>>, ()> {
+        let Some((shim, grads)) = self.shim.as_ref().zip(self.cpp_grads.as_ref()) else { return Err(()) };
+        let Some(grad) = grads.of(shim.tensor_in(param)) else { return Ok(None) };
+        let class = grads.class(grad);
+        if !(class.is_null() || self.is_plain_class(class)) {
+            return Err(());
+        }
+        known(shim, grad).filter(|described| !described.may_be_lazy()).map(Some).ok_or(())
     }
 
     /// The elements of a contiguous matrix of int64 on the CPU, such as the indices of a sparse tensor, copied, with the
@@ -389,65 +437,74 @@ impl Torch {
 
     /// Whether a tensor lies inside its storage, where that is known.
     pub(crate) fn is_inside_storage(&self, object: &Bound<'_, PyAny>, memory: &Memory) -> Option<bool> {
-        self.inside(object, memory).map(|(inside, _)| inside)
-    }
-
-    /// Where its storage is known: whether a tensor with this memory lies inside it, and whether it is all of it.
-    #[inline(always)]
-    fn inside(&self, object: &Bound<'_, PyAny>, memory: &Memory) -> Option<(bool, bool)> {
-        let (offset, bytes) = self.shim.as_ref()?.storage(object)?;
-        let reals = if memory.complex { 2 } else { 1 };
-        let end = (offset * reals + memory.extent) * memory.dtype.size();
-        Some((end <= bytes || memory.extent == 0, offset == 0 && end == bytes))
+        let shim = self.shim.as_ref()?;
+        inside(shim, shim.tensor_in(object), memory).map(|(inside, _)| inside)
     }
 
     /// Describes a counter: as [`Torch::describe`], without asking whether it is lazily negated.
     #[inline(always)]
     pub(crate) fn describe_values<'t>(&self, object: &'t Bound<'_, PyAny>) -> Result<Described<'t>, Unfit> {
-        let tensor = self.raw(object)?;
-        if tensor.device.kind != dlpack::DEVICE_CPU {
-            return Err(Unfit::Device);
-        }
-        let (dtype, complex) = match (tensor.dtype.code, tensor.dtype.bits, tensor.dtype.lanes) {
-            (2, 32, 1) => (DType::F32, false),
-            (2, 64, 1) => (DType::F64, false),
-            (2, 16, 1) => (DType::F16, false),
-            (4, 16, 1) => (DType::Bf16, false),
-            (5, 64, 1) => (DType::F32, true),
-            (5, 128, 1) => (DType::F64, true),
-            _ => return Err(Unfit::DType),
-        };
-        let ndim = tensor.ndim as usize;
-        let shape = if ndim == 0 {
-            Shape { sizes: &[], strides: &[] }
-        } else {
-            // SAFETY: the description points at `ndim` sizes and strides inside the tensor, which the borrow of its
-            // object keeps alive.
-            unsafe {
-                Shape {
-                    sizes: std::slice::from_raw_parts(tensor.shape, ndim),
-                    strides: std::slice::from_raw_parts(tensor.strides, ndim),
-                }
-            }
-        };
-        let data = tensor.data.cast::<u8>().wrapping_add(tensor.byte_offset as usize);
-        let is_dense = shape.is_dense();
-        let reals = if complex { 2 } else { 1 };
-        let len = shape.sizes.iter().product::<i64>() as usize * reals;
-        let extent = if is_dense { len } else { shape.extent() * reals };
-        if len > 0 && data.is_null() {
-            return Err(Unfit::NoMemory);
-        }
-        if !(data as usize).is_multiple_of(dtype.size()) {
-            return Err(Unfit::Misaligned);
-        }
-        Ok(Described {
-            memory: Memory { data: data.cast(), dtype, complex, len, extent },
-            shape,
-            is_dense,
-            inside: None,
-        })
+        understood(self.raw(object)?)
     }
+}
+
+/// Describes a tensor that most likely is strided, and tells where it lies in its storage.
+#[inline(always)]
+fn known<'t>(shim: &Shim, tensor: TensorRef<'t>) -> Option<Described<'t>> {
+    let mut described = understood(shim.describe_strided(tensor)?).ok()?;
+    described.inside = Some(inside(shim, tensor, &described.memory)?);
+    Some(described)
+}
+
+/// Whether a tensor with this memory lies inside its storage, and whether it is all of it; `None` where that is not known.
+#[inline(always)]
+fn inside(shim: &Shim, tensor: TensorRef<'_>, memory: &Memory) -> Option<(bool, bool)> {
+    let (offset, bytes) = shim.storage(tensor)?;
+    let reals = if memory.complex { 2 } else { 1 };
+    let end = (offset * reals + memory.extent) * memory.dtype.size();
+    Some((end <= bytes || memory.extent == 0, offset == 0 && end == bytes))
+}
+
+/// What torch said of a tensor, checked. Its sizes and strides lie inside the tensor, which the caller keeps alive for all of
+/// `'t`.
+#[inline(always)]
+fn understood<'t>(tensor: dlpack::Tensor) -> Result<Described<'t>, Unfit> {
+    if tensor.device.kind != dlpack::DEVICE_CPU {
+        return Err(Unfit::Device);
+    }
+    let (dtype, complex) = match (tensor.dtype.code, tensor.dtype.bits, tensor.dtype.lanes) {
+        (2, 32, 1) => (DType::F32, false),
+        (2, 64, 1) => (DType::F64, false),
+        (2, 16, 1) => (DType::F16, false),
+        (4, 16, 1) => (DType::Bf16, false),
+        (5, 64, 1) => (DType::F32, true),
+        (5, 128, 1) => (DType::F64, true),
+        _ => return Err(Unfit::DType),
+    };
+    let ndim = tensor.ndim as usize;
+    let shape = if ndim == 0 {
+        Shape { sizes: &[], strides: &[] }
+    } else {
+        // SAFETY: the description points at `ndim` sizes and strides inside the tensor, which the caller keeps alive.
+        unsafe {
+            Shape {
+                sizes: std::slice::from_raw_parts(tensor.shape, ndim),
+                strides: std::slice::from_raw_parts(tensor.strides, ndim),
+            }
+        }
+    };
+    let data = tensor.data.cast::<u8>().wrapping_add(tensor.byte_offset as usize);
+    let is_dense = shape.is_dense();
+    let reals = if complex { 2 } else { 1 };
+    let len = shape.sizes.iter().product::<i64>() as usize * reals;
+    let extent = if is_dense { len } else { shape.extent() * reals };
+    if len > 0 && data.is_null() {
+        return Err(Unfit::NoMemory);
+    }
+    if !(data as usize).is_multiple_of(dtype.size()) {
+        return Err(Unfit::Misaligned);
+    }
+    Ok(Described { memory: Memory { data: data.cast(), dtype, complex, len, extent }, shape, is_dense, inside: None })
 }
 
 /// Whether the elements stand for their negatives or conjugates.

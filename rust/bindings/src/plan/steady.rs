@@ -4,10 +4,15 @@
 //! Everything is read afresh and checked as in the general step, in one pass that leaves ready-made chunks. Whatever is
 //! out of the ordinary ends it before the first write, and the general step decides. Many small tensors cost what is
 //! touched for each of them: this is where that is kept low.
+//!
+//! From the moment the parameters' lists are read no Python code runs, and no other thread runs any, until the interpreter
+//! is released for a large step or for making the norm's tensor. So objects are borrowed from the lists and dicts that hold
+//! them; `held` keeps what the step uses alive where the interpreter is released.
 #![allow(unsafe_code)]
 
 use oxistep_kernels::simd::Level;
-use oxistep_kernels::{MAX_SCALARS, Precision, Scalars, Step, Tensors, driver};
+use oxistep_kernels::{MAX_SCALARS, MAX_STATES, Precision, Scalars, Step, Tensors, driver};
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
@@ -15,9 +20,11 @@ use super::{ITEMS_AHEAD, Plan, modules, read_rule};
 use crate::collector::CollectorRests;
 use crate::error::panicked;
 use crate::factored::Whole;
-use crate::group::Group;
-use crate::item::{Route, served};
-use crate::tensors::{DType, Memory};
+use crate::group::{Group, Keys};
+use crate::guard::Guard;
+use crate::item::{Item, Route, served};
+use crate::state_map::{entry_at, values_under};
+use crate::tensors::{DType, Described, Memory, Torch};
 use crate::threads::with_pool;
 
 /// How many steps in a row may begin as steady ones and turn out not to be, before it is tried but once in a while.
@@ -37,16 +44,19 @@ pub(super) struct Steady {
     objects: Vec<usize>,
     /// How many of them this step has met.
     met: usize,
-    /// Keeps alive what the step uses, whatever other threads do: gradients and states. (`bumped` holds the parameters.)
+    /// Gradients and states of this step are held.
+    holding: bool,
+    /// Keeps alive what the step uses, whatever other threads do: gradients and states. (`versions` holds the parameters.)
     held: Vec<Py<PyAny>>,
     /// Counters with their values after the step.
     counters: Vec<(Memory, f64)>,
 }
 
 impl Steady {
-    fn begin(&mut self) {
+    fn begin(&mut self, holding: bool) {
         self.ready = false;
         self.met = 0;
+        self.holding = holding;
         self.held.clear();
         self.counters.clear();
     }
@@ -56,11 +66,18 @@ impl Steady {
         self.met += 1;
         self.objects.get(self.met - 1) == Some(&(object.as_ptr() as usize))
     }
+
+    fn hold(&mut self, object: &Bound<'_, PyAny>) {
+        if self.holding {
+            self.held.push(object.clone().unbind());
+        }
+    }
 }
 
 /// How trying a steady step ended.
 pub(super) enum Attempt<'py> {
-    Done,
+    /// With the norm of all gradients, if it was asked for.
+    Done(Option<Bound<'py, PyAny>>),
     /// It is none; nothing was written. The collector still rests.
     Failed(CollectorRests<'py>),
 }
@@ -70,22 +87,24 @@ impl Plan {
     pub(super) fn take_steady_step<'py>(
         &mut self,
         optimizer: &Bound<'py, PyAny>,
+        guard: &Guard<'_, '_>,
         rests: CollectorRests<'py>,
     ) -> PyResult<Attempt<'py>> {
         if !self.steady.ready {
             return Ok(Attempt::Failed(rests));
         }
         self.forget();
-        self.steady.begin();
+        self.steady.begin(self.steady.large || guard.measures());
+        self.gradients.clear();
         let mut step = self.step.take().unwrap_or_default();
         let gathered = self.gather(optimizer, &mut step);
         let done = match gathered {
             Ok(true) => {
                 // until a step ends well, the next one is not tried in this way
-                let written = self.write_steady(optimizer.py(), &mut step, rests);
+                let written = self.write_steady(optimizer.py(), guard, &mut step, rests);
                 self.steady.ready = written.is_ok();
                 self.steady.failures = 0;
-                written.map(|()| Attempt::Done)
+                written.map(Attempt::Done)
             }
             Ok(false) => {
                 self.steady.failures += 1;
@@ -101,7 +120,7 @@ impl Plan {
 
     /// After a general step: whether the next one may be steady.
     pub(super) fn expect_steady(&mut self, elements: usize) {
-        let plain = |item: &crate::item::Item| {
+        let plain = |item: &Item| {
             item.route == Route::Native
                 && item.whole == Whole::No
                 && item.layout.is_none()
@@ -109,7 +128,7 @@ impl Plan {
                 && item.python_counter.is_none()
         };
         self.steady.objects.clear();
-        self.steady.objects.extend(self.items.iter().flat_map(crate::item::Item::state_addresses));
+        self.steady.objects.extend(self.items.iter().flat_map(Item::state_addresses));
         self.steady.large = elements >= driver::SERIAL;
         self.steady.general += 1;
         self.steady.ready = (self.steady.failures < PATIENCE || self.steady.general.is_multiple_of(64))
@@ -122,13 +141,13 @@ impl Plan {
     /// Looks up, checks and pushes everything; `false` as soon as something is not as it was.
     fn gather(&mut self, optimizer: &Bound<'_, PyAny>, step: &mut Step<'static>) -> PyResult<bool> {
         let py = optimizer.py();
-        let Some(bumped) = self.bumped.as_ref().map(|list| list.bind(py).clone()) else { return Ok(false) };
+        let Some(parameters) = self.versions.as_ref().map(|versions| versions.len()) else { return Ok(false) };
         let groups = optimizer.getattr(pyo3::intern!(py, "param_groups"))?;
         let state = optimizer.getattr(pyo3::intern!(py, "state"))?;
         let Ok(state) = state.cast::<PyDict>() else { return Ok(false) };
         let Ok(groups) = groups.cast::<PyList>() else { return Ok(false) };
         let torch = &modules(py)?.torch;
-        self.state_map.read(state);
+        let Some(grad) = torch.grad_attribute(py)? else { return Ok(false) };
         self.written.begin();
         let mut k = 0;
         for values in groups {
@@ -140,45 +159,57 @@ impl Plan {
             if group.foreign {
                 return Ok(false);
             }
-            let one = One { rule, factor, single_lr: group.single_lr };
-            let mut last = None;
-            for param in params {
+            let single_lr = group.single_lr;
+            let mut one = One { rule, factor, single_lr, names: Names::of(py, &rule, &mut self.keys), last: None };
+            for i in 0..params.len() {
+                // SAFETY: the index is below the list's length. The item is borrowed from the list, which is not changed
+                // while it is used: no Python code runs.
+                let param = unsafe { Borrowed::from_ptr(py, ffi::PyList_GetItem(params.as_ptr(), i as isize)) };
                 if !torch.is_plain(&param) {
                     return Ok(false);
                 }
-                let grad = param.getattr(pyo3::intern!(py, "grad"))?;
-                if grad.is_none() {
-                    continue;
-                }
+                let held;
+                let described = if self.steady.holding { Err(()) } else { torch.describe_grad(&param) };
+                let (grad, g) = match described {
+                    Ok(None) => continue,
+                    Ok(Some(described)) => (None, described),
+                    Err(()) => {
+                        held = grad.of(&param)?;
+                        if held.is_none() {
+                            continue;
+                        }
+                        let Some(described) = torch.describe_known(&held) else { return Ok(false) };
+                        (Some(&held), described)
+                    }
+                };
                 if let Some(nearby) = self.nearby.get(k + ITEMS_AHEAD) {
                     nearby.prefetch();
                 }
-                let known = bumped.get_item(k).is_ok_and(|known| known.is(&param));
-                if !known || !self.gather_one(&one, k, &param, grad, step, &mut last)? {
+                let known = self.versions.as_ref().is_some_and(|versions| versions.holds(k, &param));
+                if !known || !self.gather_one(torch, &mut one, k, state, &param, (grad, g), step)? {
                     return Ok(false);
                 }
                 k += 1;
             }
         }
-        Ok(k == bumped.len() && self.written.is_complete() && (self.steady.large || step.elements() < driver::SERIAL))
+        Ok(k == parameters && self.written.is_complete() && (self.steady.large || step.elements() < driver::SERIAL))
     }
 
     #[inline]
     fn gather_one(
         &mut self,
-        one: &One,
+        torch: &Torch,
+        one: &mut One,
         k: usize,
+        state: &Bound<'_, PyDict>,
         param: &Bound<'_, PyAny>,
-        grad: Bound<'_, PyAny>,
+        (grad, g): (Option<&Bound<'_, PyAny>>, Described<'_>),
         step: &mut Step<'static>,
-        last: &mut Option<(Scalars, DType, Scalars)>,
     ) -> PyResult<bool> {
-        let py = param.py();
-        let torch = &modules(py)?.torch;
-        let (names, scalar_names) = (one.rule.states(), one.rule.scalars());
-        let entry = self.places.get(k).and_then(|&place| self.state_map.at(py, place as usize, param));
-        let (Ok(p), Ok(g)) = (torch.describe(param), torch.describe(&grad)) else { return Ok(false) };
-        let alike = |d: &crate::tensors::Described<'_>| {
+        let py = state.py();
+        let names = &one.names;
+        let Some(p) = torch.describe_known(param) else { return Ok(false) };
+        let alike = |d: &Described<'_>| {
             d.is_dense
                 && d.is_inside_storage()
                 && d.memory.complex == p.memory.complex
@@ -193,25 +224,33 @@ impl Plan {
         }
         let mut tensors = Tensors {
             // SAFETY: described just now. No Python code of this thread runs until the step is done: the collector rests,
-            // and what is asked here is asked of Python's own numbers and of plain tensors. Other threads may run where
-            // torch releases the interpreter; `held` keeps alive what they drop, and that they do not resize tensors of a
-            // step under way is what torch, too, leaves to its callers. The range is the one that the general step found
-            // to overlap nothing else that is written (the step is run only if that holds for all), and the gradient
-            // meets none of those.
+            // and what is asked here is asked of Python's own numbers and of plain tensors. Where other threads may run,
+            // `held` keeps alive what they drop, and that they do not resize tensors of a step under way is what torch, too,
+            // leaves to its callers. The range is the one that the general step found to overlap nothing else that is
+            // written (the step is run only if that holds for all), and the gradient meets none of those.
             param: unsafe { p.memory.slice_mut() },
             // SAFETY: as above.
             grad: unsafe { g.memory.slice() },
             states: Default::default(),
             layout: None,
         };
+        let mut objects = [std::ptr::null_mut(); MAX_STATES + MAX_SCALARS];
+        if names.count() > 0 {
+            let Some(&place) = self.places.get(k) else { return Ok(false) };
+            // SAFETY: no Python code runs, so nobody changes the dicts while what they hold is used. The names are strings.
+            unsafe {
+                let Some(entry) = entry_at(state, place, param) else { return Ok(false) };
+                objects = values_under(entry, names.all());
+            }
+        }
         let mut states_dtype = None;
-        for (name, slot) in names.iter().zip(&mut tensors.states) {
-            let Some(entry) = &entry else { return Ok(false) };
-            let Some(object) = entry.get_item(self.keys.get(py, name))? else { return Ok(false) };
+        for (&object, slot) in objects[..names.states].iter().zip(&mut tensors.states) {
+            // SAFETY: null, or borrowed from the dict, as above.
+            let Some(object) = (unsafe { Borrowed::from_ptr_or_opt(py, object) }) else { return Ok(false) };
             if !self.steady.is_next(&object) {
                 return Ok(false);
             }
-            let Ok(state) = torch.describe(&object) else { return Ok(false) };
+            let Some(state) = torch.describe_known(&object) else { return Ok(false) };
             let dtype = state.memory.dtype;
             if !alike(&state)
                 || *states_dtype.get_or_insert(dtype) != dtype
@@ -221,7 +260,7 @@ impl Plan {
             }
             // SAFETY: as above.
             *slot = unsafe { state.memory.slice_mut() };
-            self.steady.held.push(object.unbind());
+            self.steady.hold(&object);
         }
         if !served(p.memory.dtype, g.memory.dtype, states_dtype) || (one.single_lr && p.memory.dtype == DType::F64) {
             return Ok(false);
@@ -230,9 +269,9 @@ impl Plan {
         let mut values = [0.0; MAX_SCALARS];
         let mut precisions = [Precision::F64; MAX_SCALARS];
         let first_counter = self.steady.counters.len();
-        for (i, name) in scalar_names.iter().enumerate() {
-            let Some(entry) = &entry else { return Ok(false) };
-            let Some(object) = entry.get_item(self.keys.get(py, name))? else { return Ok(false) };
+        for (i, &object) in objects[names.states..names.count()].iter().enumerate() {
+            // SAFETY: null, or borrowed from the dict, as above.
+            let Some(object) = (unsafe { Borrowed::from_ptr_or_opt(py, object) }) else { return Ok(false) };
             if !self.steady.is_next(&object) {
                 return Ok(false);
             }
@@ -244,38 +283,55 @@ impl Plan {
             }
             (values[i], precisions[i]) = (value, counter.memory.dtype.precision());
             self.steady.counters.push((counter.memory, 0.0));
-            self.steady.held.push(object.unbind());
+            self.steady.hold(&object);
         }
         let before = Scalars::new(values, precisions);
-        let after = match last {
-            Some((known, dtype, after)) if *known == before && *dtype == p.memory.dtype => *after,
+        let after = match one.last {
+            Some((known, dtype, after)) if known == before && dtype == p.memory.dtype => after,
             _ => {
                 if !one.rule.is_usual(&before, p.memory.dtype.largest_usual()) {
                     return Ok(false);
                 }
                 let mut scalars = before;
                 step.constants(one.rule.constants(&mut scalars, false));
-                *last = Some((before, p.memory.dtype, scalars));
+                one.last = Some((before, p.memory.dtype, scalars));
                 scalars
             }
         };
         for (i, counter) in self.steady.counters[first_counter..].iter_mut().enumerate() {
             counter.1 = after.get(i);
         }
-        self.steady.held.push(grad.unbind());
+        if self.measuring {
+            self.gradients.push_dense(g.memory);
+        }
+        if let Some(grad) = grad {
+            self.steady.hold(grad);
+        }
         Ok(step.push(tensors, one.factor).is_ok())
     }
 
-    /// Writes what was gathered. From the version counters on nothing can fail, but for a defect in a kernel.
+    /// Measures the gradients, if that is asked for, and writes what was gathered. From the version counters on nothing can
+    /// fail, but for a defect in a kernel.
     fn write_steady<'py>(
         &mut self,
         py: Python<'py>,
+        guard: &Guard<'_, '_>,
         step: &mut Step<'static>,
         rests: CollectorRests<'py>,
-    ) -> PyResult<()> {
-        if let Some(bumped) = &self.bumped {
-            modules(py)?.increment_version.call1(py, (bumped,))?;
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let mut norm = None;
+        if guard.measures() {
+            // SAFETY: described just now, and held.
+            let verdict = unsafe { guard.judge_native(py, &mut self.gradients)? };
+            norm = Some(verdict.norm);
+            if verdict.skip {
+                return Ok(norm);
+            }
+            if verdict.factor != 1.0 {
+                step.scale_gradients(verdict.factor);
+            }
         }
+        self.count_versions(py)?;
         drop(rests);
         let mut run = || with_pool(|pool| step.run(pool, Level::current()));
         let done = if self.steady.large { py.detach(&mut run) } else { run() };
@@ -283,7 +339,7 @@ impl Plan {
             // SAFETY: as for the slices in `gather_one`.
             unsafe { memory.write_scalar(*value) };
         }
-        done.map_err(|panic| panicked(&*panic))
+        done.map(|()| norm).map_err(|panic| panicked(&*panic))
     }
 }
 
@@ -292,4 +348,33 @@ struct One {
     rule: oxistep_kernels::AnyRule,
     factor: f64,
     single_lr: bool,
+    names: Names,
+    /// The counters of the last parameter, its dtype, and its counters after the step: mostly those of the next one.
+    last: Option<(Scalars, DType, Scalars)>,
+}
+
+/// The names of states, then those of counters, as Python's strings, which `Keys` keeps alive.
+struct Names {
+    strings: [*mut ffi::PyObject; MAX_STATES + MAX_SCALARS],
+    states: usize,
+    counters: usize,
+}
+
+impl Names {
+    fn of(py: Python<'_>, rule: &oxistep_kernels::AnyRule, keys: &mut Keys) -> Self {
+        let (states, counters) = (rule.states(), rule.scalars());
+        let mut strings = [std::ptr::null_mut(); MAX_STATES + MAX_SCALARS];
+        for (string, name) in strings.iter_mut().zip(states.iter().chain(counters)) {
+            *string = keys.get(py, name).as_ptr();
+        }
+        Self { strings, states: states.len(), counters: counters.len() }
+    }
+
+    fn count(&self) -> usize {
+        self.states + self.counters
+    }
+
+    fn all(&self) -> &[*mut ffi::PyObject] {
+        &self.strings[..self.count()]
+    }
 }
