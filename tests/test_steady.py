@@ -148,3 +148,118 @@ def test_lists_that_change_at_every_step():
     for p, q in zip(ours[0], theirs[0], strict=True):
         torch.testing.assert_close(p, q)
         assert torch.equal(ours[1].state[p]["step"], theirs[1].state[q]["step"])
+
+
+def with_fresh_keys(state):
+    """The same states under equal names that are other objects, as a checkpoint read from a file may have them."""
+    return {"".join(list(key)): value for key, value in state.items()}
+
+
+def test_states_are_found_wherever_and_under_whatever_object_they_stand():
+    ours, theirs = (
+        (params, optim.Adam(params, lr=0.1))
+        for optim in (oxistep.optim, torch.optim)
+        for params in [[torch.zeros(n, requires_grad=True) for n in (5, 6, 7)]]
+    )
+    for step in range(12):
+        for params, optimizer in (ours, theirs):
+            for i, p in enumerate(params):
+                p.grad = torch.full_like(p, 0.1 * (step % 7) - 0.2 * i)
+            if step in (3, 9):
+                optimizer.state[params[0]] = with_fresh_keys(optimizer.state.pop(params[0]))  # now the last entry
+            if step == 6:
+                entry = optimizer.state[params[1]]
+                entry["exp_avg"] = entry.pop("exp_avg").clone()
+            optimizer.step()
+    for p, q in zip(ours[0], theirs[0], strict=True):
+        torch.testing.assert_close(p, q)
+        torch.testing.assert_close(ours[1].state[p], theirs[1].state[q])
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_grad_norm": 1e9}], ids=["plain", "clipping"])
+def test_every_version_counter_moves_by_one(settings):
+    params, optimizer = stepped(lambda params: Adam(params, **settings), shapes=[(3,)] * 70)
+    for _ in range(3):
+        versions = [p._version for p in params]
+        optimizer.step()
+        assert [p._version for p in params] == [version + 1 for version in versions]
+
+
+def test_a_gradient_of_a_subclass_goes_to_torch():
+    """It may be seen where torch's operations work on it, and only there."""
+    seen = []
+
+    class Watching(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    params, optimizer = stepped(Adam)
+    p = params[0]
+    p.grad = torch.ones(50, 20).as_subclass(Watching)
+    del seen[:]
+    optimizer.step()
+    assert seen
+    assert optimizer.state[p]["step"] == 4
+
+
+def test_a_property_put_in_the_place_of_grad(monkeypatch):
+    p = torch.nn.Parameter(torch.zeros(3))
+    optimizer = SGD([p], lr=1.0)
+    p.grad = torch.ones(3)
+    for _ in range(3):
+        optimizer.step()
+    monkeypatch.setattr(torch.nn.Parameter, "grad", property(lambda self: torch.full((3,), 2.0)), raising=False)
+    optimizer.step()
+    assert p.tolist() == [-5.0] * 3
+
+
+def test_gradients_that_only_torch_holds():
+    """Backward makes gradients without Python objects; a step makes none for them."""
+    ours, theirs = (
+        (params, optim.Adam(params, lr=0.1))
+        for optim in (oxistep.optim, torch.optim)
+        for params in [[torch.nn.Parameter(torch.full((n,), 0.5)) for n in (5, 6, 40)]]
+    )
+    for step in range(6):
+        for params, optimizer in (ours, theirs):
+            optimizer.zero_grad()
+            sum((p * p.detach().sin() * (step + 1)).sum() for p in params if step != 4 or p is not params[1]).backward()
+            optimizer.step()
+    for p, q in zip(ours[0], theirs[0], strict=True):
+        torch.testing.assert_close(p, q)
+
+
+@pytest.mark.parametrize("limit", [1e-3, 1e9])
+@pytest.mark.parametrize("n", [3, 1 << 17])
+def test_clipping_on_the_short_way(n, limit):
+    (ours, theirs), norms = ((torch.zeros(n, requires_grad=True), torch.zeros(5, requires_grad=True)) for _ in "ab"), []
+    optimizer, expected = Adam(ours, max_grad_norm=limit), torch.optim.Adam(theirs)
+    for step in range(4):
+        for params in (ours, theirs):
+            for i, p in enumerate(params):
+                p.grad = torch.linspace(-1, step + i, p.numel())
+        given = [p.grad.clone() for p in ours]
+        optimizer.step()
+        assert all(map(torch.equal, given, (p.grad for p in ours)))
+        norms.append(torch.nn.utils.get_total_norm([p.grad for p in theirs]))
+        torch.testing.assert_close(optimizer.last_grad_norm, norms[-1])
+        torch.nn.utils.clip_grad_norm_(theirs, limit)
+        expected.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_a_step_that_is_skipped_and_the_next_one():
+    params, optimizer = stepped(lambda params: Adam(params, skip_nonfinite=True))
+    before = [p.clone() for p in params]
+    params[1].grad[3] = float("nan")
+    optimizer.step()
+    assert all(map(torch.equal, before, params))
+    assert optimizer.last_grad_norm.isnan()
+    assert [optimizer.state[p]["step"].item() for p in params] == [3, 3, 3]
+    params[1].grad[3] = 1.0
+    optimizer.step()
+    assert not any(map(torch.equal, before, params))
+    assert [optimizer.state[p]["step"].item() for p in params] == [4, 4, 4]
