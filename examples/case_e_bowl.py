@@ -9,14 +9,14 @@ the paths are drawn over the contour lines into one picture.
 import argparse
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import numpy as np
 import torch
 
 import oxistep.optim as optim
+from oxistep.viz import trajectories
 
 START = (4.0, 3.0)
 STEPS = 100
+TITLE = r"$f(x_1, x_2) = x_1^2 + 10\,x_2^2$ from (4, 3), contour lines at 1, 4, 10, 20, 40, 70, 110"
 
 
 def bowl(x1, x2):
@@ -54,30 +54,7 @@ def train(optim):
 
 
 def draw(paths, file):
-    blue, vermilion = "#0072B2", "#D55E00"  # told apart by all eyes
-    levels = [1, 4, 10, 20, 40, 70, 110]
-    x1, x2 = np.meshgrid(np.linspace(-2.6, 4.8, 300), np.linspace(-3.7, 3.7, 300))
-    figure, axes = plt.subplots(2, 4, figsize=(14, 8.8), sharex=True, sharey=True, layout="constrained")
-    figure.get_layout_engine().set(hspace=0.06, h_pad=0.12)
-    for axis, (title, path) in zip(axes.flat, paths.items(), strict=True):
-        xs, ys = zip(*path, strict=True)
-        end = f"ends at ({xs[-1]:.5f}, {ys[-1]:.5f})".replace("-", "\N{MINUS SIGN}")
-        axis.contour(x1, x2, bowl(x1, x2), levels=levels, colors="0.78", linewidths=0.9)
-        axis.plot(xs, ys, "-o", color=blue, linewidth=1, markersize=2.6, label="one dot per step")
-        axis.plot(*path[0], "o", color="white", markeredgecolor=blue, markersize=8, label="start")
-        axis.plot(*path[-1], "X", color=vermilion, markeredgecolor="white", markersize=11, label="after 100 steps")
-        axis.set_title(f"{title}\n{end}", fontsize=12)
-        axis.set_aspect("equal")
-    for axis in axes[-1]:
-        axis.set_xlabel("$x_1$", fontsize=12)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("$x_2$", fontsize=12)
-    formula, heights = r"$f(x_1, x_2) = x_1^2 + 10\,x_2^2$", ", ".join(map(str, levels))
-    figure.suptitle(f"{formula} from (4, 3), contour lines at {heights}", fontsize=14)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=12, frameon=False)
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
+    trajectories(paths, bowl, levels=[1, 4, 10, 20, 40, 70, 110], title=TITLE, output=file)
 
 
 def main():

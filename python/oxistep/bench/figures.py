@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from ..viz import _style as style
 from .floors import ANYWHERE
 from .implementations import OURS
 from .probe import NAME as PROBE
@@ -25,17 +26,15 @@ from .workloads import SIZES, TENSORS
 Cells = list[dict[str, Any]]
 
 COLORS = {
-    OURS: "#D55E00",
-    "for-loop": "#56B4E9",
-    "foreach": "#009E73",
-    "fused": "#0072B2",
-    "compile": "#CC79A7",
-    "deepspeed": "#E69F00",
-    PROBE: "#999999",
+    OURS: style.VERMILION,
+    "for-loop": style.SKY,
+    "foreach": style.GREEN,
+    "fused": style.BLUE,
+    "compile": style.PURPLE,
+    "deepspeed": style.ORANGE,
+    PROBE: style.GREY,
 }
 MARKERS = {OURS: "o", "for-loop": "s", "foreach": "^", "fused": "D", "compile": "v", "deepspeed": "P", PROBE: "x"}
-FAINT: dict[str, Any] = {"color": "#dddddd", "linewidth": 0.6}
-WIDTH = 9.0  # inches
 BARS_AGAINST = ("best peer", "best of torch", "best eager")  # floors that bars of the best peer can show
 BAR = 0.23  # inches a bar takes
 
@@ -77,7 +76,7 @@ def ratios(cells: Cells) -> Figure | None:
     axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.axvline(1, color="black", linewidth=1)
-    axes.xaxis.grid(True, **FAINT)
+    axes.xaxis.grid(True, **style.FAINT)
     axes.set_xlabel("time of the best peer / time of oxistep (log scale); whisker: quartiles; | floor; bold: missed")
     present = dict.fromkeys(cell["best_peer"] for cell in rows)
     handles = [matplotlib.patches.Patch(color=COLORS[name], label=name) for name in COLORS if name in present]
@@ -117,7 +116,7 @@ def bandwidth(cells: Cells) -> Figure | None:
     axes.set_yticks(places, [f"{WORKLOAD_LABELS[cell['workload']]}: {label(cell)}" for cell in rows])
     axes.invert_yaxis()
     axes.margins(x=0.12)
-    axes.xaxis.grid(True, **FAINT)
+    axes.xaxis.grid(True, **style.FAINT)
     axes.set_xlabel("GB/s, reads and writes counted; the percentage is the median share within a round")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1 + 0.6 / (2 * BAR * len(rows) + 0.5)), ncols=2, frameon=False)
     return figure
@@ -161,7 +160,7 @@ def _lines(cells: Cells, workloads: dict[str, int], x: Any, per: Any) -> Figure 
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda ns, _: duration(ns)))
-    axes.grid(True, **FAINT)
+    axes.grid(True, **style.FAINT)
     axes.legend(frameon=False)
     return figure
 
@@ -180,7 +179,7 @@ def threads(rows: list[dict[str, Any]] | None) -> Figure | None:
     axes.set_xticks(counts)
     axes.set_xlabel("threads")
     axes.set_ylabel("times as fast as one thread")
-    axes.grid(True, **FAINT)
+    axes.grid(True, **style.FAINT)
     axes.legend(frameon=False)
     return figure
 
@@ -215,7 +214,7 @@ def end_to_end(models: list[dict[str, Any]] | None) -> Figure | None:
 
 def _axes(height: float) -> tuple[Figure, Axes]:
     # not pyplot: no window system, no global state
-    figure = Figure(figsize=(WIDTH, height))
+    figure = Figure(figsize=(style.WIDTH, height))
     axes = figure.subplots()
     axes.set_axisbelow(True)
     for side in ("top", "right"):

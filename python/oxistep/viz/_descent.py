@@ -1,0 +1,121 @@
+"""Optimizers let loose on a function of two variables: where they go, step by step."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from oxistep.numpy import Optimizer as ArrayOptimizer
+from oxistep.viz._surface import Points, Surface
+
+Make = Callable[[list[Any]], Any]
+
+
+class Track(NamedTuple):
+    """Where an optimizer went: `points` of shape (points, 2), all finite; `diverged` if the next would not be."""
+
+    points: Points
+    diverged: bool
+
+
+def checked_start(start: ArrayLike) -> Points:
+    """The point where all begin."""
+    point = np.asarray(start, np.float64)
+    if point.shape != (2,) or not np.isfinite(point).all():
+        raise ValueError(f"start must be two finite numbers, got {start!r}")
+    return point
+
+
+def checked_steps(steps: int) -> int:
+    """How many steps are taken."""
+    if operator.index(steps) < 1:
+        raise ValueError(f"steps must be positive, got {steps!r}")
+    return operator.index(steps)
+
+
+def track_of(name: str, what: Make | ArrayLike, surface: Surface, start: Points, steps: int) -> Track:
+    """The path of an optimizer, or one that was recorded; it ends early where a coordinate is not finite."""
+    if callable(what):
+        path = _descend(name, what, surface, start, steps)
+    else:
+        path = np.asarray(what, np.float64)
+        if path.ndim != 2 or path.shape[1] != 2 or not len(path):
+            raise ValueError(f"the path {name!r} must have shape (points, 2), got {path.shape}")
+    finite = np.isfinite(path[:, 0]) & np.isfinite(path[:, 1])
+    if not finite[0]:
+        raise ValueError(f"the path {name!r} must begin with a finite point, got {path[0]}")
+    return Track(path, False) if finite.all() else Track(path[: int(finite.argmin())], True)
+
+
+def built(name: str, make: Make, arrays: list[Any], tensors: Callable[[], list[Any]]) -> tuple[Any, list[Any]]:
+    """The optimizer that `make` makes of arrays, or else of tensors, and the parameters that it was given.
+
+    Classes of torch.optim refuse arrays and those of oxistep.numpy tensors, both with a TypeError.
+    """
+    try:
+        optimizer: Any = make(arrays)
+        parameters = arrays
+    except TypeError as refused:
+        try:
+            parameters = tensors()
+        except ModuleNotFoundError:  # of torch: then it was no optimizer of torch that refused
+            raise refused from None
+        optimizer = make(parameters)
+    if not hasattr(optimizer, "step"):
+        raise TypeError(
+            f"{name!r} must make an optimizer of a list of parameters, it made a {type(optimizer).__name__}"
+        )
+    return optimizer, parameters
+
+
+def takes_arrays(optimizer: Any) -> bool:
+    """Whether it is one of oxistep.numpy."""
+    return isinstance(optimizer, ArrayOptimizer)
+
+
+def _descend(name: str, make: Make, surface: Surface, start: Points, steps: int) -> Points:
+    def tensors() -> list[Any]:
+        import torch
+
+        return [torch.tensor(start.tolist(), requires_grad=True)]
+
+    optimizer, [point] = built(name, make, [start.astype(np.float32)], tensors)
+    advance = _with_arrays if takes_arrays(optimizer) else _with_tensors
+    with np.errstate(all="ignore"):
+        return advance(optimizer, point, surface, steps)
+
+
+def _with_arrays(optimizer: Any, point: NDArray[np.float32], surface: Surface, steps: int) -> Points:
+    path = [point.tolist()]
+    for _ in range(steps):
+        optimizer.step([surface.gradient(point).astype(point.dtype)])
+        path.append(point.tolist())
+        if not np.isfinite(point).all():
+            break
+    return np.array(path, np.float64)
+
+
+def _with_tensors(optimizer: Any, point: Any, surface: Surface, steps: int) -> Points:
+    import torch
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        if surface.takes_tensors and surface.given_gradient is None:
+            loss = surface.function(*point)
+            loss.backward()
+            return loss
+        here = point.detach().numpy()
+        point.grad = torch.tensor(surface.gradient(here).tolist(), dtype=point.dtype)
+        return torch.tensor(float(surface.values(*(np.array([x], np.float64) for x in here))[0]))
+
+    path = [point.tolist()]
+    for _ in range(steps):
+        optimizer.step(closure)  # a closure, because LBFGS wants one; to the others it is the same
+        path.append(point.tolist())
+        if not torch.isfinite(point).all():
+            break
+    return np.array(path, np.float64)

@@ -1,0 +1,87 @@
+"""What the pictures have in common: colours that the colour-blind tell apart, sizes, and how a picture is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+# The palette of M. Okabe and K. Ito, Color Universal Design (2008), without yellow, which is lost on white.
+BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
+SKY, PURPLE, BLACK, GREY = "#56B4E9", "#CC79A7", "#000000", "#999999"
+
+TITLE, LABEL, SMALL = 14.0, 11.0, 9.0  # font sizes, points
+WIDTH = 9.0  # of a picture with one plot, inches
+DPI = 150
+FAINT: dict[str, Any] = {"color": "#dddddd", "linewidth": 0.6}  # grid lines
+CONTOUR: dict[str, Any] = {"colors": "0.78", "linewidths": 0.9}
+OUTLINE = [withStroke(linewidth=3, foreground="white")]  # of text that lies on lines
+
+MINUS = "\N{MINUS SIGN}"
+ANIMATIONS = (".gif", ".mp4")
+
+
+class Line(NamedTuple):
+    """How one line of several is told from the others: by colour, dashes and marker, never by colour alone."""
+
+    color: str
+    linestyle: Any
+    marker: str
+
+
+_COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
+_DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def line(index: int) -> Line:
+    """The style of the line with this number; 35 differ."""
+    return Line(_COLORS[index % len(_COLORS)], _DASHES[index % len(_DASHES)], _MARKERS[index % len(_MARKERS)])
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty picture, inches. Not pyplot's: no window system, no global state."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def plain_axes(figure: Figure) -> Axes:
+    """One plot without the lines above and to the right of it."""
+    axes = figure.subplots()
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.grid(True, **FAINT)
+    return axes
+
+
+def number(value: float, digits: int = 5) -> str:
+    """A number with a true minus sign: fixed point where that says enough."""
+    size = abs(value)
+    text = f"{value:.{digits}f}" if size < 1e4 else f"{value:.2e}"
+    return text.replace("-", MINUS)
+
+
+def checked_output(output: str | Path | None, animations: bool = False) -> Path | None:
+    """The path to write to, with its folder made, or an exception before any work was done."""
+    if output is None:
+        return None
+    path = Path(output)
+    kind = path.suffix.lower()
+    kinds = [f".{name}" for name in Figure().canvas.get_supported_filetypes()]
+    kinds += [name for name in ANIMATIONS if animations and name not in kinds]
+    if not animations and ".gif" in kinds:
+        kinds.remove(".gif")  # matplotlib would write one frame
+    if kind not in kinds:
+        raise ValueError(f"output={str(output)!r} must end in one of {', '.join(sorted(kinds))}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write(figure: Figure, output: Path | None) -> Figure:
+    """Write the picture if a path was given; return it in any case."""
+    if output is not None:
+        figure.savefig(output, dpi=DPI)
+    return figure

@@ -1,0 +1,278 @@
+"""``oxistep.viz.trajectories``: the paths of optimizers over the contour lines of a function of two variables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import ArrayLike
+
+from oxistep.viz import _style as style
+from oxistep.viz._animation import checked_writer, write_animation
+from oxistep.viz._descent import Make, Track, checked_start, checked_steps, track_of
+from oxistep.viz._surface import Function, Points, Surface, bowl
+
+Box = tuple[tuple[float, float], tuple[float, float]]
+Moving = list[tuple[Line2D, Points]]  # what moves in an animation, with the path that it follows
+
+START = (4.0, 3.0)
+BOWL_LEVELS = (1, 4, 10, 20, 40, 70, 110)
+COLUMNS = 4
+PANEL = 3.5  # inches
+MARGIN = 0.15  # around the paths, as a share of what they span
+REACH = 10.0  # how far from the start the picture goes at most, in units of 1 + the start's own distance from 0
+BELOW: Any = "outside lower center"  # where the legend is
+ASTRAY = 4  # points shown of each path where all leave
+GRID = 200  # points a side where contours are computed
+
+
+def eight(optim: Any = None) -> dict[str, Make]:
+    """The eight optimizers that `trajectories` draws by default, by name.
+
+    Args:
+        optim: the module to take the classes from. Default: ``oxistep.optim``, or ``oxistep.numpy`` where torch is
+            not installed.
+
+    Returns:
+        dict: for each name a function that makes the optimizer of a list of parameters.
+
+    Example:
+        >>> import numpy as np
+        >>> import oxistep.numpy
+        >>> from oxistep.viz import eight
+        >>> optimizers = eight(oxistep.numpy)
+        >>> list(optimizers)[:2]
+        ['Gradient descent, lr 0.1', 'Gradient descent, lr 0.01']
+        >>> optimizers["Adam, lr 0.1"]([np.zeros(2)]).param_groups[0]["lr"]
+        0.1
+    """
+    if optim is None:
+        try:
+            import oxistep.optim as optim
+        except ModuleNotFoundError:
+            import oxistep.numpy as optim
+    return {
+        "Gradient descent, lr 0.1": lambda p: optim.SGD(p, lr=0.1),
+        "Gradient descent, lr 0.01": lambda p: optim.SGD(p, lr=0.01),
+        "Momentum 0.9, lr 0.01": lambda p: optim.SGD(p, lr=0.01, momentum=0.9),
+        "Nesterov 0.9, lr 0.01": lambda p: optim.SGD(p, lr=0.01, momentum=0.9, nesterov=True),
+        "AdaGrad, lr 0.1": lambda p: optim.Adagrad(p, lr=0.1, eps=1e-8),
+        "RMSProp, lr 0.1": lambda p: optim.RMSprop(p, lr=0.1, alpha=0.9, eps=1e-8),
+        "Adam, lr 0.1": lambda p: optim.Adam(p, lr=0.1),
+        "AdamW, lr 0.1": lambda p: optim.AdamW(p, lr=0.1),
+    }
+
+
+def trajectories(
+    optimizers: Mapping[str, Make | ArrayLike] | None = None,
+    function: Function = bowl,
+    *,
+    start: ArrayLike = START,
+    steps: int = 100,
+    gradient: Function | None = None,
+    together: bool = False,
+    limits: Box | None = None,
+    levels: Sequence[float] | None = None,
+    title: str | None = None,
+    output: str | Path | None = None,
+    frames_per_second: int = 15,
+    progress: Callable[[int, int], None] | None = None,
+) -> Figure:
+    """Draws the paths of optimizers over the contour lines of a function of two variables.
+
+    Args:
+        optimizers: name -> a function that makes an optimizer of a list with one parameter of two elements
+            (``lambda params: torch.optim.Adam(params, lr=0.1)``; classes of torch, of ``oxistep.optim`` and of
+            ``oxistep.numpy``), or a path that was recorded: an array of shape (points, 2). Default: `eight`.
+        function: of two numbers, tensors or arrays, to one. Default: `bowl`.
+        start: where all begin, two numbers.
+        steps: how many steps each takes. It stops early where a coordinate becomes NaN or infinite.
+        gradient: ``gradient(x1, x2)``, a pair. Default: torch's, where `function` takes tensors, else central
+            differences.
+        together: all paths in one plot instead of a plot for each.
+        limits: ``((left, right), (bottom, top))``. Default: what the paths span, but no farther than ten times
+            ``1 + |start|`` from the start, and not where the function is far above its value there; a path may
+            leave the picture, and its title says so.
+        levels: heights of the contour lines. Default: chosen so that the lines lie evenly.
+        title: above the picture. Default: the formula of `bowl`, for other functions none.
+        output: write the picture there (``.png``, ``.svg``, ``.pdf`` ...), or an animation of the paths being
+            drawn: ``.gif``, or ``.mp4`` if ffmpeg is installed. Its folder is made if it is missing.
+        frames_per_second: of an animation.
+        progress: called with (frames written, frames in all) for each frame of an animation.
+
+    Returns:
+        matplotlib.figure.Figure: not pyplot's, so there is nothing to close.
+
+    Raises:
+        TypeError: an entry of `optimizers` makes no optimizer.
+        ValueError: `start`, `steps`, `limits`, a path or the ending of `output` makes no sense.
+
+    Parameters have torch's default dtype, arrays float32.
+
+    Example:
+        >>> import oxistep.numpy as optim
+        >>> from oxistep.viz import trajectories
+        >>> figure = trajectories({"Adam": lambda p: optim.Adam(p, lr=0.1)}, steps=10)
+        >>> figure.axes[0].get_title().splitlines()[0]
+        'Adam'
+    """
+    path = style.checked_output(output, animations=True)
+    writer = checked_writer(path, frames_per_second) if path and path.suffix.lower() in style.ANIMATIONS else None
+    begin = checked_start(start)
+    checked_steps(steps)
+    surface = Surface(function, gradient)
+    chosen = eight() if optimizers is None else optimizers
+    if not chosen:
+        raise ValueError("there is no optimizer to draw")
+    box = None if limits is None else _checked(limits)
+    tracks = {name: track_of(name, what, surface, begin, steps) for name, what in chosen.items()}
+    box = box or _limits([track.points for track in tracks.values()], surface)
+    if levels is None and function is bowl and float(bowl(*np.abs(box).max(axis=1))) < 3 * BOWL_LEVELS[-1]:
+        levels = BOWL_LEVELS
+    figure, plots = _plots(1 if together else len(tracks), box)
+    for axes in plots:
+        _contours(axes, surface, box, levels)
+    draw = _draw_together if together else _draw_apart
+    drawn = draw(figure, plots, tracks, box)
+    if title is None and function is bowl:
+        title = _title_of_bowl(begin, levels, one_line=figure.get_figwidth() > 12)
+    if title:
+        figure.suptitle(title, fontsize=style.TITLE)
+    if path is not None and writer is not None:
+        write_animation(figure, drawn, path, writer, progress)
+        return figure
+    return style.write(figure, path)
+
+
+def _title_of_bowl(start: Points, levels: Sequence[float] | None, one_line: bool) -> str:
+    at = ", ".join(f"{x:g}".replace("-", style.MINUS) for x in start)
+    title = rf"$f(x_1, x_2) = x_1^2 + 10\,x_2^2$ from ({at})"
+    if levels:
+        title += (", " if one_line else "\n") + f"contour lines at {', '.join(f'{level:g}' for level in levels)}"
+    return title
+
+
+def _checked(limits: Box) -> Box:
+    try:
+        (left, right), (bottom, top) = limits
+    except (TypeError, ValueError):
+        raise ValueError(f"limits must be ((left, right), (bottom, top)), got {limits!r}") from None
+    if not (np.isfinite([left, right, bottom, top]).all() and left < right and bottom < top):
+        raise ValueError(f"limits must grow and be finite, got {limits!r}")
+    return (float(left), float(right)), (float(bottom), float(top))
+
+
+def _limits(paths: list[Points], surface: Surface) -> Box:
+    """What all paths span, without what an optimizer that goes astray would add."""
+    points = np.concatenate(paths)
+    heights = surface.values(points[:, 0], points[:, 1])
+    first = max(float(surface.values(p[:1, 0], p[:1, 1])[0]) for p in paths)
+    lowest = np.min(heights[np.isfinite(heights)], initial=first)
+    begin = paths[0][0]
+    near = np.abs(points - begin).max(axis=1) <= REACH * (1 + np.abs(begin).max())
+    kept = points[near & (heights <= first + (first - lowest))]
+    if np.ptp(kept, axis=0).max(initial=0) == 0:  # all go astray: the beginning is all there is to see
+        kept = np.concatenate([p[:ASTRAY] for p in paths])
+        near = np.abs(kept - begin).max(axis=1) <= REACH * (1 + np.abs(begin).max())
+        kept = np.concatenate([kept[near], begin + [[-1, -1], [1, 1]]])
+    low, high = kept.min(axis=0), kept.max(axis=0)
+    # a path along one axis still needs a picture with two
+    span = np.maximum(high - low, 0.25 * (high - low).max())
+    span = np.where(span > 0, span, 1.0)
+    middle = (low + high) / 2
+    (left, bottom), (right, top) = middle - (0.5 + MARGIN) * span, middle + (0.5 + MARGIN) * span
+    return (left, right), (bottom, top)
+
+
+def _plots(count: int, box: Box) -> tuple[Figure, list[Axes]]:
+    (left, right), (bottom, top) = box
+    relation = (top - bottom) / (right - left)
+    equal = 0.4 <= relation <= 2.5
+    columns = min(count, COLUMNS)
+    rows = ceil(count / columns)
+    panel = 6.5 if count == 1 else PANEL
+    height = (panel - 0.35) * (relation if equal else 1.0) + 0.6
+    figure = style.new_figure(max(panel * columns, 5.0), height * rows + 1.2)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    figure.get_layout_engine().set(hspace=0.06, h_pad=0.12)  # type: ignore[union-attr,call-arg]
+    plots: list[Axes] = list(grid.flat)
+    for axes in plots:
+        axes.set_xlim(left, right)
+        axes.set_ylim(bottom, top)
+        if equal:
+            axes.set_aspect("equal")
+    for axes in plots[count:]:
+        axes.remove()
+    for axes in plots[max(0, count - columns) : count]:
+        axes.set_xlabel("$x_1$", fontsize=style.LABEL)
+        axes.tick_params(labelbottom=True)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("$x_2$", fontsize=style.LABEL)
+    return figure, plots[:count]
+
+
+def _contours(axes: Axes, surface: Surface, box: Box, levels: Sequence[float] | None) -> None:
+    x1, x2 = np.meshgrid(np.linspace(*box[0], GRID), np.linspace(*box[1], GRID))
+    heights = surface.values(x1, x2)
+    finite = heights[np.isfinite(heights)]
+    if levels is None:
+        # as many points of the grid between two lines as between the next two, closer where it is lowest
+        levels = np.unique(np.quantile(finite, np.linspace(0.1, 0.97, 10) ** 1.5)).tolist() if finite.size else []
+    lines = sorted(level for level in levels if finite.size and finite.min() < level < finite.max())
+    if lines:
+        axes.contour(x1, x2, np.ma.masked_invalid(heights), levels=lines, **style.CONTOUR)
+
+
+def _end(track: Track, box: Box) -> str:
+    """What becomes of a path, in words."""
+    points = track.points
+    if track.diverged:
+        return f"diverges: not finite in step {len(points)}"
+    (left, right), (bottom, top) = box
+    inside = (left <= points[:, 0]) & (points[:, 0] <= right) & (bottom <= points[:, 1]) & (points[:, 1] <= top)
+    if not inside[-1]:
+        return (
+            f"leaves the picture in step {len(points) - int(inside[::-1].argmax())}" if inside.any() else "not in sight"
+        )
+    return f"ends at ({style.number(points[-1, 0])}, {style.number(points[-1, 1])})"
+
+
+def _mark(axes: Axes, path: Points, color: str, marker: str = "o", **line: Any) -> Moving:
+    """The path, its start and its end."""
+    [trace] = axes.plot(*path.T, marker=marker, color=color, linewidth=1, markersize=2.6, **line)
+    axes.plot(*path[0], "o", color="white", markeredgecolor=style.BLACK, markersize=8, label="start")
+    [end] = axes.plot(*path[-1], "X", color=style.VERMILION, markeredgecolor="white", markersize=11, zorder=4)
+    return [(trace, path), (end, path)]
+
+
+def _draw_apart(figure: Figure, plots: list[Axes], tracks: Mapping[str, Track], box: Box) -> Moving:
+    drawn: Moving = []
+    for axes, (name, track) in zip(plots, tracks.items(), strict=True):
+        drawn += _mark(axes, track.points, style.BLUE, label="one dot per step")
+        axes.set_title(f"{name}\n{_end(track, box)}", fontsize=style.LABEL)
+    handles, _ = plots[0].get_legend_handles_labels()
+    end = drawn[1][0]
+    lengths = {len(track.points) - 1 for track in tracks.values() if not track.diverged}
+    end.set_label(f"after {lengths.pop()} steps" if len(lengths) == 1 else "end")
+    figure.legend(handles=[*handles, end], loc=BELOW, ncols=3, fontsize=style.LABEL, frameon=False)
+    return drawn
+
+
+def _draw_together(figure: Figure, plots: list[Axes], tracks: Mapping[str, Track], box: Box) -> Moving:
+    [axes] = plots
+    drawn: Moving = []
+    for index, (name, track) in enumerate(tracks.items()):
+        look = style.line(index)
+        marks = _mark(axes, track.points, look.color, look.marker, linestyle=look.linestyle)
+        marks[0][0].set_label(f"{name}: {_end(track, box)}")
+        marks[1][0].set_color(look.color)
+        drawn += marks
+    lines = [line for line, _ in drawn[::2]]
+    figure.legend(handles=lines, loc=BELOW, fontsize=style.SMALL, frameon=False)
+    return drawn
