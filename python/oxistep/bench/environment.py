@@ -10,8 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import oxistep
 
 
@@ -36,6 +34,8 @@ def oxistep_version() -> str:
 
 
 def environment() -> dict[str, Any]:
+    import torch  # not above: the rest is asked where torch is missing
+
     return {
         "cpu": cpu_model(),
         "cpu_features": oxistep.cpu_features(),

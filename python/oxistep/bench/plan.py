@@ -10,7 +10,6 @@ from .optimizer_table import COMMON, OPTIMIZERS, UNFUSED
 from .record import CellName, Record
 from .workloads import SIZES, TENSORS, WORKLOADS
 
-DTYPES = ["float32", "float64", "bfloat16", "float16"]
 _CLIPPING = [name for name, optimizer in OPTIMIZERS.items() if optimizer.clip]
 _SWEEPS = {*SIZES, *TENSORS}
 

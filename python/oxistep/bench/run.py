@@ -11,66 +11,34 @@ torch's for-loop, and then all take turns; the figure is the ratio within a roun
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import page, results
+from . import results
 from .cell import Cell
 from .environment import environment
 from .implementations import IMPLEMENTATIONS, OURS
 from .optimizer_table import OPTIMIZERS
-from .plan import DTYPES, Plan, brief, full, grid, quick
+from .options import add_options
+from .plan import Plan, brief, full, grid, quick
 from .report import print_report
-from .workloads import WORKLOADS
+from .workloads import DTYPES, WORKLOADS
 
 PROGRAM = "python -m oxistep.bench run"
 
 
-def arguments(argv: list[str] | None, program: str | None) -> argparse.Namespace:
+def arguments(argv: list[str] | None, program: str | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(
         prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="under two minutes")
-    size.add_argument("--brief", action="store_true", help="a handful of cells")
-    for option, table in (
-        ("workload", list(WORKLOADS)),
-        ("optimizer", list(OPTIMIZERS)),
-        ("dtype", DTYPES),
-    ):
-        parser.add_argument(
-            f"--{option}",
-            action="append",
-            choices=table,
-            metavar=option.upper(),
-            help=f"only this (repeatable); one of {', '.join(shown(table))}",
-        )
-    parser.add_argument("--seconds", type=float, help="timing of one cell; default: what suits its size")
-    parser.add_argument("--minutes", type=float, help="stop when this is spent, and name the cells left out")
-    parser.add_argument("--threads", type=int, help="torch.set_num_threads; default: torch's own")
-    parser.add_argument(
-        "--compile",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="torch.compile'd steps too; default: not with --quick and --brief, as compiling takes long",
-    )
-    parser.add_argument("--output", type=Path, help="write everything here, as JSON")
-    parser.add_argument("--page", type=Path, help="write the page here, as one HTML file")
-    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    return parser.parse_args(argv)
-
-
-def shown(names: list[str]) -> list[str]:
-    """Families of names in short."""
-    return list(
-        dict.fromkeys(f"{family}_<n>" if (family := n.split("_")[0]) in ("size", "tensors") else n for n in names)
-    )
+    add_options(parser)
+    return parser, parser.parse_args(argv)
 
 
 def planned(options: argparse.Namespace) -> Plan:
@@ -86,7 +54,7 @@ def planned(options: argparse.Namespace) -> Plan:
         and cell.dtype in (options.dtype or DTYPES)
     ]
     if not cells:
-        sys.exit("no such cell in the chosen grid; leave out --quick or --brief, or name a --workload")
+        raise ValueError("no such cell in the chosen grid; leave out --quick or --brief, or name a --workload")
     small = options.brief or options.quick
     compiled = not small if options.compile is None else options.compile
     minutes = options.minutes or (1.5 if options.quick else 0.35 if options.brief else None)
@@ -105,13 +73,15 @@ def usual(workloads: list[str]) -> list[str]:
 
 
 def progress() -> Progress:
+    console = Console(stderr=True)
     return Progress(
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.fields[what]}"),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
         refresh_per_second=2,  # the timed code shares the processor with the bar
     )
 
@@ -132,13 +102,9 @@ def measure(plan: Plan, bar: Progress, save: Any) -> None:
         bar.advance(task)
 
 
-def main(argv: list[str] | None = None, program: str | None = None) -> int:
-    options = arguments(argv, program)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    plan = planned(options)
+def execute(plan: Plan, options: argparse.Namespace, command: str) -> int:
+    """Measure, print, write; `command` is noted in the results."""
     where = environment()
-    command = f"{program or PROGRAM} {shlex.join(sys.argv[1:] if argv is None else argv)}".rstrip()
 
     def content() -> dict[str, Any]:
         return {
@@ -155,13 +121,29 @@ def main(argv: list[str] | None = None, program: str | None = None) -> int:
     with progress() as bar:
         measure(plan, bar, save)
     save()
-    print_report(plan.records, plan.left_out, where, command, options.markdown)
+    if options.json:
+        print(json.dumps({"schema": results.SCHEMA} | content(), indent=1))
+    else:
+        print_report(plan.records, plan.left_out, where, command, options.markdown)
     if options.page:
+        from . import page  # not above: it needs what nothing else here does
+
         page.write(options.page, content())
     wrong = [str(record.name) for record in plan.records if OURS in record.wrong]
     if wrong:
         print(f"oxistep differs from torch's for-loop in: {', '.join(wrong)}", file=sys.stderr)
     return 1 if wrong else 0
+
+
+def main(argv: list[str] | None = None, program: str | None = None) -> int:
+    parser, options = arguments(argv, program)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    try:
+        plan = planned(options)
+    except ValueError as error:
+        parser.error(str(error))
+    return execute(plan, options, f"{program or PROGRAM} {shlex.join(sys.argv[1:] if argv is None else argv)}".rstrip())
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from math import prod
 
 Shape = tuple[int, ...]
 
+DTYPES = ["float32", "float64", "bfloat16", "float16"]
+
 
 def mlp(*widths: int) -> list[Shape]:
     """Weight and bias of each linear layer."""

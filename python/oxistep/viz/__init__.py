@@ -11,10 +11,10 @@ except ModuleNotFoundError as _error:
         raise
     raise ModuleNotFoundError("oxistep.viz needs matplotlib: pip install 'oxistep[viz]'", name="matplotlib") from _error
 
+from oxistep._bowl import bowl, eight
 from oxistep.viz._benchmark import benchmark
 from oxistep.viz._compare import compare
 from oxistep.viz._schedule import schedule
-from oxistep.viz._surface import bowl
-from oxistep.viz._trajectories import eight, trajectories
+from oxistep.viz._trajectories import trajectories
 
 __all__ = ["benchmark", "bowl", "compare", "eight", "schedule", "trajectories"]

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
+from oxistep._bowl import START, bowl, eight
 from oxistep.viz import _style as style
 from oxistep.viz._descent import Make, built, checked_start, checked_steps, takes_arrays
-from oxistep.viz._surface import Surface, bowl
-from oxistep.viz._trajectories import START, eight
+from oxistep.viz._surface import Surface
 
 Problem = Callable[[], tuple[list[Any], Callable[[], Any]]]
 

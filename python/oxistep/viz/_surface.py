@@ -14,15 +14,6 @@ Points = NDArray[np.float64]
 _STEP = float(np.cbrt(np.finfo(np.float64).eps))  # of central differences: error of rounding and of the rule balance
 
 
-def bowl(x1: Any, x2: Any) -> Any:
-    """``x1**2 + 10 * x2**2``: ten times as steep one way as the other, with its minimum at (0, 0).
-
-    Args:
-        x1, x2: numbers, arrays or tensors.
-    """
-    return x1**2 + 10 * x2**2
-
-
 class Surface:
     """`function(x1, x2)` of tensors, arrays or numbers; `gradient(x1, x2)`, a pair, is optional.
 

@@ -13,15 +13,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
+from oxistep._bowl import START, bowl, eight
 from oxistep.viz import _style as style
 from oxistep.viz._animation import checked_writer, write_animation
 from oxistep.viz._descent import Make, Track, checked_start, checked_steps, track_of
-from oxistep.viz._surface import Function, Points, Surface, bowl
+from oxistep.viz._surface import Function, Points, Surface
 
 Box = tuple[tuple[float, float], tuple[float, float]]
 Moving = list[tuple[Line2D, Points]]  # what moves in an animation, with the path that it follows
 
-START = (4.0, 3.0)
 BOWL_LEVELS = (1, 4, 10, 20, 40, 70, 110)
 COLUMNS = 4
 PANEL = 3.5  # inches
@@ -30,43 +30,6 @@ REACH = 10.0  # how far from the start the picture goes at most, in units of 1 +
 BELOW: Any = "outside lower center"  # where the legend is
 ASTRAY = 4  # points shown of each path where all leave
 GRID = 200  # points a side where contours are computed
-
-
-def eight(optim: Any = None) -> dict[str, Make]:
-    """The eight optimizers that `trajectories` draws by default, by name.
-
-    Args:
-        optim: the module to take the classes from. Default: ``oxistep.optim``, or ``oxistep.numpy`` where torch is
-            not installed.
-
-    Returns:
-        dict: for each name a function that makes the optimizer of a list of parameters.
-
-    Example:
-        >>> import numpy as np
-        >>> import oxistep.numpy
-        >>> from oxistep.viz import eight
-        >>> optimizers = eight(oxistep.numpy)
-        >>> list(optimizers)[:2]
-        ['Gradient descent, lr 0.1', 'Gradient descent, lr 0.01']
-        >>> optimizers["Adam, lr 0.1"]([np.zeros(2)]).param_groups[0]["lr"]
-        0.1
-    """
-    if optim is None:
-        try:
-            import oxistep.optim as optim
-        except ModuleNotFoundError:
-            import oxistep.numpy as optim
-    return {
-        "Gradient descent, lr 0.1": lambda p: optim.SGD(p, lr=0.1),
-        "Gradient descent, lr 0.01": lambda p: optim.SGD(p, lr=0.01),
-        "Momentum 0.9, lr 0.01": lambda p: optim.SGD(p, lr=0.01, momentum=0.9),
-        "Nesterov 0.9, lr 0.01": lambda p: optim.SGD(p, lr=0.01, momentum=0.9, nesterov=True),
-        "AdaGrad, lr 0.1": lambda p: optim.Adagrad(p, lr=0.1, eps=1e-8),
-        "RMSProp, lr 0.1": lambda p: optim.RMSprop(p, lr=0.1, alpha=0.9, eps=1e-8),
-        "Adam, lr 0.1": lambda p: optim.Adam(p, lr=0.1),
-        "AdamW, lr 0.1": lambda p: optim.AdamW(p, lr=0.1),
-    }
 
 
 def trajectories(

@@ -1,0 +1,242 @@
+"""Optimizer states in a file: which class they look like, and what `oxistep.explain` says of stand-ins."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+# The states each class of torch.optim keeps for a parameter; all but `step` are tensors.
+STATES: dict[str, set[str]] = {
+    "SGD": {"momentum_buffer"},
+    "Adagrad": {"step", "sum"},
+    "RMSprop": {"step", "square_avg", "momentum_buffer", "grad_avg"},
+    "Adam": {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"},
+    "AdamW": {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"},
+    "Adadelta": {"step", "square_avg", "acc_delta"},
+    "NAdam": {"step", "mu_product", "exp_avg", "exp_avg_sq"},
+    "RAdam": {"step", "exp_avg", "exp_avg_sq"},
+    "Adamax": {"step", "exp_avg", "exp_inf"},
+    "ASGD": {"step", "eta", "mu", "ax"},
+    "Rprop": {"step", "prev", "step_size"},
+    "SparseAdam": {"step", "exp_avg", "exp_avg_sq"},
+    "Adafactor": {"step", "row_var", "col_var", "variance"},
+    "Muon": {"momentum_buffer"},
+    "LBFGS": {
+        "func_evals",
+        "n_iter",
+        "d",
+        "t",
+        "old_dirs",
+        "old_stps",
+        "ro",
+        "H_diag",
+        "prev_flat_grad",
+        "prev_loss",
+        "al",
+    },
+}
+_NOT_SETTINGS = {"params", "param_names", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
+_DEPTH = 4  # how deep dicts are searched
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter, as far as its states tell."""
+
+    group: int
+    name: str
+    shape: list[int] | None
+    dtype: str | None
+    step: int | None
+    bytes: int
+    path: str  # native, torch, or unknown
+    reason: str
+
+    def cells(self) -> list[str]:
+        """In words."""
+        shape = "?" if self.shape is None else " × ".join(map(str, self.shape)) or "scalar"
+        step = "?" if self.step is None else f"{self.step:,}"
+        return [str(self.group), self.name, shape, self.dtype or "?", step, self.path, self.reason]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is known of one optimizer's state_dict."""
+
+    where: str  # its place in the file
+    optimizers: list[str]  # classes whose states these can be, the likeliest first; several if nothing decides
+    groups: list[dict[str, Any]]  # the numbers among the settings
+    parameters: list[Parameter]
+
+    @property
+    def title(self) -> str:
+        """The class, or those it may be."""
+        return " or ".join(self.optimizers) if self.optimizers else "no class of torch.optim"
+
+    def lines(self) -> Iterator[str]:
+        """In words, without the list of parameters."""
+        with_state = [p for p in self.parameters if p.bytes or p.step is not None]
+        yield f"parameters: {len(self.parameters)} in {len(self.groups)} groups, {len(with_state)} with a state"
+        steps = sorted({p.step for p in self.parameters if p.step is not None})
+        if steps:
+            yield f"steps: {steps[0]:,}" + (f" to {steps[-1]:,}" if len(steps) > 1 else "")
+        dtypes = Counter(p.dtype for p in with_state if p.dtype)
+        if dtypes:
+            yield f"states: {', '.join(f'{n} of {dtype}' for dtype, n in dtypes.items())}"
+        yield f"memory of the states: {size(sum(p.bytes for p in self.parameters))}"
+        for g, group in enumerate(self.groups):
+            yield f"group {g}: " + ", ".join(f"{key} {value}" for key, value in group.items())
+        paths = Counter(p.path for p in self.parameters)
+        yield "next step: " + ", ".join(f"{n} {path}" for path, n in paths.items())
+
+    def to_json(self) -> dict[str, Any]:
+        """For scripts."""
+        return asdict(self) | {"state_bytes": sum(p.bytes for p in self.parameters)}
+
+
+def size(count: float) -> str:
+    """Bytes in words."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def state_dicts(content: Any, where: str = "", depth: int = _DEPTH) -> list[tuple[str, dict[str, Any]]]:
+    """Every state_dict of an optimizer in nested dicts and lists, with its place."""
+    if isinstance(content, dict):
+        state, groups = content.get("state"), content.get("param_groups")
+        if isinstance(state, dict) and isinstance(groups, list) and all(isinstance(g, dict) for g in groups):
+            return [(where or "the file", content)]
+        items = [(f"{where}[{key!r}]", value) for key, value in content.items()]
+    elif isinstance(content, list | tuple):
+        items = [(f"{where}[{i}]", value) for i, value in enumerate(content)]
+    else:
+        return []
+    return [found for place, value in items if depth for found in state_dicts(value, place, depth - 1)]
+
+
+def report_of(where: str, saved: dict[str, Any]) -> Report:
+    """All that can be told of one state_dict."""
+    optimizers = recognized(saved)
+    groups = [
+        {key: value for key, value in ((k, _number(v)) for k, v in group.items()) if value is not None}
+        for group in saved["param_groups"]
+    ]
+    paths = _paths(optimizers[0], saved) if optimizers else {}
+    parameters = []
+    for g, group in enumerate(saved["param_groups"]):
+        names = group.get("param_names") or [str(number) for number in group.get("params", [])]
+        for number, name in zip(group.get("params", []), names, strict=False):
+            state = saved["state"].get(number, {})
+            path, reason = paths.get(number, ("unknown", "it has no state, so its shape is not known"))
+            if not optimizers:
+                path, reason = "unknown", "its class is not known"
+            shape, dtype = _like(state)
+            parameters.append(
+                Parameter(
+                    group=g,
+                    name=name,
+                    shape=None if shape is None else list(shape),
+                    dtype=None if dtype is None else str(dtype).removeprefix("torch."),
+                    step=_step(state),
+                    bytes=sum(tensor.numel() * tensor.element_size() for tensor in _tensors(state)),
+                    path=path,
+                    reason=reason,
+                )
+            )
+    return Report(where, optimizers, groups, parameters)
+
+
+def recognized(saved: dict[str, Any]) -> list[str]:
+    """The classes that keep such states and know all these settings; of these, those that share most settings."""
+    import torch
+
+    kept = {key for state in saved["state"].values() if isinstance(state, dict) for key in state}
+    settings = {key for group in saved["param_groups"] for key in group} - _NOT_SETTINGS
+    scores: dict[str, float] = {}
+    for name, states in STATES.items():
+        if not hasattr(torch.optim, name) or not kept <= states:
+            continue
+        known = set(getattr(torch.optim, name)([torch.nn.Parameter(torch.ones(2, 2))]).defaults)
+        if settings <= known:  # a checkpoint may be older than some setting, never newer
+            scores[name] = len(settings) / len(known)
+    decoupled = {bool(group.get("decoupled_weight_decay")) for group in saved["param_groups"]}
+    if "decoupled_weight_decay" in settings and {"Adam", "AdamW"} <= set(scores):
+        del scores["Adam" if decoupled == {True} else "AdamW"]
+    best = max(scores.values(), default=0.0)
+    return [name for name, score in scores.items() if score == best]
+
+
+def _paths(name: str, saved: dict[str, Any]) -> dict[Any, tuple[str, str]]:
+    """What `oxistep.explain` says once the states are loaded for stand-ins of their shape and dtype."""
+
+    import oxistep
+
+    made, numbers = [], []
+    for group in saved["param_groups"]:
+        params = [_stand_in(saved["state"].get(number, {})) for number in group["params"]]
+        made.append({"params": params})
+        numbers += list(group["params"])
+    optimizer = getattr(oxistep.optim, name)(made)
+    try:
+        optimizer.load_state_dict(saved)
+        rows = oxistep.explain(optimizer)
+    except Exception as error:  # a file can hold anything
+        why = f"oxistep.optim.{name} cannot load it: {type(error).__name__}: {error}".splitlines()[0]
+        return dict.fromkeys(numbers, ("unknown", why))
+    return {
+        number: (row.path, row.reason)
+        for number, row in zip(numbers, rows, strict=True)
+        if _like(saved["state"].get(number, {}))[0] is not None
+    }
+
+
+def _stand_in(state: dict[str, Any]) -> Any:
+    """A parameter with a gradient; memory that is never touched costs nothing."""
+    import torch
+
+    shape, dtype = _like(state)
+    usable = dtype is not None and (dtype.is_floating_point or dtype.is_complex)
+    parameter = torch.nn.Parameter(torch.empty(shape or (), dtype=dtype if usable else None))
+    if shape is not None:
+        parameter.grad = torch.empty_like(parameter)
+    return parameter
+
+
+def _like(state: dict[str, Any]) -> tuple[tuple[int, ...] | None, Any]:
+    """Shape and dtype of the parameter that has this state."""
+    if "row_var" in state and "col_var" in state:  # Adafactor: means of rows, and of columns
+        *outer, rows, _ = state["row_var"].shape
+        return (*outer, rows, state["col_var"].shape[-1]), state["row_var"].dtype
+    if "func_evals" in state:  # L-BFGS: one vector for all parameters
+        return None, None
+    arrays = [t for key, t in state.items() if key not in ("step", "eta", "mu", "mu_product") and hasattr(t, "shape")]
+    return (tuple(arrays[0].shape), arrays[0].dtype) if arrays else (None, None)
+
+
+def _tensors(state: Any) -> Iterator[Any]:
+    if hasattr(state, "element_size"):
+        yield state
+    elif isinstance(state, dict | list | tuple):
+        for value in state.values() if isinstance(state, dict) else state:
+            yield from _tensors(value)
+
+
+def _step(state: dict[str, Any]) -> int | None:
+    step = state.get("step", state.get("n_iter"))
+    return None if step is None else int(step)
+
+
+def _number(value: Any) -> Any:
+    """Settings that can be shown in a line: numbers, also as tensors, and pairs of them."""
+    if hasattr(value, "item") and getattr(value, "numel", lambda: 0)() == 1:
+        value = value.item()
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        return value if abs(value) < float("inf") else str(value)
+    if isinstance(value, tuple | list) and value and all(isinstance(v, float) for v in value):
+        return list(value)
+    return True if value is True else None

@@ -1,0 +1,62 @@
+"""What the commands have in common: refusals, extras that may be missing, output."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+# Where each module comes from that is not installed with oxistep itself.
+EXTRAS = {"torch": "torch", "matplotlib": "viz", "rich": "cli", "jinja2": "cli"}
+
+
+class RefusalError(Exception):
+    """The command cannot do what was asked; printed without a traceback, exit status 1."""
+
+
+class UsageError(Exception):
+    """Arguments that do not go together; printed below the usage, exit status 2."""
+
+
+def need(*modules: str) -> None:
+    """Refuse, with the command that installs them, if any of these is missing."""
+    missing = []
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
+            missing.append(module)
+    if missing:
+        extras = ",".join(sorted({EXTRAS[module] for module in missing}))
+        names = " and ".join(missing)
+        raise RefusalError(f"this needs {names}, not installed here: pip install 'oxistep[{extras}]'")
+
+
+def print_json(content: Any) -> None:
+    """For scripts: strict JSON, so NaN and infinity must have been turned into something else."""
+    json.dump(content, sys.stdout, indent=2, allow_nan=False)
+    print()
+
+
+def console() -> Console:
+    """Where results go. No colour where it is not a terminal, or NO_COLOR is set."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True)
+
+
+def progress() -> Progress:
+    """A bar on the error stream, gone when done; nothing where that is not a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    errors = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    return Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)

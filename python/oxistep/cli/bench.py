@@ -1,0 +1,36 @@
+"""Measure the step of oxistep beside torch.optim's implementations, on this machine.
+
+    oxistep bench --brief                               a handful of cells, under half a minute
+    oxistep bench --quick --output r.json --html r.html a selection, under two minutes, with a page of figures
+    oxistep bench --workload flat_16 --optimizer Adam   one workload
+
+For every cell (workload x optimizer x dtype) the results are checked against torch's for-loop; then all take turns, and
+the figure is the ratio of times within a round. Memory, threads, training, and comparing two files of results:
+python -m oxistep.bench --help.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+
+from oxistep.bench.options import add_options as add_options
+from oxistep.cli._terminal import UsageError, need
+
+SUMMARY = "measure it beside torch.optim on this machine"
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure and report."""
+    need("torch", "rich", *(("jinja2", "matplotlib") if options.page else ()))
+    import torch
+
+    from oxistep.bench import run as measurement
+
+    try:
+        plan = measurement.planned(options)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return measurement.execute(plan, options, f"oxistep {shlex.join(options.argv)}")

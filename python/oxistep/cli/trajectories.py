@@ -1,0 +1,159 @@
+"""Draw the paths of optimizers over the contour lines of a function of two variables.
+
+    oxistep trajectories --output bowl.png              eight optimizers on x1^2 + 10 x2^2 from (4, 3)
+    oxistep trajectories --output bowl.gif              the same as an animation (.mp4 if ffmpeg is installed)
+    oxistep trajectories --output two.svg --function rosenbrock --start -1.5 2 --steps 300 --together \\
+        --optimizer Adam,lr=0.1 --optimizer SGD,lr=0.001,momentum=0.9
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from oxistep._options import count, finite, new_file
+from oxistep.cli._terminal import UsageError, need, print_json, progress
+
+SUMMARY = "draw the paths of optimizers over contour lines"
+LIBRARIES = ("oxistep", "torch", "numpy")
+
+# From plain operators alone, so that tensors, arrays and numbers will do; with where one commonly starts.
+FUNCTIONS: dict[str, tuple[Callable[[Any, Any], Any], tuple[float, float], str]] = {
+    "bowl": (lambda x, y: x**2 + 10 * y**2, (4, 3), "x1^2 + 10 x2^2"),
+    "rosenbrock": (lambda x, y: (1 - x) ** 2 + 100 * (y - x**2) ** 2, (-1.5, 2), "(1 - x1)^2 + 100 (x2 - x1^2)^2"),
+    "himmelblau": (lambda x, y: (x**2 + y - 11) ** 2 + (x + y**2 - 7) ** 2, (-0.5, -1), "four minima"),
+    "beale": (
+        lambda x, y: (1.5 - x + x * y) ** 2 + (2.25 - x + x * y**2) ** 2 + (2.625 - x + x * y**3) ** 2,
+        (1, 1.5),
+        "a flat valley to (3, 0.5)",
+    ),
+    "saddle": (lambda x, y: x**2 - y**2, (2, 0.01), "x1^2 - x2^2"),
+}
+
+
+def optimizer(text: str) -> tuple[str, str, dict[str, Any]]:
+    """`Adam,lr=0.1,amsgrad=True` -> its label, the class, the arguments."""
+    name, *pairs = text.split(",")
+    arguments = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        try:
+            if not equals or not key.isidentifier():
+                raise ValueError
+            arguments[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            raise argparse.ArgumentTypeError(f"expected NAME,argument=value,..., got {text!r}") from None
+    return text.replace(",", ", ").replace("=", " "), name, arguments
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `trajectories`."""
+    parser.add_argument(
+        "--output",
+        type=new_file,
+        required=True,
+        metavar="FILE",
+        help=".png, .svg, .pdf ..., or an animation: .gif, .mp4; its folder is made if it is missing",
+    )
+    listed = "; ".join(f"{name}: {what}" for name, (_, _, what) in FUNCTIONS.items())
+    parser.add_argument(
+        "--function", choices=FUNCTIONS, default="bowl", metavar="NAME", help=f"{listed} (default: bowl)"
+    )
+    parser.add_argument(
+        "--start", type=finite, nargs=2, metavar=("X1", "X2"), help="where all begin; default: what suits the function"
+    )
+    parser.add_argument("--steps", type=count, default=100, help="how many each takes (default: 100)")
+    parser.add_argument(
+        "--optimizer",
+        type=optimizer,
+        action="append",
+        metavar="NAME,ARGUMENT=VALUE,...",
+        help="a class of the library with its arguments, such as Adam,lr=0.1 (repeatable); default: eight of them",
+    )
+    parser.add_argument(
+        "--library", choices=LIBRARIES, help="whose classes (default: oxistep, or numpy where torch is missing)"
+    )
+    parser.add_argument("--together", action="store_true", help="all paths in one plot")
+    parser.add_argument("--json", action="store_true", help="print where each ends as JSON, for scripts")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Draw and write."""
+    need("matplotlib", "rich", *(() if options.library in ("numpy", None) else ("torch",)))
+    import numpy as np
+
+    from oxistep import viz
+    from oxistep.viz._descent import track_of
+    from oxistep.viz._surface import Surface
+
+    library = _library(options.library)
+    made = viz.eight(library) if options.optimizer is None else _optimizers(options.optimizer, library)
+    function, usual_start, _ = FUNCTIONS[options.function]
+    function = viz.bowl if options.function == "bowl" else function
+    start = np.array(options.start or usual_start, np.float64)
+    try:
+        tracks = {name: track_of(name, make, Surface(function), start, options.steps) for name, make in made.items()}
+    except (ValueError, TypeError) as error:  # an argument that the optimizer refuses
+        raise UsageError(str(error)) from None
+    # What diverged is recorded with the point that is not finite, and drawn so.
+    paths = {name: np.vstack([t.points, [np.nan, np.nan]]) if t.diverged else t.points for name, t in tracks.items()}
+    with progress() as bar:
+        task = bar.add_task(f"writing {options.output.name}", total=None)
+        try:
+            viz.trajectories(
+                paths,
+                function,
+                start=start,
+                together=options.together,
+                output=options.output,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        except ValueError as error:  # an ending that nobody can write
+            raise UsageError(str(error)) from None
+    if options.json:
+        ends = {
+            name: {"end": track.points[-1].tolist(), "steps": len(track.points) - 1, "diverged": track.diverged}
+            for name, track in tracks.items()
+        }
+        print_json({"output": str(options.output), "function": options.function, "paths": ends})
+    else:
+        wide = max(map(len, tracks))
+        for name, track in tracks.items():
+            x1, x2 = track.points[-1]
+            end = f"not finite in step {len(track.points)}" if track.diverged else f"ends at ({x1:.5g}, {x2:.5g})"
+            print(f"{name:{wide}}  {end}")
+        print(f"written: {options.output}")
+    return 0
+
+
+def _library(name: str | None) -> Any:
+    if name == "torch":
+        import torch.optim
+
+        return torch.optim
+    if name != "numpy":
+        try:
+            import oxistep.optim
+
+            return oxistep.optim
+        except ModuleNotFoundError:
+            if name is not None:
+                raise
+    import oxistep.numpy
+
+    return oxistep.numpy
+
+
+def _optimizers(chosen: list[tuple[str, str, dict[str, Any]]], library: Any) -> Mapping[str, Any]:
+    made = {}
+    for label, name, arguments in chosen:
+        one = getattr(library, name, None) if name.isidentifier() else None
+        if not isinstance(one, type) or name == "Optimizer":
+            names = [n for n in library.__all__ if isinstance(getattr(library, n), type) and n != "Optimizer"]
+            raise UsageError(
+                f"argument --optimizer: {library.__name__} has no {name!r}; it has {', '.join(sorted(names))}"
+            )
+        made[label] = lambda p, one=one, arguments=arguments: one(p, **arguments)
+    return made
