@@ -7,7 +7,14 @@ if TYPE_CHECKING:
 
 
 class ParameterPath(NamedTuple):
-    """The path of one parameter through the next step."""
+    """The path of one parameter through the next step: a named tuple.
+
+    Example:
+        >>> from oxistep import explain
+        >>> import torch
+        >>> explain(torch.optim.SGD([torch.zeros(2)]))[0].path
+        'skipped'
+    """
 
     group: int
     """Place of its group in ``param_groups``."""
@@ -18,10 +25,22 @@ class ParameterPath(NamedTuple):
     path: str
     """``"native"`` (oxistep's kernels), ``"torch"`` (torch's own operations) or ``"skipped"`` (no gradient)."""
     reason: str
+    """Why, in words; docs/torch-parity.md lists them all."""
 
 
 class Explanation(list[ParameterPath]):
-    """A list of :class:`ParameterPath`, which prints as a table."""
+    """What :func:`explain` returns: a list of named tuples, one for each parameter, which prints as a table.
+
+    Each has ``group`` and ``position`` (places in ``param_groups`` and in the group's ``params``), ``name``, ``path``
+    (``"native"``, ``"torch"`` or ``"skipped"``) and ``reason``.
+
+    Example:
+        >>> import torch, oxistep
+        >>> w = torch.zeros(2, requires_grad=True)
+        >>> w.grad = torch.ones(2)
+        >>> print(oxistep.explain(oxistep.optim.SGD([("weight", w)])))
+        weight  native   plain CPU tensors
+    """
 
     def __str__(self) -> str:
         if not self:

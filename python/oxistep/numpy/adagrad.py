@@ -32,6 +32,13 @@ class Adagrad(Optimizer):
         eps: added to the denominator (default: 1e-10).
         maximize: ascend instead of descend (default: False).
 
+    State:
+        step: t, 0-dimensional float32, as in torch.
+        sum: h, in the parameter's shape and dtype. Both are made when the parameter is added, as in torch.
+
+    Native:
+        Every step; what it cannot take it refuses, before anything is changed.
+
     Raises:
         TypeError: something in `params` is not an array of one of these types, or an argument has a wrong
             type.
@@ -47,11 +54,9 @@ class Adagrad(Optimizer):
         >>> print(x.round(5))
         [2.32355 1.39497]
 
-    References:
+    Reference:
         Duchi, Hazan, Singer, `Adaptive Subgradient Methods for Online Learning and Stochastic Optimization
         <https://jmlr.org/papers/v12/duchi11a.html>`_, 2011.
-
-    State: ``step`` (t, 0-dimensional float32) and ``sum`` (h), made when the parameter is added, as in torch.
     """
 
     _rule = "adagrad"

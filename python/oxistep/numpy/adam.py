@@ -39,6 +39,15 @@ class Adam(Optimizer):
         decoupled_weight_decay: shrink the parameter itself, as `AdamW` does, instead of adding to the
             gradient (default: False).
 
+    State:
+        step: t, 0-dimensional float32, as in torch.
+        exp_avg: m, in the parameter's shape and dtype.
+        exp_avg_sq: h, in the parameter's shape and dtype.
+        max_exp_avg_sq: s, if amsgrad; in the parameter's shape and dtype.
+
+    Native:
+        Every step; what it cannot take it refuses, before anything is changed.
+
     Raises:
         TypeError: something in `params` is not an array of one of these types, or an argument has a wrong
             type.
@@ -54,13 +63,10 @@ class Adam(Optimizer):
         >>> print(x.round(5))
         [-0.02143  0.01934]
 
-    References:
+    Reference:
         Kingma, Ba, `Adam: A Method for Stochastic Optimization <https://arxiv.org/abs/1412.6980>`_, 2014.
         Reddi, Kale, Kumar, `On the Convergence of Adam and Beyond
         <https://openreview.net/forum?id=ryQu7f-RZ>`_, 2018 (amsgrad).
-
-    State: ``step`` (t, 0-dimensional float32), ``exp_avg`` (m), ``exp_avg_sq`` (h) and ``max_exp_avg_sq`` (s)
-    if amsgrad.
     """
 
     _rule = "adam"

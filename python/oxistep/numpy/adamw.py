@@ -33,6 +33,15 @@ class AdamW(Adam):
         amsgrad: divide by the largest average of squares seen so far (default: False).
         maximize: ascend instead of descend (default: False).
 
+    State:
+        step: t, 0-dimensional float32, as in torch.
+        exp_avg: m, in the parameter's shape and dtype.
+        exp_avg_sq: h, in the parameter's shape and dtype.
+        max_exp_avg_sq: s, if amsgrad; in the parameter's shape and dtype.
+
+    Native:
+        Every step; what it cannot take it refuses, before anything is changed.
+
     Raises:
         TypeError: something in `params` is not an array of one of these types, or an argument has a wrong
             type.
@@ -48,10 +57,8 @@ class AdamW(Adam):
         >>> print(x.round(5))
         [-0.01616  0.01787]
 
-    References:
+    Reference:
         Loshchilov, Hutter, `Decoupled Weight Decay Regularization <https://arxiv.org/abs/1711.05101>`_, 2017.
-
-    State: that of `Adam`.
     """
 
     def __init__(

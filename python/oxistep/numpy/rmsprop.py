@@ -35,6 +35,15 @@ class RMSprop(Optimizer):
         centered: divide by an estimate of the standard deviation (default: False).
         maximize: ascend instead of descend (default: False).
 
+    State:
+        step: t, 0-dimensional float32, as in torch.
+        square_avg: h, in the parameter's shape and dtype.
+        momentum_buffer: b, if momentum > 0; in the parameter's shape and dtype.
+        grad_avg: m, if centered; in the parameter's shape and dtype.
+
+    Native:
+        Every step; what it cannot take it refuses, before anything is changed.
+
     Raises:
         TypeError: something in `params` is not an array of one of these types, or an argument has a wrong
             type.
@@ -50,14 +59,11 @@ class RMSprop(Optimizer):
         >>> print(abs(x).max() < 1e-4)
         True
 
-    References:
+    Reference:
         Tieleman, Hinton, `Neural Networks for Machine Learning, lecture 6
         <https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf>`_, 2012.
         Graves, `Generating Sequences With Recurrent Neural Networks <https://arxiv.org/abs/1308.0850>`_, 2013
         (centered).
-
-    State: ``step`` (0-dimensional float32), ``square_avg`` (h), ``momentum_buffer`` (b) if momentum > 0 and
-    ``grad_avg`` (m) if centered.
     """
 
     _rule = "rmsprop"

@@ -37,6 +37,13 @@ class SGD(Optimizer):
         nesterov: take Nesterov's momentum; needs momentum > 0 and dampening 0 (default: False).
         maximize: ascend instead of descend (default: False).
 
+    State:
+        momentum_buffer: v, only if momentum is not 0; in the parameter's shape and dtype. No step counter, as
+            in torch.
+
+    Native:
+        Every step; what it cannot take it refuses, before anything is changed.
+
     Raises:
         TypeError: something in `params` is not an array of one of these types, or an argument has a wrong
             type.
@@ -52,13 +59,11 @@ class SGD(Optimizer):
         >>> print(x.round(5))
         [ 0.01691 -0.00855]
 
-    References:
+    Reference:
         Polyak, `Some methods of speeding up the convergence of iteration methods
         <https://doi.org/10.1016/0041-5553(64)90137-5>`_, 1964.
         Sutskever et al., `On the importance of initialization and momentum in deep learning
         <https://proceedings.mlr.press/v28/sutskever13.html>`_, 2013.
-
-    State: ``momentum_buffer`` (v), only if momentum is not 0. No step counter, as in torch.
     """
 
     _rule = "sgd"

@@ -95,10 +95,23 @@ class NativeStep(MaxGradNorm):
         Everything is checked before the first write: a step that raises has changed nothing of what oxistep updates.
 
         Args:
-            closure: a function that evaluates the model again and returns the loss. Runs with grad enabled.
+            closure: a function that evaluates the model again and returns the loss. Runs with grad enabled
+                (default: None).
 
         Returns:
             The loss that ``closure`` returned, else ``None``.
+
+        Raises:
+            RuntimeError: for gradients or states that torch refuses, in its words.
+
+        Example:
+            >>> import torch, oxistep.optim as optim
+            >>> w = torch.tensor([3.0], requires_grad=True)
+            >>> optimizer = optim.SGD([w], lr=0.5)
+            >>> w.grad = torch.ones(1)
+            >>> optimizer.step()
+            >>> w.item()
+            2.5
         """
         if _is_compiling():
             return _step_outside_graph(self, *args, **kwargs)  # type: ignore[no-any-return]

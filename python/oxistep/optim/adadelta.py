@@ -24,7 +24,7 @@ class Adadelta(NativeStep, torch.optim.Adadelta):
     Equal to torch's for-loop bit for bit in float32 and float64.
 
     Args:
-        params: parameters, named parameters, or dicts of parameter groups.
+        params: tensors, ``(name, tensor)`` pairs, or dicts of parameter groups.
         lr: factor on the update :math:`\gamma`, a number or a tensor of one element (default: 1.0).
         rho: decay of both running averages (default: 0.9).
         eps: :math:`\epsilon`, inside the roots (default: 1e-6).
@@ -35,10 +35,21 @@ class Adadelta(NativeStep, torch.optim.Adadelta):
         max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
 
-    State: ``step`` (0-dimensional float32), ``square_avg``, ``acc_delta`` (shape and dtype of the parameter).
+    State:
+        step: steps done, 0-dimensional float32 (float64 where that is torch's default dtype).
+        square_avg: :math:`v`, in the parameter's shape and dtype.
+        acc_delta: :math:`u`, in the parameter's shape and dtype.
+
+    Native:
+        CPU tensors of float32, float64, float16, bfloat16, complex64 and complex128, of any shape and layout. All else
+        takes torch's own step; ``oxistep.explain(optimizer)`` tells, and why.
 
     Raises:
-        ValueError: for what ``torch.optim.Adadelta`` refuses, in its words.
+        TypeError: for something in ``params`` that is no tensor, or ``max_grad_norm`` or ``skip_nonfinite`` of another
+            type.
+        ValueError: for what ``torch.optim.Adadelta`` refuses, in its words; for another ``state_dtype``, a
+            ``max_grad_norm`` not above zero.
+        RuntimeError: in ``step``, for a sparse gradient, before anything is updated.
 
     Example:
         >>> import torch, oxistep.optim as optim

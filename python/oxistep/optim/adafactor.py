@@ -29,7 +29,7 @@ class Adafactor(NativeStep, _Adafactor):
     steps (sums are taken in double precision). Nothing of the parameter's size is made for a step.
 
     Args:
-        params: parameters, named parameters, or dicts of parameter groups.
+        params: tensors, ``(name, tensor)`` pairs, or dicts of parameter groups.
         lr: :math:`\gamma`, the largest relative step and the factor of the decay; a number or a tensor of one element
             (default: 1e-2).
         beta2_decay: :math:`\tau`, at most 0: the weight of a new square is :math:`t^\tau` (default: -0.8).
@@ -44,14 +44,23 @@ class Adafactor(NativeStep, _Adafactor):
         max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
 
-    State: ``step`` (0-dimensional float32) and ``row_var``, ``col_var`` (shape of the gradient with a last, or last but
-    one, dimension of one) or ``variance`` (shape of the gradient), in the gradient's dtype. A parameter that is not
-    contiguous, or of another dtype than its gradient, is left to torch. An empty one, on which torch divides by zero,
-    has nothing to update: its step is counted.
+    State:
+        step: steps done, 0-dimensional float32 (float64 where that is torch's default dtype).
+        row_var: :math:`R` of a matrix: the gradient's shape with a last dimension of one, and its dtype.
+        col_var: :math:`C` of a matrix: the gradient's shape with a last dimension but one of one, and its dtype.
+        variance: :math:`V` of a parameter of one dimension or none, in the gradient's shape and dtype.
+
+    Native:
+        Contiguous CPU tensors of float32, float64, float16 and bfloat16, with gradients of the same dtype. All else
+        takes torch's own step; ``oxistep.explain(optimizer)`` tells, and why. An empty parameter, on which torch
+        divides by zero, has nothing to update: its step is counted.
 
     Raises:
-        ValueError: for what ``torch.optim.Adafactor`` refuses, in its words.
-        RuntimeError: at a step with a complex parameter or a sparse gradient, before anything is updated.
+        TypeError: for something in ``params`` that is no tensor, or ``max_grad_norm`` or ``skip_nonfinite`` of another
+            type.
+        ValueError: for what ``torch.optim.Adafactor`` refuses, in its words; for another ``state_dtype``, a
+            ``max_grad_norm`` not above zero.
+        RuntimeError: in ``step``, for a complex parameter or a sparse gradient, before anything is updated.
 
     Example:
         >>> import torch, oxistep.optim as optim

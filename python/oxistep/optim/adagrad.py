@@ -22,7 +22,7 @@ class Adagrad(NativeStep, torch.optim.Adagrad):
     Equal to torch's for-loop bit for bit in float32 and float64.
 
     Args:
-        params: parameters, named parameters, or dicts of parameter groups.
+        params: tensors, ``(name, tensor)`` pairs, or dicts of parameter groups.
         lr: learning rate :math:`\gamma`, a number or a tensor of one element (default: 1e-2).
         lr_decay: :math:`\eta` (default: 0).
         weight_decay: :math:`\lambda` (default: 0).
@@ -34,11 +34,21 @@ class Adagrad(NativeStep, torch.optim.Adagrad):
         max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
 
-    State: ``step`` (0-dimensional float32), ``sum`` (shape and dtype of the parameter); made by the constructor, as
-    torch does.
+    State:
+        step: steps done, 0-dimensional float32 (float64 where that is torch's default dtype).
+        sum: :math:`h`, in the parameter's shape and dtype. Both are made by the constructor, as in torch.
+
+    Native:
+        CPU tensors of float32, float64, float16, bfloat16, complex64 and complex128, of any shape and layout; rows of
+        sparse gradients too, if weight decay is zero and the parameter is contiguous and real. All else takes torch's
+        own step; ``oxistep.explain(optimizer)`` tells, and why.
 
     Raises:
-        ValueError: for what ``torch.optim.Adagrad`` refuses, in its words.
+        TypeError: for something in ``params`` that is no tensor, or ``max_grad_norm`` or ``skip_nonfinite`` of another
+            type.
+        ValueError: for what ``torch.optim.Adagrad`` refuses, in its words; for another ``state_dtype``, a
+            ``max_grad_norm`` not above zero.
+        RuntimeError: in ``step``, for a sparse gradient with weight decay, as in torch.
 
     Example:
         >>> import torch, oxistep.optim as optim

@@ -14,8 +14,37 @@ class AdamW(Adam, torch.optim.AdamW):
     .. math::
         \theta \leftarrow \theta (1 - \gamma \lambda), \text{ then Adam's step with } \lambda = 0
 
-    Arguments, state, errors and accuracy are those of :class:`Adam`, except that ``weight_decay`` is 1e-2 by default
-    and there is no ``decoupled_weight_decay``: it is always on.
+    There is no ``decoupled_weight_decay``: it is always on. Accuracy is that of :class:`Adam`.
+
+    Args:
+        params: tensors, ``(name, tensor)`` pairs, or dicts of parameter groups.
+        lr: learning rate :math:`\gamma`, a number or a tensor of one element (default: 1e-3).
+        betas: :math:`\beta_1, \beta_2`, numbers or tensors of one element (default: (0.9, 0.999)).
+        eps: :math:`\epsilon`, outside the root (default: 1e-8).
+        weight_decay: :math:`\lambda` (default: 1e-2).
+        amsgrad: keep and divide by the largest second moment (default: False).
+        maximize: ascend instead of descend (default: False).
+        capturable, foreach, fused, differentiable: as in torch; they choose among torch's own paths.
+        state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None, as torch).
+        max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
+        skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
+
+    State:
+        step: steps done, 0-dimensional float32 (float64 where that is torch's default dtype).
+        exp_avg: :math:`m`, in the parameter's shape and dtype.
+        exp_avg_sq: :math:`v`, in the parameter's shape and dtype.
+        max_exp_avg_sq: the largest :math:`v` so far, with ``amsgrad``; in the parameter's shape and dtype.
+
+    Native:
+        CPU tensors of float32, float64, float16, bfloat16, complex64 and complex128, of any shape and layout. All else
+        takes torch's own step; ``oxistep.explain(optimizer)`` tells, and why.
+
+    Raises:
+        TypeError: for something in ``params`` that is no tensor, or ``max_grad_norm`` or ``skip_nonfinite`` of another
+            type.
+        ValueError: for what ``torch.optim.AdamW`` refuses, in its words; for another ``state_dtype``, a
+            ``max_grad_norm`` not above zero.
+        RuntimeError: in ``step``, for a sparse gradient, before anything is updated.
 
     Example:
         >>> import torch, oxistep.optim as optim

@@ -23,7 +23,7 @@ class ASGD(NativeStep, torch.optim.ASGD):
     Equal to torch's for-loop bit for bit in float32, within the last place or two in float64.
 
     Args:
-        params: parameters, named parameters, or dicts of parameter groups.
+        params: tensors, ``(name, tensor)`` pairs, or dicts of parameter groups.
         lr: learning rate :math:`\gamma`, a number or a tensor of one element (default: 1e-2).
         lambd: :math:`\lambda'`, decay of the parameter and of the rate (default: 1e-4).
         alpha: power with which the rate falls (default: 0.75).
@@ -35,10 +35,22 @@ class ASGD(NativeStep, torch.optim.ASGD):
         max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
 
-    State: ``step``, ``eta``, ``mu`` (0-dimensional float32), ``ax``, the average (shape and dtype of the parameter).
+    State:
+        step: steps done, 0-dimensional float32 (float64 where that is torch's default dtype).
+        eta: :math:`\eta`, 0-dimensional float32.
+        mu: :math:`\mu`, 0-dimensional float32.
+        ax: :math:`a`, the average, in the parameter's shape and dtype.
+
+    Native:
+        CPU tensors of float32, float64, float16, bfloat16, complex64 and complex128, of any shape and layout. All else
+        takes torch's own step; ``oxistep.explain(optimizer)`` tells, and why.
 
     Raises:
-        ValueError: for what ``torch.optim.ASGD`` refuses, in its words.
+        TypeError: for something in ``params`` that is no tensor, or ``max_grad_norm`` or ``skip_nonfinite`` of another
+            type.
+        ValueError: for what ``torch.optim.ASGD`` refuses, in its words; for another ``state_dtype``, a
+            ``max_grad_norm`` not above zero.
+        RuntimeError: in ``step``, for a sparse gradient, before anything is updated.
 
     Example:
         >>> import torch, oxistep.optim as optim

@@ -35,7 +35,7 @@ class LBFGS(_torch_class):
     native: gradients are gathered into one flat vector, and each entry of the history costs two sweeps over memory.
 
     Args:
-        params: parameters or named parameters; one group only. Those without a gradient count as having zeros.
+        params: tensors or ``(name, tensor)`` pairs; one group only. Those without a gradient count as having zeros.
         lr: length :math:`t` of a step, or the line search's first guess; a number or a tensor of one element
             (default: 1).
         max_iter: the most iterations of one ``step`` (default: 20).
@@ -46,14 +46,23 @@ class LBFGS(_torch_class):
         line_search_fn: ``"strong_wolfe"`` or None, a fixed step (default: None).
         maximize: ascend instead of descend (default: False; torch >= 2.12).
 
-    State, under the first parameter: ``func_evals``, ``n_iter`` (integers), ``d``, ``prev_flat_grad`` (flat vectors),
-    ``old_dirs``, ``old_stps`` (lists of them), ``ro``, ``al`` (lists of scalars), ``H_diag``, ``t``, ``prev_loss``.
+    State:
+        func_evals, n_iter: calls of the closure and iterations so far, integers. All of the state is under the first
+            parameter.
+        d, prev_flat_grad: the direction and the last gradient, flat vectors as long as all parameters together.
+        old_dirs, old_stps: :math:`y` and :math:`s`, lists of at most ``history_size`` such vectors.
+        ro, al: :math:`1 / (y \cdot s)` of each pair and the coefficients of the recursion, lists of scalars.
+        H_diag, t, prev_loss: scale of the first :math:`H`, length of the last step, last loss.
 
-    The step is native if all parameters are contiguous CPU tensors of float32, or all of float64 (complex ones count as
-    pairs); else it is torch's. ``oxistep.explain`` tells.
+    Native:
+        The step, if all parameters are contiguous CPU tensors of float32, or all of float64 (complex ones count as
+        pairs). Else it is torch's; ``oxistep.explain(optimizer)`` tells, and why. With ``line_search_fn`` the search
+        itself is torch's function.
 
     Raises:
+        TypeError: for something in ``params`` that is no tensor; in ``step``, if the closure is missing.
         ValueError: for what ``torch.optim.LBFGS`` refuses, in its words; more than one group is among it.
+        RuntimeError: in ``step``, for a ``line_search_fn`` that is not known, as in torch.
 
     Example:
         >>> import torch, oxistep.optim as optim

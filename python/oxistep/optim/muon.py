@@ -46,10 +46,18 @@ class Muon(NativeStep, torch.optim.Muon):
         max_grad_norm: clip the norm of all gradients, in place, before they are used (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
 
-    State: ``momentum_buffer`` (shape and dtype of the gradient).
+    State:
+        momentum_buffer: :math:`b`, in the gradient's shape and dtype.
+
+    Native:
+        Momentum, decay and update of CPU tensors that are real. The matrix products of :math:`O` are torch's. All else
+        takes torch's own step; ``oxistep.explain(optimizer)`` tells, and why.
 
     Raises:
-        ValueError: for what ``torch.optim.Muon`` refuses, in its words; in ``step`` for ``ns_steps`` of 100 or more.
+        TypeError: for something in ``params`` that is no tensor, or ``max_grad_norm`` or ``skip_nonfinite`` of another
+            type.
+        ValueError: for what ``torch.optim.Muon`` refuses, in its words; for another ``state_dtype``, a
+            ``max_grad_norm`` not above zero; in ``step`` for ``ns_steps`` of 100 or more.
         RuntimeError: in ``step``, for complex parameters and sparse gradients.
 
     Example:

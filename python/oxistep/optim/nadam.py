@@ -25,7 +25,7 @@ class NAdam(NativeStep, torch.optim.NAdam):
     Equal to torch's for-loop bit for bit in float32, within the last place or two in float64.
 
     Args:
-        params: parameters, named parameters, or dicts of parameter groups.
+        params: tensors, ``(name, tensor)`` pairs, or dicts of parameter groups.
         lr: learning rate :math:`\gamma`, a number or a tensor of one element (default: 2e-3).
         betas: :math:`\beta_1, \beta_2` (default: (0.9, 0.999)).
         eps: :math:`\epsilon`, outside the root (default: 1e-8).
@@ -38,11 +38,22 @@ class NAdam(NativeStep, torch.optim.NAdam):
         max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
 
-    State: ``step``, ``mu_product`` (0-dimensional float32), ``exp_avg``, ``exp_avg_sq`` (shape and dtype of the
-    parameter).
+    State:
+        step: steps done, 0-dimensional float32 (float64 where that is torch's default dtype).
+        mu_product: :math:`P`, 0-dimensional float32.
+        exp_avg: :math:`m`, in the parameter's shape and dtype.
+        exp_avg_sq: :math:`v`, in the parameter's shape and dtype.
+
+    Native:
+        CPU tensors of float32, float64, float16, bfloat16, complex64 and complex128, of any shape and layout. All else
+        takes torch's own step; ``oxistep.explain(optimizer)`` tells, and why.
 
     Raises:
-        ValueError: for what ``torch.optim.NAdam`` refuses, in its words.
+        TypeError: for something in ``params`` that is no tensor, or ``max_grad_norm`` or ``skip_nonfinite`` of another
+            type.
+        ValueError: for what ``torch.optim.NAdam`` refuses, in its words; for another ``state_dtype``, a
+            ``max_grad_norm`` not above zero.
+        RuntimeError: in ``step``, for a sparse gradient, before anything is updated.
 
     Example:
         >>> import torch, oxistep.optim as optim

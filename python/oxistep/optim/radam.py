@@ -20,12 +20,12 @@ class RAdam(NativeStep, torch.optim.RAdam):
         \rho_\infty &= \frac{2}{1 - \beta_2} - 1, \quad \rho_t = \rho_\infty - \frac{2 t \beta_2^t}{1 - \beta_2^t} \\
         r &= \sqrt{\frac{(\rho_t - 4)(\rho_t - 2) \rho_\infty}{(\rho_\infty - 4)(\rho_\infty - 2) \rho_t}} \\
         \theta &\leftarrow \theta - \gamma \frac{m}{1 - \beta_1^t}
-            \Big(r \frac{\sqrt{1 - \beta_2^t}}{\sqrt{v} + \epsilon} \text{ if } \rho_t > 5, \text{ else } 1\Big)
+            \left(r \frac{\sqrt{1 - \beta_2^t}}{\sqrt{v} + \epsilon} \text{ if } \rho_t > 5, \text{ else } 1\right)
 
     Equal to torch's for-loop bit for bit in float32, within the last place or two in float64.
 
     Args:
-        params: parameters, named parameters, or dicts of parameter groups.
+        params: tensors, ``(name, tensor)`` pairs, or dicts of parameter groups.
         lr: learning rate :math:`\gamma`, a number or a tensor of one element (default: 1e-3).
         betas: :math:`\beta_1, \beta_2` (default: (0.9, 0.999)).
         eps: :math:`\epsilon`, outside the root (default: 1e-8).
@@ -37,10 +37,21 @@ class RAdam(NativeStep, torch.optim.RAdam):
         max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
 
-    State: ``step`` (0-dimensional float32), ``exp_avg``, ``exp_avg_sq`` (shape and dtype of the parameter).
+    State:
+        step: steps done, 0-dimensional float32 (float64 where that is torch's default dtype).
+        exp_avg: :math:`m`, in the parameter's shape and dtype.
+        exp_avg_sq: :math:`v`, in the parameter's shape and dtype.
+
+    Native:
+        CPU tensors of float32, float64, float16, bfloat16, complex64 and complex128, of any shape and layout. All else
+        takes torch's own step; ``oxistep.explain(optimizer)`` tells, and why.
 
     Raises:
-        ValueError: for what ``torch.optim.RAdam`` refuses, in its words.
+        TypeError: for something in ``params`` that is no tensor, or ``max_grad_norm`` or ``skip_nonfinite`` of another
+            type.
+        ValueError: for what ``torch.optim.RAdam`` refuses, in its words; for another ``state_dtype``, a
+            ``max_grad_norm`` not above zero.
+        RuntimeError: in ``step``, for a sparse gradient, before anything is updated.
 
     Example:
         >>> import torch, oxistep.optim as optim

@@ -25,7 +25,7 @@ class Rprop(NativeStep, torch.optim.Rprop):
     signs of noisy gradients mean little.
 
     Args:
-        params: parameters, named parameters, or dicts of parameter groups.
+        params: tensors, ``(name, tensor)`` pairs, or dicts of parameter groups.
         lr: what the step sizes start with, a number or a tensor of one element (default: 1e-2).
         etas: :math:`\eta_-, \eta_+` (default: (0.5, 1.2)).
         step_sizes: :math:`s_{\min}, s_{\max}` (default: (1e-6, 50)).
@@ -35,10 +35,21 @@ class Rprop(NativeStep, torch.optim.Rprop):
         max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
 
-    State: ``step`` (0-dimensional float32), ``prev``, ``step_size`` (shape and dtype of the parameter).
+    State:
+        step: steps done, 0-dimensional float32 (float64 where that is torch's default dtype).
+        prev: :math:`h`, in the parameter's shape and dtype.
+        step_size: :math:`s`, in the parameter's shape and dtype.
+
+    Native:
+        CPU tensors of float32, float64, float16, bfloat16, complex64 and complex128, of any shape and layout. All else
+        takes torch's own step; ``oxistep.explain(optimizer)`` tells, and why.
 
     Raises:
-        ValueError: for what ``torch.optim.Rprop`` refuses, in its words.
+        TypeError: for something in ``params`` that is no tensor, or ``max_grad_norm`` or ``skip_nonfinite`` of another
+            type.
+        ValueError: for what ``torch.optim.Rprop`` refuses, in its words; for another ``state_dtype``, a
+            ``max_grad_norm`` not above zero.
+        RuntimeError: in ``step``, for a sparse gradient, before anything is updated.
 
     Example:
         >>> import torch, oxistep.optim as optim

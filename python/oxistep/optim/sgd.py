@@ -23,7 +23,7 @@ class SGD(NativeStep, torch.optim.SGD):
     Equal to torch's for-loop bit for bit in float32 and float64.
 
     Args:
-        params: parameters, named parameters, or dicts of parameter groups.
+        params: tensors, ``(name, tensor)`` pairs, or dicts of parameter groups.
         lr: learning rate :math:`\gamma`, a number or a tensor of one element (default: 1e-3).
         momentum: :math:`\mu`; zero keeps no buffer (default: 0).
         dampening: :math:`\tau` (default: 0).
@@ -35,10 +35,20 @@ class SGD(NativeStep, torch.optim.SGD):
         max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
 
-    State: ``momentum_buffer`` (shape, dtype and layout of the gradient), if momentum is not zero.
+    State:
+        momentum_buffer: :math:`b`, if momentum is not zero, in the gradient's shape, dtype and layout.
+
+    Native:
+        CPU tensors of float32, float64, float16, bfloat16, complex64 and complex128, of any shape and layout; rows of
+        sparse gradients too, if momentum and weight decay are zero and the parameter is contiguous and real. All else
+        takes torch's own step; ``oxistep.explain(optimizer)`` tells, and why.
 
     Raises:
-        ValueError: for what ``torch.optim.SGD`` refuses, in its words.
+        TypeError: for something in ``params`` that is no tensor, or ``max_grad_norm`` or ``skip_nonfinite`` of another
+            type.
+        ValueError: for what ``torch.optim.SGD`` refuses, in its words; for another ``state_dtype``, a ``max_grad_norm``
+            not above zero.
+        RuntimeError: in ``step``, for a sparse gradient with weight decay, as in torch.
 
     Example:
         >>> import torch, oxistep.optim as optim

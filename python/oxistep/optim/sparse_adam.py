@@ -29,10 +29,20 @@ class SparseAdam(NativeStep, torch.optim.SparseAdam):
         max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
 
-    State: ``step`` (a Python integer), ``exp_avg``, ``exp_avg_sq`` (shape and dtype of the parameter).
+    State:
+        step: steps done, a Python integer, as in torch.
+        exp_avg: :math:`m`, in the parameter's shape and dtype.
+        exp_avg_sq: :math:`v`, in the parameter's shape and dtype.
+
+    Native:
+        Contiguous CPU parameters of float32, float64, float16 and bfloat16 with sparse gradients, coalesced or not. All
+        else takes torch's own step; ``oxistep.explain(optimizer)`` tells, and why.
 
     Raises:
-        ValueError: for what ``torch.optim.SparseAdam`` refuses, in its words.
+        TypeError: for something in ``params`` that is no tensor, or ``max_grad_norm`` or ``skip_nonfinite`` of another
+            type.
+        ValueError: for what ``torch.optim.SparseAdam`` refuses, in its words; for another ``state_dtype``, a
+            ``max_grad_norm`` not above zero.
         RuntimeError: in ``step``, for a dense gradient.
 
     Example:

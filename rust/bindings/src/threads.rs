@@ -50,7 +50,22 @@ pub(crate) fn torch_library() -> Option<&'static Library> {
     TORCH.get()?.as_ref().map(|torch| &torch.library)
 }
 
-/// How many threads a step may use; `None`: as many as torch uses, or without torch as many as there are processors.
+/// Sets how many threads a step may use; the result does not depend on it.
+///
+/// Args:
+///     n: a positive number, or None: as many as torch uses, without torch as many as there are processors
+///         (default: None). More than torch uses do not come from torch's pool, and may wait for its threads.
+///
+/// Raises:
+///     TypeError: for something that is no integer.
+///     ValueError: for a number below one.
+///
+/// Example:
+///     >>> import oxistep
+///     >>> oxistep.set_num_threads(1)
+///     >>> oxistep.get_num_threads()
+///     1
+///     >>> oxistep.set_num_threads(None)
 #[pyfunction]
 #[pyo3(signature = (n=None))]
 pub(crate) fn set_num_threads(n: Option<i64>) -> PyResult<()> {
@@ -64,7 +79,16 @@ pub(crate) fn set_num_threads(n: Option<i64>) -> PyResult<()> {
     Ok(())
 }
 
-/// How many threads a large step uses now.
+/// How many threads a large step uses now; a small one stays on the thread that calls.
+///
+/// Returns:
+///     int: what `set_num_threads` was given; else the number of torch's threads, if the optimizers of `oxistep.optim`
+///     are loaded; else that of processors.
+///
+/// Example:
+///     >>> import oxistep
+///     >>> oxistep.get_num_threads() >= 1
+///     True
 #[pyfunction]
 pub(crate) fn get_num_threads() -> usize {
     match WANTED.load(Ordering::Relaxed) {
