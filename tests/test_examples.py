@@ -7,6 +7,8 @@ import functools
 import importlib
 import json
 import os
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +24,12 @@ expected = importlib.import_module("expected")
 
 SCRIPTS = expected.SCRIPTS
 NAMES = [script.name for script in SCRIPTS]
+# Those that let the user choose whose optimizer it is, and print what a step takes: arguments that make them short.
+TIMED = {
+    "small_gpt": ("torch", ["--steps", "4", "--width", "16", "--layers", "1", "--context", "16", "--batch", "2"]),
+    "digits_mlp": ("torch", ["--epochs", "1", "--width", "16"]),
+    "numpy_logistic": ("hand", ["--steps", "20"]),
+}
 FIGURES = [(script, figure) for script in SCRIPTS for figure in script.figures]
 
 examine = functools.cache(expected.examine)  # the trainings run once for all tests
@@ -45,7 +53,7 @@ def python(*arguments, cwd):
 
 def test_every_script_is_listed():
     scripts = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert scripts == {*NAMES, "demo", "expected"}
+    assert scripts == {*NAMES, *TIMED, "demo", "expected"}
     readme = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     assert not [name for name in scripts if f"| `{name}.py` |" not in readme]
 
@@ -104,6 +112,69 @@ def test_numpy_line_runs_without_torch(tmp_path):
     process = python("-c", hide_torch, EXAMPLES / "numpy_line.py", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert "after 20 steps" in process.stdout
+
+
+@pytest.fixture
+def one_thread():
+    """More would spin for nothing on pieces as small as these."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("whose", ["oxistep", "the other"])
+@pytest.mark.parametrize("name", TIMED)
+def test_timed_script_runs(name, whose, monkeypatch, capsys, one_thread):
+    other, arguments = TIMED[name]
+    whose = other if whose == "the other" else whose
+    monkeypatch.setattr(sys, "argv", [name, "--optim", whose, *arguments])
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    last = capsys.readouterr().out.splitlines()[-1]
+    found = re.fullmatch(rf"{whose}: ([\d.]+) .?s an iteration, ([\d.]+) .?s of it the step of Adam\w? \(([\d.]+)%\)", last)
+    assert found, last
+    iteration, step, share = map(float, found.groups())
+    assert 0 < step <= iteration
+    assert share == pytest.approx(100 * step / iteration, rel=0.2, abs=1)
+
+
+@pytest.mark.parametrize(("name", "shorter"), [("small_gpt", {"steps": 30, "width": 32}), ("digits_mlp", {"epochs": 4})])
+def test_timed_script_learns_as_with_torch(name, shorter, one_thread):
+    import torch
+
+    import oxistep.optim
+
+    script = importlib.import_module(name)
+    ours, theirs = (script.train(optim, **shorter)["losses"] for optim in (oxistep.optim, torch.optim))
+    # the first steps: later ones enlarge what the last place makes different
+    assert ours[:5] == pytest.approx(theirs[:5], rel=1e-4)
+    assert sum(ours[-3:]) / 3 == pytest.approx(sum(theirs[-3:]) / 3, rel=0.05)
+    assert sum(ours[-3:]) / 3 < 0.8 * ours[0]
+
+
+def test_logistic_learns_as_by_hand():
+    import oxistep.numpy
+
+    script = importlib.import_module("numpy_logistic")
+    ours, theirs = (script.train(Adam) for Adam in (oxistep.numpy.Adam, script.HandWrittenAdam))
+    assert ours["weights"] == pytest.approx(theirs["weights"], rel=1e-3, abs=1e-3)
+    assert ours["right"] > 0.9
+
+
+def test_digits_are_all_there():
+    pictures, digits = importlib.import_module("digits_mlp").read_digits()
+    assert pictures.shape == (1797, 64)
+    assert (pictures.min(), pictures.max()) == (0, 1)
+    assert sorted(set(digits.tolist())) == list(range(10))
+
+
+def test_logistic_runs_without_torch(tmp_path):
+    hide_torch = "import runpy, sys; sys.modules['torch'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
+    process = python("-c", hide_torch, EXAMPLES / "numpy_logistic.py", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert "of it the step of Adam" in process.stdout
 
 
 @pytest.mark.slow
