@@ -15,6 +15,7 @@ TESTS ?= tests#        make test TESTS=tests/test_adam.py
 PYTEST_ARGS ?=#        make test PYTEST_ARGS='-x -k adam'
 BENCH_ARGS ?=#         make bench BENCH_ARGS=--markdown
 LOCK_ARGS ?=#          make lock LOCK_ARGS=--upgrade
+RESULTS ?= target/bench/bench.json#  what make readme-table reads
 # The first Python that is new enough; `python3` may be an old one that the system needs.
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.1{5,4,3,2,1}; do $$p -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$p && break; done)
@@ -118,9 +119,23 @@ bench-quick: $(INSTALLED) ## the benchmark in under two minutes
 bench-compare: $(INSTALLED) ## has anything become slower? make bench-compare OLD=before.json NEW=after.json
 	$(PY) benches compare $(OLD) $(NEW)
 
+# ---- documentation ----
+.PHONY: docs
+docs: $(INSTALLED) ## the documentation as a site, warnings as errors: target/docs/index.html
+	@mkdir -p $(OUTSIDE)
+	cd $(OUTSIDE) && $(PY) -m sphinx --quiet --fail-on-warning --keep-going -d ../docs-cache $(CURDIR)/docs ../docs
+
+.PHONY: worked-example
+worked-example: $(ENV) ## build and test the optimizer of docs/new-optimizer.md, in a copy of the tree
+	$(PY) docs/worked_example.py
+
+.PHONY: readme-table
+readme-table: ## the table of README.md from a file of results: make readme-table RESULTS=target/bench/bench.json
+	$(PY) docs/readme_table.py $(RESULTS) README.md
+
 # ---- checks ----
 .PHONY: check
-check: lint types stub test test-fallback ## everything CI runs
+check: lint types stub docs test test-fallback ## everything CI runs
 
 .PHONY: test
 test: test-rust test-python ## Rust tests, then Python tests against the installed wheel

@@ -1,7 +1,7 @@
 """A perceptron that reads handwritten digits, 1,797 of them, in a few seconds.
 
-`--optim torch` trains it with torch.optim instead; `--fused` with torch's fused Adam. The accuracy is the same, the time of
-a step is not. Prints both, and what part of an iteration the optimizer takes.
+`--optim torch` trains it with torch.optim instead; `--fused` with torch's fused Adam. The accuracy is the same, the
+time of a step is not. Prints both, and what part of an iteration the optimizer takes.
 """
 
 import argparse
@@ -30,7 +30,11 @@ def train(optim, epochs=10, width=256, batch=64, fused=None):
     order = torch.randperm(len(x))
     learn, check = order[:1500], order[1500:]
     model = torch.nn.Sequential(
-        torch.nn.Linear(64, width), torch.nn.ReLU(), torch.nn.Linear(width, width), torch.nn.ReLU(), torch.nn.Linear(width, 10)
+        torch.nn.Linear(64, width),
+        torch.nn.ReLU(),
+        torch.nn.Linear(width, width),
+        torch.nn.ReLU(),
+        torch.nn.Linear(width, 10),
     )
     optimizer = optim.Adam(model.parameters(), lr=1e-3, fused=fused)
     losses, whole, in_step = [], [], []
@@ -53,7 +57,9 @@ def train(optim, epochs=10, width=256, batch=64, fused=None):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--optim", choices=("oxistep", "torch"), default="oxistep", help="whose Adam (default: oxistep)")
+    parser.add_argument(
+        "--optim", choices=("oxistep", "torch"), default="oxistep", help="whose Adam (default: oxistep)"
+    )
     parser.add_argument("--fused", action="store_true", help="torch's fused Adam instead of its for-loop")
     parser.add_argument("--epochs", type=int, default=10, help="times that all digits are seen (default: 10)")
     parser.add_argument("--width", type=int, default=256, help="of the hidden layers (default: 256)")
@@ -62,11 +68,11 @@ def main():
 
     optim = oxistep.optim if given.optim == "oxistep" else torch.optim
     result = train(optim, given.epochs, given.width, given.batch, given.fused or None)
-    print(f"loss {result['losses'][0]:.3f} -> {result['losses'][-1]:.3f}; {result['right']:.1%} of 297 digits not seen before are read")
-    print(
-        f"{given.optim}: {result['iteration'] * 1e6:.0f} µs an iteration, {result['step'] * 1e6:.0f} µs of it the step of "
-        f"Adam ({result['step'] / result['iteration']:.1%})"
-    )
+    first, last = result["losses"][0], result["losses"][-1]
+    print(f"loss {first:.3f} -> {last:.3f}; {result['right']:.1%} of 297 digits not seen before are read")
+    iteration, step = result["iteration"], result["step"]
+    part = f"{step * 1e6:.0f} µs of it the step of Adam ({step / iteration:.1%})"
+    print(f"{given.optim}: {iteration * 1e6:.0f} µs an iteration, {part}")
 
 
 if __name__ == "__main__":

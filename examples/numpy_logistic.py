@@ -1,7 +1,7 @@
 """Logistic regression with NumPy alone: no torch, the gradient written by hand, Adam written by hand or oxistep's.
 
-`--optim hand` takes the loop below instead of oxistep.numpy. The weights are the same, the time of a step is not. Prints both,
-and what part of an iteration the optimizer takes.
+`--optim hand` takes the loop below instead of oxistep.numpy. The weights are the same, the time of a step is not.
+Prints both, and what part of an iteration the optimizer takes.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def train(Adam, steps=300, samples=1000, features=50, batch=100):
         rows = rng.integers(samples, size=batch)
         begin = time.perf_counter()
         error = 1 / (1 + np.exp(-(x[rows] @ w + b))) - y[rows]
-        grads = [x[rows].T @ error / batch, error.mean(dtype=np.float32).reshape(())]
+        grads = [x[rows].T @ error / batch, np.array(error.mean())]
         before = time.perf_counter()
         optimizer.step(grads)
         end = time.perf_counter()
@@ -70,10 +70,9 @@ def main():
     Adam = oxistep.numpy.Adam if given.optim == "oxistep" else HandWrittenAdam
     result = train(Adam, given.steps, given.samples, given.features, given.batch)
     print(f"{result['right']:.1%} of {given.samples:,} points are on the right side")
-    print(
-        f"{given.optim}: {result['iteration'] * 1e6:.0f} µs an iteration, {result['step'] * 1e6:.1f} µs of it the step of "
-        f"Adam ({result['step'] / result['iteration']:.1%})"
-    )
+    iteration, step = result["iteration"], result["step"]
+    part = f"{step * 1e6:.1f} µs of it the step of Adam ({step / iteration:.1%})"
+    print(f"{given.optim}: {iteration * 1e6:.1f} µs an iteration, {part}")
 
 
 if __name__ == "__main__":

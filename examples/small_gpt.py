@@ -1,7 +1,7 @@
 """A small GPT that learns to write this project's documentation, character by character, on the CPU.
 
-`--optim torch` trains it with torch.optim instead; `--fused` with torch's fused AdamW. The losses are the same, the time
-of a step is not. Prints both, and what part of an iteration the optimizer takes.
+`--optim torch` trains it with torch.optim instead; `--fused` with torch's fused AdamW. The losses are the same, the
+time of a step is not. Prints both, and what part of an iteration the optimizer takes.
 """
 
 import argparse
@@ -100,7 +100,9 @@ def train(optim, steps=100, width=64, layers=2, context=64, batch=8, fused=None)
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--optim", choices=("oxistep", "torch"), default="oxistep", help="whose AdamW (default: oxistep)")
+    parser.add_argument(
+        "--optim", choices=("oxistep", "torch"), default="oxistep", help="whose AdamW (default: oxistep)"
+    )
     parser.add_argument("--fused", action="store_true", help="torch's fused AdamW instead of its for-loop")
     parser.add_argument("--steps", type=int, default=100, help="iterations (default: 100; about 2,000 give words)")
     parser.add_argument("--width", type=int, default=64, help="of the model, a multiple of 4 (default: 64)")
@@ -111,12 +113,12 @@ def main():
 
     optim = oxistep.optim if given.optim == "oxistep" else torch.optim
     result = train(optim, given.steps, given.width, given.layers, given.context, given.batch, given.fused or None)
-    print(f"{result['parameters']:,} parameters, loss {result['losses'][0]:.3f} -> {result['losses'][-1]:.3f}, then it writes:")
+    first, last = result["losses"][0], result["losses"][-1]
+    print(f"{result['parameters']:,} parameters, loss {first:.3f} -> {last:.3f}, then it writes:")
     print(result["written"].strip())
-    print(
-        f"{given.optim}: {result['iteration'] * 1e3:.2f} ms an iteration, {result['step'] * 1e3:.3f} ms of it the step "
-        f"of AdamW ({result['step'] / result['iteration']:.1%})"
-    )
+    iteration, step = result["iteration"], result["step"]
+    part = f"{step * 1e3:.3f} ms of it the step of AdamW ({step / iteration:.1%})"
+    print(f"{given.optim}: {iteration * 1e3:.2f} ms an iteration, {part}")
 
 
 if __name__ == "__main__":

@@ -133,14 +133,18 @@ def test_timed_script_runs(name, whose, monkeypatch, capsys, one_thread):
     monkeypatch.setattr(sys, "argv", [name, "--optim", whose, *arguments])
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     last = capsys.readouterr().out.splitlines()[-1]
-    found = re.fullmatch(rf"{whose}: ([\d.]+) .?s an iteration, ([\d.]+) .?s of it the step of Adam\w? \(([\d.]+)%\)", last)
+    found = re.fullmatch(
+        rf"{whose}: ([\d.]+) .?s an iteration, ([\d.]+) .?s of it the step of Adam\w? \(([\d.]+)%\)", last
+    )
     assert found, last
     iteration, step, share = map(float, found.groups())
     assert 0 < step <= iteration
     assert share == pytest.approx(100 * step / iteration, rel=0.2, abs=1)
 
 
-@pytest.mark.parametrize(("name", "shorter"), [("small_gpt", {"steps": 30, "width": 32}), ("digits_mlp", {"epochs": 4})])
+@pytest.mark.parametrize(
+    ("name", "shorter"), [("small_gpt", {"steps": 30, "width": 32}), ("digits_mlp", {"epochs": 4})]
+)
 def test_timed_script_learns_as_with_torch(name, shorter, one_thread):
     import torch
 
@@ -171,7 +175,10 @@ def test_digits_are_all_there():
 
 
 def test_logistic_runs_without_torch(tmp_path):
-    hide_torch = "import runpy, sys; sys.modules['torch'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
+    hide_torch = (
+        "import runpy, sys; sys.modules['torch'] = None; del sys.argv[0]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
     process = python("-c", hide_torch, EXAMPLES / "numpy_logistic.py", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert "of it the step of Adam" in process.stdout

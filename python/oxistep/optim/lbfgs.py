@@ -39,7 +39,8 @@ class LBFGS(_torch_class):
         lr: length :math:`t` of a step, or the line search's first guess; a number or a tensor of one element
             (default: 1).
         max_iter: the most iterations of one ``step`` (default: 20).
-        max_eval: the most calls of the closure in one ``step`` (default: ``max_iter * 5 // 4``).
+        max_eval: the most calls of the closure in one ``step`` (default: None,
+            which is ``max_iter * 5 // 4``).
         tolerance_grad: ``step`` ends where no gradient's absolute value is above this (default: 1e-7).
         tolerance_change: ``step`` ends where loss or parameters change by no more than this (default: 1e-9).
         history_size: how many differences are kept, each as long as all parameters, twice (default: 100).

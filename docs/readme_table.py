@@ -1,0 +1,110 @@
+"""Writes the table of measurements into README.md: `make readme-table RESULTS='bench.json quick.json'`.
+
+Of several files the first that has a cell counts; all must come from one machine with one version of everything. Every
+cell of ROWS that was measured is shown, and every other one that torch won.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+BEGIN, END = "<!-- measured: begin (make readme-table) -->\n", "<!-- measured: end -->"
+TORCH = ("for-loop", "foreach", "fused")  # what a user of torch.optim has without compiling
+LOST = 0.97  # as in the benchmark's floors: below this it is no noise
+
+# workload, its name in the table, cells: optimizer, or optimizer and dtype
+ROWS = [
+    ("two_scalars", "two scalars", ["SGD", "Adam"]),
+    ("mlp", "MLP 784-256-128-10", ["Adam"]),
+    ("lora", "192 LoRA matrices", ["SGD", "Adam"]),
+    ("small_2000", "2,000 tensors of 64", ["SGD", "Adam"]),
+    ("embedding", "4,096 rows of an embedding, 1 M x 64", ["SparseAdam", "Adagrad"]),
+    ("resnet50", "ResNet-50", ["Adam"]),
+    ("gpt2_small", "GPT-2 small", ["Adam", "clip + Adam", "max_grad_norm Adam"]),
+    ("flat_16", "one tensor of 16 Mi", ["SGD", "RMSprop", "Adam", "Adam bfloat16"]),
+    ("flat", "one tensor of 128 Mi", ["SGD", "RMSprop", "Adam", "Adam bfloat16", "Adam float16"]),
+]
+NAMES = {
+    "clip + Adam": "clip_grad_norm_ and Adam",
+    "no clip + Adam": "clip_grad_norm_, nothing to clip, and Adam",
+    "max_grad_norm Adam": "Adam with `max_grad_norm=`",
+}
+SAME = ("cpu", "cores", "threads", "torch", "oxistep", "python")  # of the environment
+
+
+def read(paths):
+    """The environment and the measured cells by workload and label."""
+    contents = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
+    where = contents[0]["environment"]
+    for path, content in zip(paths, contents, strict=True):
+        if differs := [key for key in SAME if content["environment"][key] != where[key]]:
+            sys.exit(f"{path} was measured with another {', '.join(differs)} than {paths[0]}: measure again")
+    cells = {}
+    for content in contents:
+        for cell in content["cells"]:
+            if any(peer in cell.get("ratios", {}) for peer in TORCH):
+                label = cell["optimizer"] + ("" if cell["dtype"] == "float32" else f" {cell['dtype']}")
+                cells.setdefault((cell["workload"], label), cell)
+    return where, cells
+
+
+def best(cell):
+    """The ratio to the best of torch's implementations, and which that is."""
+    return min((cell["ratios"][peer]["median"], peer) for peer in TORCH if peer in cell["ratios"])
+
+
+def times(ratio):
+    return f"{ratio:.0f} x" if ratio >= 9.95 else f"{ratio:.1f} x" if ratio >= 1.95 else f"{ratio:.2f} x"
+
+
+def duration(nanoseconds):
+    unit, size = next((u, s) for u, s in (("ms", 1e6), ("µs", 1e3), ("ns", 1)) if nanoseconds >= s / 10 or s == 1)
+    return f"{nanoseconds / size:#.2g}".rstrip(".") + f" {unit}"
+
+
+def row(title, label, cell):
+    optimizer, _, dtype = label.rpartition(" ") if label.endswith(("16", "64")) else (label, "", "")
+    name = NAMES.get(optimizer, optimizer) + (f", all {dtype}" if dtype else "")
+    ratio, peer = best(cell)
+    default = times(cell["ratios"]["for-loop"]["median"]) if "for-loop" in cell["ratios"] else "–"
+    mark = " !" if (cell.get("other_cores") or 0) > 0.1 else ""
+    return (
+        f"| {title} | {name} | {duration(cell['nanoseconds']['oxistep'])}{mark} | {times(ratio)} ({peer}) | {default} |"
+    )
+
+
+def table(where, cells):
+    threads = f"{where['threads']} threads on {where['cores']} cores"
+    versions = f"torch {where['torch']}, oxistep {where['oxistep']}, {where['date'][:10]}"
+    lines = [
+        f"{where['cpu']}, {threads}, {versions}.",
+        "",
+        "| workload | optimizer | oxistep | best of torch | torch's default |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    shown = set()
+    for workload, title, labels in ROWS:
+        for label in labels:
+            if cell := cells.get((workload, label)):
+                lines.append(row("" if title is None else title, label, cell))
+                shown.add((workload, label))
+                title = None
+    titles = {workload: title for workload, title, _ in ROWS}
+    lost = [key for key, cell in cells.items() if key not in shown and best(cell)[0] < LOST]
+    lines += [row(titles.get(key[0], key[0].replace("_", " ")), key[1], cells[key]) for key in lost]
+    if any(" ! |" in line for line in lines):
+        lines += ["", "! other processes took more than a tenth of a core meanwhile"]
+    return lines
+
+
+def main(paths, readme):
+    text = Path(readme).read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    Path(readme).write_text(before + BEGIN + "\n".join(table(*read(paths))) + "\n" + END + after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit("usage: readme_table.py RESULTS.json ... README.md")
+    main(sys.argv[1:-1], sys.argv[-1])
