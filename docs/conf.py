@@ -30,6 +30,8 @@ napoleon_use_param = False
 napoleon_use_rtype = False
 napoleon_custom_sections = [("State", "params_style"), "Native", "Reference"]
 
+highlight_language = "none"  # of blocks that name none: formulas
+
 html_theme = "furo"
 html_title = f"oxistep {release}"
 html_static_path = ["_static"]

@@ -59,7 +59,8 @@ def times(ratio):
 
 def duration(nanoseconds):
     unit, size = next((u, s) for u, s in (("ms", 1e6), ("µs", 1e3), ("ns", 1)) if nanoseconds >= s / 10 or s == 1)
-    return f"{nanoseconds / size:#.2g}".rstrip(".") + f" {unit}"
+    number = nanoseconds / size
+    return f"{number:.{0 if number >= 9.95 else 1 if number >= 0.95 else 2}f} {unit}"
 
 
 def row(title, label, cell):
@@ -68,9 +69,8 @@ def row(title, label, cell):
     ratio, peer = best(cell)
     default = times(cell["ratios"]["for-loop"]["median"]) if "for-loop" in cell["ratios"] else "–"
     mark = " !" if (cell.get("other_cores") or 0) > 0.1 else ""
-    return (
-        f"| {title} | {name} | {duration(cell['nanoseconds']['oxistep'])}{mark} | {times(ratio)} ({peer}) | {default} |"
-    )
+    ours = duration(cell["nanoseconds"]["oxistep"]) + mark
+    return f"| {title} | {name} | {ours} | {times(ratio)} ({peer}) | {default} |".replace("|  |", "| |", 1)
 
 
 def table(where, cells):

@@ -1,0 +1,70 @@
+"""The table of README.md is made from files of results (docs/readme_table.py)."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from results_of_benchmarks import content, record
+
+ROOT = Path(__file__).resolve().parents[1]
+spec = importlib.util.spec_from_file_location("readme_table", ROOT / "docs" / "readme_table.py")
+readme_table = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(readme_table)
+
+
+def rows(tmp_path, *contents):
+    """What stands in a page that was given these results."""
+    paths = [tmp_path / f"{i}.json" for i in range(len(contents))]
+    for path, one in zip(paths, contents, strict=True):
+        path.write_text(json.dumps(one), encoding="utf-8")
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n{readme_table.BEGIN}old\n{readme_table.END}\nafter\n", encoding="utf-8")
+    readme_table.main(paths, page)
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert (lines[0], lines[-1]) == ("before", "after")
+    return [line for line in lines if line.startswith("| ")][2:], lines
+
+
+def test_rows(tmp_path):
+    found, lines = rows(
+        tmp_path,
+        content(
+            record("two_scalars", "Adam", ours=3000.0, for_loop=39_000.0, fused=21_000.0, compile=6000.0),
+            record("two_scalars", "SGD", ours=3000.0, for_loop=9000.0, foreach=8000.0, fused=8500.0),
+            record("flat", "Adam", "float16", ours=46e6, for_loop=240e6, fused=28e6),
+        ),
+    )
+    assert found == [
+        "| two scalars | SGD | 3.0 µs | 2.7 x (foreach) | 3.0 x |",
+        "| | Adam | 3.0 µs | 7.0 x (fused) | 13 x |",  # compile is not what torch.optim gives
+        "| one tensor of 128 Mi | Adam, all float16 | 46 ms | 0.61 x (fused) | 5.2 x |",
+    ]
+    assert "a processor, 2 threads on 4 cores, torch 2.15.0, oxistep 0.1.0, 2026-11-20." in lines
+
+
+def test_what_torch_wins_is_shown_and_the_rest_of_the_cells_not(tmp_path):
+    lost = record("lora", "RMSprop", ours=100.0, for_loop=80.0)
+    won = record("lora", "Adagrad", ours=100.0, for_loop=300.0)
+    assert rows(tmp_path, content(lost, won))[0] == [
+        "| 192 LoRA matrices | RMSprop | 100 ns | 0.80 x (for-loop) | 0.80 x |"
+    ]
+
+
+def test_the_first_file_counts(tmp_path):
+    first, second = (content(record("mlp", ours=ours, for_loop=300.0)) for ours in (100.0, 150.0))
+    assert "3.0 x (for-loop)" in rows(tmp_path, first, second)[0][0]
+
+
+def test_results_of_another_machine_are_refused(tmp_path):
+    other = content(record("lora", for_loop=300.0))
+    other["environment"] |= {"cpu": "another", "torch": "2.14.0"}
+    with pytest.raises(SystemExit, match="another cpu, torch than"):
+        rows(tmp_path, content(record("mlp", for_loop=300.0)), other)
+
+
+def test_readme_has_the_place():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.count(readme_table.BEGIN) == text.count(readme_table.END) == 1
+    assert text.index(readme_table.BEGIN) < text.index(readme_table.END)
