@@ -30,6 +30,7 @@ napoleon_use_param = False
 napoleon_use_rtype = False
 napoleon_custom_sections = [("State", "params_style"), "Native", "Reference"]
 
+pygments_style = "friendly"  # removed lines red, added ones green
 highlight_language = "none"  # of blocks that name none: formulas
 
 html_theme = "furo"
