@@ -83,6 +83,7 @@ def run(text, name):
 def as_it_was(tmp_path, monkeypatch):
     """A page may do as it likes with the folder, seeds and threads."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
     seed, threads = torch.get_rng_state(), torch.get_num_threads()
     # torch warns once in a process that sparse tensors are not checked, if nobody has chosen
     torch.sparse.check_sparse_tensor_invariants.enable()

@@ -48,7 +48,7 @@ def test_what_torch_wins_is_shown_and_the_rest_of_the_cells_not(tmp_path):
     lost = record("lora", "RMSprop", ours=100.0, for_loop=80.0)
     won = record("lora", "Adagrad", ours=100.0, for_loop=300.0)
     assert rows(tmp_path, content(lost, won))[0] == [
-        "| 192 LoRA matrices | RMSprop | 100 ns | 0.80 x (for-loop) | 0.80 x |"
+        "| 192 LoRA matrices | RMSprop | 0.10 µs | 0.80 x (for-loop) | 0.80 x |"
     ]
 
 
