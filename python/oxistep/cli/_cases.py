@@ -30,8 +30,8 @@ def weights(optim: Any) -> list[float]:
     wanted = torch.arange(1.0, 9.0)
     outputs = inputs @ wanted + 0.01 * torch.randn(512, generator=generator)
     found = torch.nn.Parameter(torch.zeros(8))
-    optimizer = optim.AdamW([found], lr=0.1, weight_decay=1e-4)
-    schedule = optim.lr_scheduler.ExponentialLR(optimizer, 0.99)
+    optimizer = optim.AdamW([found], lr=0.2, weight_decay=1e-4)
+    schedule = optim.lr_scheduler.ExponentialLR(optimizer, 0.995)
 
     def loss(step: int) -> torch.Tensor:
         batch = slice(step % 16 * 32, step % 16 * 32 + 32)

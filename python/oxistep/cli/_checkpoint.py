@@ -37,7 +37,6 @@ STATES: dict[str, set[str]] = {
         "al",
     },
 }
-_NOT_SETTINGS = {"params", "param_names", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
 _DEPTH = 4  # how deep dicts are searched
 
 
@@ -78,7 +77,8 @@ class Report:
     def lines(self) -> Iterator[str]:
         """In words, without the list of parameters."""
         with_state = [p for p in self.parameters if p.bytes or p.step is not None]
-        yield f"parameters: {len(self.parameters)} in {len(self.groups)} groups, {len(with_state)} with a state"
+        groups = "1 group" if len(self.groups) == 1 else f"{len(self.groups)} groups"
+        yield f"parameters: {len(self.parameters)} in {groups}, {len(with_state)} with a state"
         steps = sorted({p.step for p in self.parameters if p.step is not None})
         if steps:
             yield f"steps: {steps[0]:,}" + (f" to {steps[-1]:,}" if len(steps) > 1 else "")
@@ -108,8 +108,7 @@ def size(count: float) -> str:
 def state_dicts(content: Any, where: str = "", depth: int = _DEPTH) -> list[tuple[str, dict[str, Any]]]:
     """Every state_dict of an optimizer in nested dicts and lists, with its place."""
     if isinstance(content, dict):
-        state, groups = content.get("state"), content.get("param_groups")
-        if isinstance(state, dict) and isinstance(groups, list) and all(isinstance(g, dict) for g in groups):
+        if _is_state_dict(content):
             return [(where or "the file", content)]
         items = [(f"{where}[{key!r}]", value) for key, value in content.items()]
     elif isinstance(content, list | tuple):
@@ -117,6 +116,16 @@ def state_dicts(content: Any, where: str = "", depth: int = _DEPTH) -> list[tupl
     else:
         return []
     return [found for place, value in items if depth for found in state_dicts(value, place, depth - 1)]
+
+
+def _is_state_dict(content: dict[Any, Any]) -> bool:
+    state, groups = content.get("state"), content.get("param_groups")
+    return (
+        isinstance(state, dict)
+        and all(isinstance(one, dict) for one in state.values())
+        and isinstance(groups, list)
+        and all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups)
+    )
 
 
 def report_of(where: str, saved: dict[str, Any]) -> Report:
@@ -155,15 +164,19 @@ def recognized(saved: dict[str, Any]) -> list[str]:
     """The classes that keep such states and know all these settings; of these, those that share most settings."""
     import torch
 
-    kept = {key for state in saved["state"].values() if isinstance(state, dict) for key in state}
-    settings = {key for group in saved["param_groups"] for key in group} - _NOT_SETTINGS
-    scores: dict[str, float] = {}
-    for name, states in STATES.items():
-        if not hasattr(torch.optim, name) or not kept <= states:
-            continue
-        known = set(getattr(torch.optim, name)([torch.nn.Parameter(torch.ones(2, 2))]).defaults)
-        if settings <= known:  # a checkpoint may be older than some setting, never newer
-            scores[name] = len(settings) / len(known)
+    kept = {key for state in saved["state"].values() for key in state}
+    defaults = {
+        name: set(getattr(torch.optim, name)([torch.nn.Parameter(torch.ones(2, 2))]).defaults)
+        for name in STATES
+        if hasattr(torch.optim, name)
+    }
+    # Groups may hold more: what schedulers note, and what users like to.
+    settings = {key for group in saved["param_groups"] for key in group} & set().union(*defaults.values())
+    scores = {
+        name: len(settings) / len(known)
+        for name, known in defaults.items()
+        if kept <= STATES[name] and settings <= known  # a checkpoint may be older than a setting, hardly newer
+    }
     decoupled = {bool(group.get("decoupled_weight_decay")) for group in saved["param_groups"]}
     if "decoupled_weight_decay" in settings and {"Adam", "AdamW"} <= set(scores):
         del scores["Adam" if decoupled == {True} else "AdamW"]
@@ -173,16 +186,15 @@ def recognized(saved: dict[str, Any]) -> list[str]:
 
 def _paths(name: str, saved: dict[str, Any]) -> dict[Any, tuple[str, str]]:
     """What `oxistep.explain` says once the states are loaded for stand-ins of their shape and dtype."""
-
-    import oxistep
+    import oxistep.optim
 
     made, numbers = [], []
     for group in saved["param_groups"]:
-        params = [_stand_in(saved["state"].get(number, {})) for number in group["params"]]
+        params = [_stand_in(saved["state"].get(number, {}), name == "SparseAdam") for number in group["params"]]
         made.append({"params": params})
         numbers += list(group["params"])
-    optimizer = getattr(oxistep.optim, name)(made)
     try:
+        optimizer = getattr(oxistep.optim, name)(made)
         optimizer.load_state_dict(saved)
         rows = oxistep.explain(optimizer)
     except Exception as error:  # a file can hold anything
@@ -195,7 +207,7 @@ def _paths(name: str, saved: dict[str, Any]) -> dict[Any, tuple[str, str]]:
     }
 
 
-def _stand_in(state: dict[str, Any]) -> Any:
+def _stand_in(state: dict[str, Any], sparse: bool) -> Any:
     """A parameter with a gradient; memory that is never touched costs nothing."""
     import torch
 
@@ -204,6 +216,9 @@ def _stand_in(state: dict[str, Any]) -> Any:
     parameter = torch.nn.Parameter(torch.empty(shape or (), dtype=dtype if usable else None))
     if shape is not None:
         parameter.grad = torch.empty_like(parameter)
+        if sparse and shape:  # no row is named, as if no word of an embedding had come up
+            rows, values = torch.empty((1, 0), dtype=torch.int64), parameter.detach()[:0]
+            parameter.grad = torch.sparse_coo_tensor(rows, values, shape, check_invariants=True)
     return parameter
 
 
@@ -228,7 +243,10 @@ def _tensors(state: Any) -> Iterator[Any]:
 
 def _step(state: dict[str, Any]) -> int | None:
     step = state.get("step", state.get("n_iter"))
-    return None if step is None else int(step)
+    try:
+        return None if step is None else int(step)
+    except (TypeError, ValueError):
+        return None
 
 
 def _number(value: Any) -> Any:

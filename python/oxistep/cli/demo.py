@@ -9,6 +9,7 @@ The picture needs matplotlib, and is left out without it. The exit status is 1 i
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     need("torch", "rich")
     import torch
 
-    import oxistep
+    import oxistep.optim
     from oxistep.cli._cases import CASES
 
     if options.output.exists() and not options.output.is_dir():
@@ -69,12 +70,17 @@ def _compared(title: str, ours: list[float], theirs: list[float]) -> dict[str, A
     pairs = list(zip(ours, theirs, strict=True))
     return {
         "case": title,
-        "oxistep": ours[-4:],
-        "torch": theirs[-4:],
+        "last_oxistep": _for_json(ours[-1]),
+        "last_torch": _for_json(theirs[-1]),
         "numbers": len(pairs),
-        "largest_difference": max(abs(a - b) for a, b in pairs),
+        "largest_difference": _for_json(max(abs(a - b) for a, b in pairs)),
         "agrees": all(abs(a - b) <= ABSOLUTE + RELATIVE * abs(b) for a, b in pairs),
     }
+
+
+def _for_json(value: float) -> float | str:
+    """JSON has neither infinity nor NaN."""
+    return value if math.isfinite(value) else str(value)
 
 
 def _picture(folder: Path) -> Path | None:
@@ -91,7 +97,7 @@ def _print(results: list[dict[str, Any]], picture: Path | None) -> None:
     from rich import box
     from rich.table import Table
 
-    import oxistep
+    import oxistep.optim
 
     out = console()
     out.print(f"oxistep {oxistep.__version__}, torch {torch.__version__}")
@@ -99,15 +105,21 @@ def _print(results: list[dict[str, Any]], picture: Path | None) -> None:
     for heading in ("training", "numbers", "last, oxistep", "last, torch", "largest difference", ""):
         table.add_column(heading, justify="left" if heading in ("training", "") else "right", no_wrap=True)
     for result in results:
-        last = (f"{result[who][-1]:.6f}" for who in ("oxistep", "torch"))
+        last = (_shown(result[who], ".6f") for who in ("last_oxistep", "last_torch"))
         verdict = "[green]as torch[/]" if result["agrees"] else "[bold red]DIFFERS[/]"
-        table.add_row(result["case"], f"{result['numbers']:,}", *last, f"{result['largest_difference']:.1e}", verdict)
+        table.add_row(
+            result["case"], f"{result['numbers']:,}", *last, _shown(result["largest_difference"], ".1e"), verdict
+        )
     out.width = max(out.width, out.measure(table, options=out.options.update(width=1000)).maximum)
     out.print(table)
     if picture:
         out.print(f"The paths of eight optimizers are drawn in {picture}")
     else:
         out.print("No picture without matplotlib: pip install 'oxistep[viz]'", markup=False)
+
+
+def _shown(value: float | str, form: str) -> str:
+    return value if isinstance(value, str) else format(value, form)
 
 
 def _benchmark() -> int:

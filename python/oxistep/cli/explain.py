@@ -10,6 +10,7 @@ stand in for them.
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,10 @@ def _loaded(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises whatever its reader does
-        why = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        if names := re.findall(r"GLOBAL (\S+) was not an allowed", str(error)):
+            why = f"it holds a {names[0]}; save state_dicts, of tensors and plain values alone"
+        else:
+            why = f"it is damaged, or torch.save did not write it ({type(error).__name__})"
         raise RefusalError(f"{path} cannot be loaded with torch.load(weights_only=True): {why}") from None
 
 
