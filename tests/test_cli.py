@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -149,6 +150,38 @@ def test_the_console_script_is_the_same():
     for command in ([script], [sys.executable, "-m", "oxistep"]):
         done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=120, check=True)
         assert done.stdout == f"oxistep {oxistep.__version__}\n"
+
+
+# ---- the documentation ----
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS_SHOWN = [
+    line
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    for block in re.findall(r"^```sh\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
+    for line in block.splitlines()
+    if line.startswith("oxistep ")
+]
+
+
+@pytest.mark.parametrize("line", dict.fromkeys(COMMANDS_SHOWN))
+def test_commands_of_the_pages(line, capsys, tmp_path, monkeypatch):
+    """All are understood; all but measurements are run."""
+    monkeypatch.chdir(tmp_path)
+    torch.save(torch.optim.Adam([torch.nn.Parameter(torch.ones(2))]).state_dict(), "checkpoint.pt")
+    arguments = shlex.split(line, comments=True)[1:]
+    options = parser().parse_args(arguments)
+    if options.command == "bench":
+        from oxistep.bench import run
+
+        assert run.planned(options).cells
+    else:
+        code, output, errors = here(capsys, *arguments, *(["--steps", "9"] if "--output bowl.gif" in line else []))
+        assert (code, errors) == (0, "") and output
+
+
+def test_commands_of_the_pages_are_found():
+    assert {line.split()[1] for line in COMMANDS_SHOWN} == set(COMMANDS)
 
 
 # ---- info ----

@@ -12,7 +12,18 @@ def bowl(x1: Any, x2: Any) -> Any:
     """``x1**2 + 10 * x2**2``: ten times as steep one way as the other, with its minimum at (0, 0).
 
     Args:
-        x1, x2: numbers, arrays or tensors.
+        x1, x2: numbers, or arrays or tensors of shapes that go together.
+
+    Returns:
+        number, array or tensor: the height, element by element.
+
+    Raises:
+        TypeError: for what cannot be multiplied.
+
+    Example:
+        >>> from oxistep.viz import bowl
+        >>> bowl(4.0, 3.0)
+        106.0
     """
     return x1**2 + 10 * x2**2
 
@@ -21,11 +32,14 @@ def eight(optim: Any = None) -> dict[str, Callable[[list[Any]], Any]]:
     """The eight optimizers that `trajectories` draws by default, by name.
 
     Args:
-        optim: the module to take the classes from. Default: ``oxistep.optim``, or ``oxistep.numpy`` where torch is
-            not installed.
+        optim: the module to take the classes from (default: None, which is ``oxistep.optim``, or ``oxistep.numpy``
+            where torch is not installed).
 
     Returns:
         dict: for each name a function that makes the optimizer of a list of parameters.
+
+    Raises:
+        AttributeError: when an optimizer is made that the module does not have.
 
     Example:
         >>> import numpy as np

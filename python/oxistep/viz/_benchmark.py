@@ -21,11 +21,12 @@ def benchmark(
         results: the file, or its content.
         chart: ``"ratios"`` (time of the best peer over that of oxistep), ``"bandwidth"`` (bytes a second beside the
             ceiling), ``"tensors"`` and ``"sizes"`` (cost against the number of tensors, and against the size of one),
-            ``"threads"``, ``"end_to_end"`` (the share of the step in training).
-        output: write the picture there (``.png``, ``.svg``, ``.pdf`` ...). Its folder is made if it is missing.
+            ``"threads"``, ``"end_to_end"`` (the share of the step in training) (default: "ratios").
+        output: write the picture there (``.png``, ``.svg``, ``.pdf`` ...). Its folder is made if it is missing
+            (default: None).
 
     Returns:
-        matplotlib.figure.Figure
+        matplotlib.figure.Figure: the chart as on the page of ``oxistep bench --html``.
 
     Raises:
         ValueError: there is no such chart, the file is no result of the benchmark, or it lacks what is to be drawn.

@@ -36,16 +36,19 @@ def compare(
 
     Args:
         optimizers: name -> a function that makes an optimizer of a list of parameters (as for `trajectories`), or
-            losses that were recorded: a sequence of numbers, the first before any step. Default: `eight`.
+            losses that were recorded: a sequence of numbers, the first before any step (default: None,
+            those of `eight`).
         problem: ``problem()`` makes the problem anew for each optimizer and returns ``(parameters, loss)``. For
             torch's optimizers and oxistep's ``parameters`` is a list of tensors and ``loss()`` a tensor of one
             element, on which ``backward`` is called; for those of ``oxistep.numpy`` a list of arrays, and
-            ``loss()`` returns ``(loss, gradients)``. Make it the same each time: seed what is random. Default: the
-            bowl of `trajectories`.
-        steps: how many steps each takes; it stops early where the loss becomes NaN or infinite.
-        log: whether the axis of the loss is logarithmic. Default: if all losses are positive and span a factor of 50.
-        title: above the picture.
-        output: write the picture there (``.png``, ``.svg``, ``.pdf`` ...). Its folder is made if it is missing.
+            ``loss()`` returns ``(loss, gradients)``. Make it the same each time: seed what is random (default:
+            None, the `bowl` from (4, 3)).
+        steps: how many steps each takes; it stops early where the loss becomes NaN or infinite (default: 100).
+        log: whether the axis of the loss is logarithmic (default: None, if all losses are positive and span a
+            factor of 50).
+        title: above the picture (default: None).
+        output: write the picture there (``.png``, ``.svg``, ``.pdf`` ...). Its folder is made if it is missing
+            (default: None).
 
     Returns:
         matplotlib.figure.Figure: with the losses at the end in the legend, the lowest first.

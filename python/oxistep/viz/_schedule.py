@@ -29,11 +29,12 @@ def schedule(
         schedulers: a scheduler of ``torch.optim.lr_scheduler`` (in whatever state it is: what is drawn begins
             there); a list of schedulers of one optimizer that are stepped one after the other; a function of the
             step as ``oxistep.numpy`` takes for ``lr``; or a dict from name to any of these, drawn in one plot.
-        steps: how many steps to look ahead, the present rate being the first.
-        metrics: what ``ReduceLROnPlateau`` is told: one number a step, or a function of the step.
-        log: whether the axis of the rates is logarithmic.
-        title: above the picture.
-        output: write the picture there (``.png``, ``.svg``, ``.pdf`` ...). Its folder is made if it is missing.
+        steps: how many steps to look ahead, the present rate being the first (default: 100).
+        metrics: what ``ReduceLROnPlateau`` is told: one number a step, or a function of the step (default: None).
+        log: whether the axis of the rates is logarithmic (default: False).
+        title: above the picture (default: None).
+        output: write the picture there (``.png``, ``.svg``, ``.pdf`` ...). Its folder is made if it is missing
+            (default: None).
 
     Returns:
         matplotlib.figure.Figure: with one line per scheduler, and one per parameter group where the rates of groups

@@ -34,7 +34,7 @@ GRID = 200  # points a side where contours are computed
 
 def trajectories(
     optimizers: Mapping[str, Make | ArrayLike] | None = None,
-    function: Function = bowl,
+    function: Function | None = None,
     *,
     start: ArrayLike = START,
     steps: int = 100,
@@ -52,22 +52,23 @@ def trajectories(
     Args:
         optimizers: name -> a function that makes an optimizer of a list with one parameter of two elements
             (``lambda params: torch.optim.Adam(params, lr=0.1)``; classes of torch, of ``oxistep.optim`` and of
-            ``oxistep.numpy``), or a path that was recorded: an array of shape (points, 2). Default: `eight`.
-        function: of two numbers, tensors or arrays, to one. Default: `bowl`.
-        start: where all begin, two numbers.
-        steps: how many steps each takes. It stops early where a coordinate becomes NaN or infinite.
-        gradient: ``gradient(x1, x2)``, a pair. Default: torch's, where `function` takes tensors, else central
-            differences.
-        together: all paths in one plot instead of a plot for each.
-        limits: ``((left, right), (bottom, top))``. Default: what the paths span, but no farther than ten times
-            ``1 + |start|`` from the start, and not where the function is far above its value there; a path may
-            leave the picture, and its title says so.
-        levels: heights of the contour lines. Default: chosen so that the lines lie evenly.
-        title: above the picture. Default: the formula of `bowl`, for other functions none.
+            ``oxistep.numpy``), or a path that was recorded: an array of shape (points, 2) (default: None, those
+            of `eight`).
+        function: of two numbers, tensors or arrays, to one (default: None, the `bowl`).
+        start: where all begin, two numbers (default: (4.0, 3.0)).
+        steps: how many steps each takes. It stops early where a coordinate becomes NaN or infinite (default: 100).
+        gradient: ``gradient(x1, x2)``, a pair (default: None, which is torch's where `function` takes tensors, else
+            that of central differences).
+        together: all paths in one plot instead of a plot for each (default: False).
+        limits: ``((left, right), (bottom, top))`` (default: None, which is what the paths span, but no farther than
+            ten times ``1 + |start|`` from the start, and not where the function is far above its value there). A
+            path may leave the picture, and its title says so.
+        levels: heights of the contour lines (default: None, chosen so that the lines lie evenly).
+        title: above the picture (default: None, the formula of the `bowl`, nothing for other functions).
         output: write the picture there (``.png``, ``.svg``, ``.pdf`` ...), or an animation of the paths being
-            drawn: ``.gif``, or ``.mp4`` if ffmpeg is installed. Its folder is made if it is missing.
-        frames_per_second: of an animation.
-        progress: called with (frames written, frames in all) for each frame of an animation.
+            drawn: ``.gif``, or ``.mp4`` if ffmpeg is installed. Its folder is made if it is missing (default: None).
+        frames_per_second: of an animation (default: 15).
+        progress: called with (frames written, frames in all) for each frame of an animation (default: None).
 
     Returns:
         matplotlib.figure.Figure: not pyplot's, so there is nothing to close.
@@ -89,6 +90,7 @@ def trajectories(
     writer = checked_writer(path, frames_per_second) if path and path.suffix.lower() in style.ANIMATIONS else None
     begin = checked_start(start)
     checked_steps(steps)
+    function = bowl if function is None else function
     surface = Surface(function, gradient)
     chosen = eight() if optimizers is None else optimizers
     if not chosen:
