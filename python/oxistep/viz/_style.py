@@ -44,7 +44,9 @@ def line(index: int) -> Line:
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty picture, inches. Not pyplot's: no window system, no global state."""
-    return Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height))
+    figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
+    return figure
 
 
 def plain_axes(figure: Figure) -> Axes:

@@ -110,6 +110,8 @@ def trajectories(
     if title:
         figure.suptitle(title, fontsize=style.TITLE)
     if path is not None and writer is not None:
+        if not together:  # there the cross is where a path has come to
+            figure.legends[0].get_texts()[-1].set_text("position")
         write_animation(figure, drawn, path, writer, progress)
         return figure
     return style.write(figure, path)
@@ -165,7 +167,6 @@ def _plots(count: int, box: Box) -> tuple[Figure, list[Axes]]:
     height = (panel - 0.35) * (relation if equal else 1.0) + 0.6
     figure = style.new_figure(max(panel * columns, 5.0), height * rows + 1.2)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    figure.get_layout_engine().set(hspace=0.06, h_pad=0.12)  # type: ignore[union-attr,call-arg]
     plots: list[Axes] = list(grid.flat)
     for axes in plots:
         axes.set_xlim(left, right)
