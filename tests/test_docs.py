@@ -4,6 +4,7 @@ A page's fenced `python` blocks are run in order, in one namespace. A comment `<
 block leaves it out. Blocks with prompts (`>>>`) are compared with what they print. Docstring examples are run as well.
 """
 
+import dataclasses
 import doctest
 import importlib
 import inspect
@@ -300,6 +301,12 @@ def default_said(text):
         return (said,)
 
 
+def made_by_us(value):
+    """Whether it is a class of what functions return or raise: the example is theirs."""
+    is_record = dataclasses.is_dataclass(value) or hasattr(value, "_fields")
+    return inspect.isclass(value) and (is_record or issubclass(value, (Exception, list)))
+
+
 def faults(name, value):
     """What is missing in the docstring of a public name, or not as its signature says."""
     found = []
@@ -310,8 +317,7 @@ def faults(name, value):
     if not re.match(r"\S.*[.:]\n?(\n|$)", inspect.cleandoc(docstring)):
         found.append("the first line is no sentence")
     parameters = [p for p in inspect.signature(value).parameters.values() if p.name not in ("self", "args", "kwargs")]
-    plain_class = inspect.isclass(value) and not hasattr(value, "step")  # made by us, not by the user
-    if parameters and not plain_class:
+    if parameters and not made_by_us(value):
         explained = arguments(parts.get("Args", ""))
         found += [f"Args: {p.name} is missing" for p in parameters if p.name not in explained]
         extra = explained.keys() - {p.name for p in parameters}
@@ -325,7 +331,7 @@ def faults(name, value):
                 found.append(f"Args: the default of {p.name}, {p.default!r}, is not said")
         if "Raises" not in parts:
             found.append("Raises is missing")
-    if ">>> " not in parts.get("Example", ""):
+    if ">>> " not in parts.get("Example", "") and not made_by_us(value):
         found.append("Example is missing")
     if inspect.isclass(value) and hasattr(value, "step"):
         found += [
