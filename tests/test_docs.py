@@ -236,7 +236,14 @@ NAMES = {
     for name in getattr(MODULES[module], "__all__", [])
     if callable(value := getattr(MODULES[module], name)) and value.__module__.startswith("oxistep")
 }
-OPTIMIZERS = [name for name, value in NAMES.items() if inspect.isclass(value) and hasattr(value, "step")]
+
+
+def is_optimizer(value):
+    ours = ("oxistep.optim.", "oxistep.numpy.")
+    return inspect.isclass(value) and value.__module__.startswith(ours) and hasattr(value, "step")
+
+
+OPTIMIZERS = [name for name, value in NAMES.items() if is_optimizer(value)]
 
 
 def test_public_names_are_found():
@@ -290,7 +297,7 @@ def arguments(section):
 
 
 def default_said(text):
-    """The default that an explanation ends with, as a value; None if it says none."""
+    """The default that an explanation ends with, as a value; None if it says none, or what None stands for in words."""
     match = re.search(r"\(default: ((?:[^()]|\([^()]*\))*)\)\.?", " ".join(text.split()))
     if match is None:
         return None
@@ -298,7 +305,7 @@ def default_said(text):
     try:
         return (eval(said, {"__builtins__": {}, "True": True, "False": False, "None": None}),)
     except (NameError, SyntaxError):
-        return (said,)
+        return (None,)
 
 
 def made_by_us(value):
@@ -333,7 +340,7 @@ def faults(name, value):
             found.append("Raises is missing")
     if ">>> " not in parts.get("Example", "") and not made_by_us(value):
         found.append("Example is missing")
-    if inspect.isclass(value) and hasattr(value, "step"):
+    if is_optimizer(value):
         found += [
             f"{section} is missing"
             for section in ("State", "Native", "Reference")
