@@ -37,9 +37,9 @@ NEED_PYTHON := [ -n "$(PYTHON)" ] && $(PYTHON) -c '$(NEW_ENOUGH)' || \
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':[^#]*## ' '/^[a-z-]+:[^#]*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':[^#]*## ' '/^[a-z-]+:[^#]*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo; echo "Variables:"
-	@awk -F ' [?]=[^#]*# *' '/^[A-Z_]+ [?]=[^#]*# / { printf "  %-17s %s\n", $$1, $$2 }' Makefile
+	@awk -F ' [?]=[^#]*# *' '/^[A-Z_]+ [?]=[^#]*# / { printf "  %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # ---- environment ----
 UV := $(VENV)/.uv-$(UV_VERSION)
@@ -68,6 +68,8 @@ $(ENV): requirements/dev.in requirements/dev.txt $(if $(PEERS),requirements/peer
 lock: $(UV) ## write requirements/dev.txt anew from dev.in (LOCK_ARGS=--upgrade for newer versions)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' $(LOCK_ARGS) \
 		requirements/dev.in --output-file requirements/dev.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' $(LOCK_ARGS) \
+		--generate-hashes requirements/audit.in --output-file requirements/audit.txt
 
 # ---- wheel ----
 # Folders are listed too: their time changes when a file goes away.
@@ -83,7 +85,7 @@ wheel: $(INSTALLED) ## build the release wheel and install it into the environme
 $(WHEEL): $(SOURCES) | $(ENV)
 	@$(NEED_CARGO)
 	@rm -f target/wheels/oxistep-*.whl
-	$(BIN)/maturin build --release --locked --interpreter $(PY) --out target/wheels
+	RUSTFLAGS="$${RUSTFLAGS:-} $(REMAP)" $(BIN)/maturin build --release --locked --interpreter $(PY) --out target/wheels
 	@touch $@
 
 $(INSTALLED): $(WHEEL) | $(ENV)
@@ -177,10 +179,8 @@ stub: $(INSTALLED) ## does _core.pyi say what the built module holds?
 	@mkdir -p $(OUTSIDE)
 	cd $(OUTSIDE) && $(PY) -m mypy.stubtest --concise oxistep
 
-.PHONY: deny
-deny: ## licences and origins of the Rust dependencies, if cargo-deny is there
-	@if cargo deny --version >/dev/null 2>&1; then cargo deny check licenses bans sources; \
-	else echo "skipped: cargo-deny is not installed (cargo install --locked cargo-deny)"; fi
+# Sanitizers, fuzzing, origins: what CI runs of these and what takes longer.
+include audit.mk
 
 # ---- housekeeping ----
 .PHONY: format

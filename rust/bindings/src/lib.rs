@@ -30,6 +30,8 @@ mod span;
 mod state_map;
 mod tensors;
 mod threads;
+#[cfg(feature = "trespass")]
+mod trespass;
 
 /// Native kernels of oxistep. Private: use oxistep.optim, oxistep.numpy and the functions of oxistep.
 #[pymodule]
@@ -58,6 +60,10 @@ mod _core {
     use super::processor::{cpu_features, force_simd, simd_levels};
     #[pymodule_export]
     use super::threads::{get_num_threads, set_num_threads, use_torch_threads};
+
+    #[cfg(feature = "trespass")]
+    #[pymodule_export]
+    use super::trespass::trespass;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

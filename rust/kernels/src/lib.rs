@@ -23,6 +23,7 @@ pub mod probe;
 pub mod rule;
 pub mod rules;
 pub mod simd;
+mod sync;
 pub mod vector;
 
 pub use driver::{Slice, SliceMut, SparseRows, Step, Tensors};

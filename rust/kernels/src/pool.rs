@@ -4,10 +4,9 @@
 use std::any::Any;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::simd::DenormalMode;
+use crate::sync::{AtomicUsize, Mutex, Ordering};
 
 /// Something that runs a task on several threads.
 pub trait Pool: Sync {
@@ -141,7 +140,7 @@ struct Parts {
 /// Cuts `items` into `n` consecutive parts of about equal cost.
 fn cut<T>(items: &[T], n: usize, cost: impl Fn(&T) -> usize) -> Parts {
     let total: usize = items.iter().map(&cost).sum();
-    let mut parts = Parts { each: [const { Part { next: AtomicUsize::new(0), end: 0 } }; MAX_THREADS] };
+    let mut parts = Parts { each: std::array::from_fn(|_| Part { next: AtomicUsize::new(0), end: 0 }) };
     let (mut index, mut spent) = (0, 0);
     for (k, part) in parts.each.iter_mut().take(n).enumerate() {
         part.next = AtomicUsize::new(index);

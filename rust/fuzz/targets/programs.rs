@@ -1,0 +1,11 @@
+//! Arbitrary bytes are programs on the kernels' public API; the tests of the kernels judge them.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../../kernels/tests/common/mod.rs"]
+mod common;
+#[path = "../../kernels/tests/fuzzed/mod.rs"]
+mod fuzzed;
+
+fuzz_target!(|data: &[u8]| fuzzed::run(data));

@@ -1,0 +1,31 @@
+//! The programs that fuzzing found interesting (rust/fuzz/corpus, see `make fuzz`), and some random ones.
+
+mod common;
+mod fuzzed;
+
+use std::path::Path;
+
+use common::Random;
+
+#[test]
+fn the_corpus_is_judged_well() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
+    let mut files: Vec<_> = corpus.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    assert!(files.len() >= 20, "where is the corpus?");
+    for file in files {
+        println!("{}", file.display());
+        fuzzed::run(&std::fs::read(file).unwrap());
+    }
+}
+
+#[test]
+fn random_programs_are_judged_well() {
+    for seed in 0..300 {
+        let mut rng = Random(seed);
+        let len = rng.below(2000);
+        let data: Vec<u8> = (0..len).map(|_| rng.bits() as u8).collect();
+        println!("seed {seed}");
+        fuzzed::run(&data);
+    }
+}
