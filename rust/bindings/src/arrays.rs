@@ -19,6 +19,7 @@ use pyo3::types::{PyDict, PyList};
 
 use crate::error::panicked;
 use crate::group::{Group, Keys};
+use crate::keys::has_plain_keys;
 use crate::threads::with_pool;
 
 /// The names of the state arrays that `rule` keeps with the hyperparameters of `group`.
@@ -74,6 +75,10 @@ pub(crate) fn step_arrays(
     }
     let set_apart = overlapping_extents(&items);
     refuse_shared_elements(&items, &set_apart)?;
+    // storing new states, below, must not run Python code: these are what they were when they were looked at
+    if let Some((_, item)) = items.iter().find(|(_, item)| item.fresh.is_some() && !has_plain_keys(&item.entry)) {
+        return Err(strange_keys(&item.name));
+    }
     let mut copies: Vec<Copies> = items.iter().map(|_| Copies::default()).collect();
     for ((_, item), copies) in
         items.iter().zip(&mut copies).zip(&set_apart).filter(|(_, apart)| **apart).map(|(x, _)| x)
@@ -322,6 +327,9 @@ impl<'py> Look<'_, 'py> {
         let (names, scalar_names) = (self.rule.states(), self.rule.scalars());
         let param_array = accept(param, name, true)?;
         let grad_name = format!("the gradient of {name}");
+        if !has_plain_keys(&entry) {
+            return Err(strange_keys(name));
+        }
         // the state is made before the gradient is borrowed, which may be what `new_state` looks at
         plain(grad, &grad_name)?;
         let absent = match (names.first(), scalar_names.is_empty()) {
@@ -332,6 +340,9 @@ impl<'py> Look<'_, 'py> {
         let fresh =
             if absent { Some(self.new_state.call1((param, self.values))?.cast_into::<PyDict>()?) } else { None };
         let source = fresh.as_ref().unwrap_or(&entry);
+        if !has_plain_keys(source) {
+            return Err(strange_keys(name));
+        }
 
         let dtype = |object: &Bound<'py, PyAny>| PyResult::Ok(object.cast::<PyUntypedArray>()?.dtype());
         let same_dtype = |what: &str, object: &Bound<'py, PyAny>| {
@@ -372,17 +383,19 @@ impl<'py> Look<'_, 'py> {
         let (mut scalars, mut values) = (Vec::new(), [0.0; MAX_SCALARS]);
         for (k, scalar_name) in scalar_names.iter().enumerate() {
             let what = format!("state {scalar_name:?} of {name}");
-            let wrong = || PyTypeError::new_err(format!("{what} must be a writeable array of one float32 or float64"));
+            let wrong =
+                || PyTypeError::new_err(format!("{what} must be a writeable, aligned array of one float32 or float64"));
             let value = source.get_item(self.keys.get(py, scalar_name))?.ok_or_else(wrong)?;
+            // looked at before a reference to its element is made
+            if !value.cast::<PyUntypedArray>().is_ok_and(|array| array.len() == 1 && array.is_aligned()) {
+                return Err(wrong());
+            }
             let scalar = if let Ok(array) = value.cast::<PyArrayDyn<f32>>() {
                 Scalar::Single(array.try_readwrite().map_err(|_| wrong())?)
             } else {
                 let array = value.cast::<PyArrayDyn<f64>>().map_err(|_| wrong())?;
                 Scalar::Double(array.try_readwrite().map_err(|_| wrong())?)
             };
-            if value.cast::<PyUntypedArray>()?.len() != 1 {
-                return Err(wrong());
-            }
             values[k] = scalar.get().ok_or_else(wrong)?;
             scalars.push(scalar);
         }
@@ -394,6 +407,10 @@ impl<'py> Look<'_, 'py> {
         let scalar_values = Scalars::new(values, precisions);
         Ok(Item { name: self.name, first: absent, arrays, extents, layout, scalars, scalar_values, entry, fresh })
     }
+}
+
+fn strange_keys(name: &str) -> PyErr {
+    PyTypeError::new_err(format!("the state of {name} must be a dict whose keys are strings"))
 }
 
 /// Refuses what is no plain ndarray.

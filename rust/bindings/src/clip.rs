@@ -141,10 +141,11 @@ pub(crate) fn grad_norm<'py>(
     let torch = &modules(py)?.torch;
     let mut gradients = Gradients::default();
     let mut left = Vec::new();
-    for (i, tensor) in tensors.iter().enumerate() {
-        match torch.describe(&tensor) {
+    let objects: Vec<_> = tensors.iter().collect();
+    for (i, tensor) in objects.iter().enumerate() {
+        match torch.plain(tensor)? {
             // the absolute value of a complex number is no matter of its parts, but for its square
-            Ok(described) if order == Order::Two || !described.memory.complex => {
+            Some(described) if order == Order::Two || !described.memory.complex => {
                 if order == Order::Max && described.memory.len == 0 {
                     left.push(i); // torch refuses
                 } else {
@@ -155,7 +156,7 @@ pub(crate) fn grad_norm<'py>(
         }
     }
     let Some(dtype) = gradients.dtype() else { return Ok((None, left)) };
-    // SAFETY: the list keeps the tensors alive, and no Python code has run since they were described. That nobody writes
+    // SAFETY: `objects` keeps the tensors alive, whatever others do to the list, and no Python code has run since they were described. That nobody writes
     // to gradients while their norm is computed is what torch, too, leaves to its callers.
     let norm = unsafe { gradients.norm(py, order)? };
     Ok((Some(zero_dim(py, norm, dtype)?), left))
@@ -165,7 +166,7 @@ pub(crate) fn grad_norm<'py>(
 #[pyfunction]
 pub(crate) fn clip_factor(total_norm: &Bound<'_, PyAny>, max_norm: f64) -> PyResult<Option<f64>> {
     let torch = &modules(total_norm.py())?.torch;
-    let Ok(memory) = torch.describe(total_norm).map(|described| described.memory) else { return Ok(None) };
+    let Some(memory) = torch.plain(total_norm)?.map(|described| described.memory) else { return Ok(None) };
     // SAFETY: described just now; the caller's reference keeps the tensor alive.
     let norm = unsafe { memory.read_scalar() };
     Ok(norm.filter(|_| !memory.complex).map(|norm| factor(norm, max_norm, memory.dtype)))
@@ -197,8 +198,8 @@ fn change(tensors: &Bound<'_, PyList>, change: Change, complex: bool) -> PyResul
     let objects: Vec<_> = tensors.iter().collect();
     let mut parts = Vec::with_capacity(objects.len());
     for tensor in &objects {
-        match modules.torch.describe(tensor) {
-            Ok(d)
+        match modules.torch.plain(tensor)? {
+            Some(d)
                 if (d.is_dense || d.shape.is_free_of_overlap())
                     && (complex || !d.memory.complex)
                     && within_range(change, d.memory.dtype) =>

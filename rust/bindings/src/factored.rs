@@ -3,8 +3,9 @@
 
 use oxistep_kernels::{AnyRule, Hyperparameters, STREAMS};
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
-use crate::group::Group;
+use crate::group::{Group, is_number, number};
 use crate::item::Reason;
 use crate::tensors::{Described, Shape};
 
@@ -94,9 +95,11 @@ pub(crate) fn settle(rule: &mut AnyRule, param: &Bound<'_, PyAny>) -> PyResult<(
 /// A pair of which the first may be None.
 pub(crate) fn pair_or_none(group: &mut Group<'_, '_>, key: &'static str) -> PyResult<(Option<f64>, f64)> {
     if let Some(value) = group.find(key)?
-        && let Ok((first, second)) = value.extract::<(Option<f64>, f64)>()
+        && let Ok((first, second)) = value.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>()
+        && first.is_none()
     {
-        return Ok((first, second));
+        group.foreign |= !is_number(&second) || !value.is_exact_instance_of::<PyTuple>();
+        return Ok((None, number(&second, key)?));
     }
     group.pair(key).map(|(first, second)| (Some(first), second))
 }

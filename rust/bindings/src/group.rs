@@ -64,12 +64,12 @@ impl<'py> Group<'_, 'py> {
 }
 
 /// Whether it is a float or an integer of Python's own.
-fn is_number(value: &Bound<'_, PyAny>) -> bool {
+pub(crate) fn is_number(value: &Bound<'_, PyAny>) -> bool {
     value.is_exact_instance_of::<PyFloat>() || value.is_exact_instance_of::<PyInt>()
 }
 
 /// A number given as one, or as a tensor or array of one element.
-fn number(value: &Bound<'_, PyAny>, key: &str) -> PyResult<f64> {
+pub(crate) fn number(value: &Bound<'_, PyAny>, key: &str) -> PyResult<f64> {
     if let Ok(float) = value.cast_exact::<PyFloat>() {
         return Ok(float.value());
     }

@@ -12,9 +12,10 @@ use pyo3::types::{PyDict, PyInt};
 
 use crate::factored::Whole;
 use crate::group::Keys;
+use crate::keys::has_plain_keys;
 use crate::nearby::Nearby;
 use crate::rows::{NamedRows, take_rows};
-use crate::tensors::{DType, Described, Memory, Torch, Unfit, layout};
+use crate::tensors::{DType, Described, Memory, Torch, Unfit, layout, outside};
 
 pub(crate) type Reason = Cow<'static, str>;
 
@@ -110,6 +111,7 @@ impl Item {
         let param_object = self.param.clone_ref(py).into_bound(py);
         let mut grad_object = self.grad.clone_ref(py).into_bound(py);
         let mut pair = describe_pair(look.torch, &param_object, &grad_object, false);
+        self.refuse_outside(&pair)?;
         // only a gradient that could not be described is asked whether it is sparse
         if takes != Gradients::Dense && pair.is_err() && matches!(look.torch.raw(&grad_object), Err(Unfit::NoMemory)) {
             match take_rows(&param_object, &grad_object, look)? {
@@ -118,10 +120,11 @@ impl Item {
             }
             grad_object = self.grad.clone_ref(py).into_bound(py);
             pair = describe_pair(look.torch, &param_object, &grad_object, true);
+            self.refuse_outside(&pair)?;
         }
         let is_sparse = self.rows.is_some();
         let mut pair = match pair {
-            Err(reason) => return Ok(Route::Torch(reason)),
+            Err(refused) => return Ok(Route::Torch(refused.reason())),
             Ok(_) if takes == Gradients::Sparse && !is_sparse => return left("the gradient is not sparse"),
             Ok(pair) => pair,
         };
@@ -132,6 +135,9 @@ impl Item {
         };
         let (names, scalar_names) = (look.rule.states_of(pair.0.shape.sizes.len()), look.rule.scalars());
         let entry = self.entry.as_ref().map(|entry| entry.bind(py).clone());
+        if entry.as_ref().is_some_and(|entry| !has_plain_keys(entry)) {
+            return left("its state has keys that are no strings, and comparing with them may run code");
+        }
         let found = |keys: &mut Keys, name| match &entry {
             Some(entry) => Ok(entry.get_item(keys.get(py, name))?.filter(|value| !value.is_none())),
             None => PyResult::Ok(None),
@@ -165,7 +171,7 @@ impl Item {
             // Python code has run: what was described may have changed
             pair = match describe_pair(look.torch, &param_object, &grad_object, is_sparse) {
                 Ok(pair) => pair,
-                Err(reason) => return Ok(Route::Torch(reason)),
+                Err(refused) => return Ok(Route::Torch(refused.reason())),
             };
         }
 
@@ -194,6 +200,7 @@ impl Item {
                     return left(&format!("several elements of its state {name:?} share memory"));
                 }
                 Ok(state) => described[2 + k] = Some(state),
+                Err(Unfit::Outside(bytes)) => return Err(self.outside(bytes)),
                 Err(unfit) => return left(&format!("its state {name:?} {}", unfit.reason())),
             }
         }
@@ -231,7 +238,11 @@ impl Item {
                 (values[k], self.python_counter) = (f64::from(count), Some(*name));
                 continue;
             }
-            let memory = value.as_ref().and_then(|value| look.torch.describe_values(value).ok().map(|d| d.memory));
+            let memory = match value.as_ref().map(|value| look.torch.describe_values(value)) {
+                Some(Ok(counter)) => Some(counter.memory),
+                Some(Err(Unfit::Outside(bytes))) => return Err(self.outside(bytes)),
+                _ => None,
+            };
             // SAFETY: described just now.
             let number = memory.and_then(|memory| unsafe { memory.read_scalar() });
             let (Some(number), Some(memory)) = (number, memory) else {
@@ -243,6 +254,21 @@ impl Item {
         }
         self.scalar_values = Scalars::new(values, precisions);
         Ok(self.settle_unusual(look, param_dtype, one_dtype))
+    }
+
+    /// An error if the parameter or its gradient reaches beyond its storage.
+    fn refuse_outside<T>(&self, described: &Result<T, Refused>) -> PyResult<()> {
+        match described {
+            Err(Refused::Unfit(_, Unfit::Outside(bytes))) => Err(self.outside(*bytes)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The exception for a tensor beyond its storage.
+    pub(crate) fn outside(&self, bytes: usize) -> PyErr {
+        let (group, index) = (self.group, self.index);
+        let what = "(the parameter, its gradient or a state)";
+        outside(&format!("a tensor of param_groups[{group}]['params'][{index}] {what}"), bytes)
     }
 
     /// Native, if torch could not possibly refuse the numbers of this step; else torch's, where it takes these dtypes.
@@ -272,6 +298,13 @@ impl Item {
                 || self.whole.holds(&again)
                 || again[..streams].iter().flatten().all(|d| Some(d.shape.sizes) == again[0].map(|p| p.shape.sizes))
                     && layout(&again[..streams]).as_ref() == self.layout.as_deref());
+        if let Some(name) = self.python_counter {
+            // counting replaces this object, at a time when no Python code may run any more
+            let is_number =
+                |value: Option<Bound<'_, PyAny>>| value.is_none_or(|value| value.is_exact_instance_of::<PyInt>());
+            let is_plain = |dict: &Bound<'_, PyDict>| has_plain_keys(dict) && dict.get_item(name).is_ok_and(is_number);
+            same = same && [&self.fresh, &self.entry].into_iter().flatten().all(|dict| is_plain(dict.bind(py)));
+        }
         for (object, memory) in self.scalars.iter().zip(&mut self.scalar_memory) {
             let (Some(object), Some(memory)) = (object, memory) else { continue };
             match torch.describe_values(object.bind(py)) {
@@ -349,25 +382,42 @@ impl Item {
     }
 }
 
+/// Why a parameter and its gradient are left to torch.
+enum Refused {
+    /// What one of them is.
+    Unfit(&'static str, Unfit),
+    /// What both are.
+    Pair(&'static str),
+}
+
+impl Refused {
+    fn reason(&self) -> Reason {
+        match self {
+            Self::Unfit(which, unfit) => format!("{which} {}", unfit.reason()).into(),
+            Self::Pair(reason) => (*reason).into(),
+        }
+    }
+}
+
 /// Describes a parameter and its gradient, or says why they are left to torch.
 fn describe_pair<'t>(
     torch: &Torch,
     param: &'t Bound<'_, PyAny>,
     grad: &'t Bound<'_, PyAny>,
     is_sparse: bool,
-) -> Result<(Described<'t>, Described<'t>), Reason> {
-    let param = torch.describe(param).map_err(|unfit| format!("the parameter {}", unfit.reason()))?;
-    let grad = torch.describe(grad).map_err(|unfit| format!("the gradient {}", unfit.reason()))?;
+) -> Result<(Described<'t>, Described<'t>), Refused> {
+    let param = torch.describe(param).map_err(|unfit| Refused::Unfit("the parameter", unfit))?;
+    let grad = torch.describe(grad).map_err(|unfit| Refused::Unfit("the gradient", unfit))?;
     if is_sparse {
         // what `take_rows` made: the values of the rows, whose number it has compared
         let plain = param.shape.is_contiguous() && grad.shape.is_contiguous() && !param.memory.complex;
-        return if plain { Ok((param, grad)) } else { Err("sparse, and not all contiguous and real".into()) };
+        return if plain { Ok((param, grad)) } else { Err(Refused::Pair("sparse, and not all contiguous and real")) };
     }
     if !param.shape.same_sizes(&grad.shape) {
-        return Err("the gradient has another shape than the parameter".into());
+        return Err(Refused::Pair("the gradient has another shape than the parameter"));
     }
     if !param.is_dense && !param.shape.is_free_of_overlap() {
-        return Err("several elements of the parameter share memory".into());
+        return Err(Refused::Pair("several elements of the parameter share memory"));
     }
     Ok((param, grad))
 }
@@ -389,6 +439,7 @@ impl Unfit {
             Self::DType => "is of an integer, quantised or 8-bit dtype",
             Self::Misaligned => "is not aligned to its element size",
             Self::Lazy => "is a lazily negated or conjugated view",
+            Self::Outside(_) => "reaches beyond its storage, which was resized",
         }
     }
 }

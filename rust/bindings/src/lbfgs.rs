@@ -17,7 +17,7 @@ use pyo3::types::PyList;
 use crate::error::panicked;
 use crate::plan::modules;
 use crate::span::{Span, clash};
-use crate::tensors::{DType, Memory, Torch};
+use crate::tensors::{DType, Memory, Torch, Unfit, outside};
 use crate::threads::with_pool;
 
 /// Why LBFGS with these parameters, flat vectors and scalars (of its state) is left to torch; `None` if it is native.
@@ -31,25 +31,27 @@ pub(crate) fn lbfgs_unfit(
     let torch = &modules(py)?.torch;
     let mut found: Option<DType> = None;
     let mut spans = Vec::with_capacity(params.len());
+    let mut elements = 0;
     for (i, param) in params.iter().enumerate() {
-        let Some(memory) = contiguous(torch, &param) else {
+        let Some(memory) = contiguous(torch, &param)? else {
             return Ok(Some(format!("params[{i}] is no plain, contiguous tensor on the CPU")));
         };
         if !matches!(memory.dtype, DType::F32 | DType::F64) || *found.get_or_insert(memory.dtype) != memory.dtype {
             return Ok(Some(format!("params[{i}] is not float32 or float64 like the others")));
         }
         spans.push(Span::written(&memory));
+        elements += memory.len;
     }
     let Some(dtype) = found else { return Ok(Some("there are no parameters".into())) };
-    let elements = total(torch, params);
     if clash(&mut spans) {
         return Ok(Some("parameters overlap".into()));
     }
-    let fits = |object: &Bound<'_, PyAny>, len| {
-        contiguous(torch, object).is_some_and(|memory| memory.dtype == dtype && memory.len == len && !memory.complex)
-    };
-    if !vectors.iter().all(|object| fits(object, elements)) || !scalars.iter().all(|object| fits(object, 1)) {
-        return Ok(Some("a state is no tensor of the parameters' dtype and size".into()));
+    let states = vectors.iter().map(|object| (object, elements)).chain(scalars.iter().map(|object| (object, 1)));
+    for (object, len) in states {
+        let fits = |memory: Memory| memory.dtype == dtype && memory.len == len && !memory.complex;
+        if !contiguous(torch, object)?.is_some_and(fits) {
+            return Ok(Some("a state is no tensor of the parameters' dtype and size".into()));
+        }
     }
     Ok(None)
 }
@@ -65,15 +67,15 @@ pub(crate) fn lbfgs_gather(
     let torch = &modules(py)?.torch;
     // all gradients are fetched before the first is described: fetching runs Python
     let grads: Vec<_> = params.iter().map(|p| p.getattr(pyo3::intern!(py, "grad"))).collect::<PyResult<_>>()?;
-    let Some(to) = contiguous(torch, flat) else { return Ok(false) };
+    let Some(to) = contiguous(torch, flat)? else { return Ok(false) };
     let mut from = Vec::with_capacity(grads.len());
     for (param, grad) in params.iter().zip(&grads) {
-        let Some(param) = contiguous(torch, &param) else { return Ok(false) };
+        let Some(param) = contiguous(torch, &param)? else { return Ok(false) };
         if grad.is_none() {
             from.push((param.len, None));
             continue;
         }
-        match contiguous(torch, grad) {
+        match contiguous(torch, grad)? {
             Some(grad) if grad.len == param.len => from.push((grad.len, Some(grad))),
             _ => return Ok(false),
         }
@@ -112,10 +114,12 @@ fn gather<T: Stored>(py: Python<'_>, to: Memory, from: &[(usize, Option<Memory>)
 #[pyfunction]
 pub(crate) fn lbfgs_move(py: Python<'_>, params: &Bound<'_, PyList>, way: &Bound<'_, PyAny>, t: f64) -> PyResult<bool> {
     let torch = &modules(py)?.torch;
-    let Some(way) = contiguous(torch, way) else { return Ok(false) };
+    let Some(way) = contiguous(torch, way)? else { return Ok(false) };
+    // kept alive by this, whatever another thread does to the list
+    let params: Vec<_> = params.iter().collect();
     let mut to = Vec::with_capacity(params.len());
-    for param in params.iter() {
-        match contiguous(torch, &param) {
+    for param in &params {
+        match contiguous(torch, param)? {
             Some(param) if param.dtype == way.dtype => to.push(param),
             _ => return Ok(false),
         }
@@ -312,13 +316,9 @@ fn coefficient<'py>(
 }
 
 /// Describes a tensor whose elements lie one after the other in the order of their indices. Complex ones are pairs.
-fn contiguous(torch: &Torch, object: &Bound<'_, PyAny>) -> Option<Memory> {
-    let described = torch.describe(object).ok()?;
-    described.shape.is_contiguous().then_some(described.memory)
-}
-
-fn total(torch: &Torch, params: &Bound<'_, PyList>) -> usize {
-    params.iter().filter_map(|param| contiguous(torch, &param)).map(|memory| memory.len).sum()
+fn contiguous(torch: &Torch, object: &Bound<'_, PyAny>) -> PyResult<Option<Memory>> {
+    let described = torch.plain(object)?;
+    Ok(described.filter(|described| described.shape.is_contiguous()).map(|described| described.memory))
 }
 
 /// Describes flat vectors of one length and dtype.
@@ -326,7 +326,7 @@ fn vectors(py: Python<'_>, objects: &[&Bound<'_, PyAny>]) -> PyResult<Vec<Memory
     let torch = &modules(py)?.torch;
     let mut memory: Vec<Memory> = Vec::with_capacity(objects.len());
     for object in objects {
-        let found = contiguous(torch, object).filter(|found| {
+        let found = contiguous(torch, object)?.filter(|found| {
             let like = memory.first().unwrap_or(found);
             matches!(found.dtype, DType::F32 | DType::F64)
                 && !found.complex
@@ -343,7 +343,11 @@ fn vectors(py: Python<'_>, objects: &[&Bound<'_, PyAny>]) -> PyResult<Vec<Memory
 }
 
 fn scalar(torch: &Torch, object: &Bound<'_, PyAny>, dtype: DType) -> PyResult<Memory> {
-    let found = torch.describe_values(object).ok().map(|found| found.memory);
+    let found = match torch.describe_values(object) {
+        Ok(found) => Some(found.memory),
+        Err(Unfit::Outside(bytes)) => return Err(outside("a state of LBFGS", bytes)),
+        Err(_) => None,
+    };
     let found = found.filter(|memory| memory.len == 1 && !memory.complex && memory.dtype == dtype);
     found.ok_or_else(|| PyRuntimeError::new_err("LBFGS expects its scalar states as tensors of one element"))
 }

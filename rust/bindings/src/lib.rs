@@ -2,8 +2,9 @@
 //!
 //! `unsafe` stands in `tensors.rs` and `shim.rs` (torch's memory), `arrays.rs` (NumPy's), `item.rs`, `rows.rs`, `plan.rs`,
 //! `plan/steady.rs`, `guard.rs`, `clip.rs`, `lbfgs.rs` and `muon.rs` (where the contract of both is met), `collector.rs`
-//! (Python's garbage collector), `gradient.rs` and `state_map.rs` (attributes and dicts read without references), `nearby.rs`
-//! (prefetching), `pages.rs` (advice on memory) and `threads.rs` (torch's thread pool), each with the reason why it holds.
+//! (Python's garbage collector), `gradient.rs` and `state_map.rs` (attributes and dicts read without references), `keys.rs`
+//! (Python's dicts), `nearby.rs` (prefetching), `pages.rs` (advice on memory) and `threads.rs` (torch's thread pool), each
+//! with the reason why it holds.
 
 use pyo3::prelude::*;
 
@@ -17,6 +18,7 @@ mod gradient;
 mod group;
 mod guard;
 mod item;
+mod keys;
 mod lbfgs;
 mod muon;
 mod nearby;

@@ -31,7 +31,7 @@ pub(crate) fn muon_unfit(
     let mut reasons = Vec::with_capacity(params.len());
     for ((param, grad), buffer) in params.iter().zip(&grads).zip(&buffers) {
         let buffer = (!buffer.is_none()).then_some(buffer);
-        reasons.push(match unfit(torch, param, grad, buffer) {
+        reasons.push(match unfit(torch, param, grad, buffer)? {
             Err(reason) => Some(reason),
             Ok(_) if inference(param)? => Some("it was made in inference mode"),
             Ok((param, grad, buffer)) => {
@@ -59,15 +59,24 @@ fn unfit(
     param: &Bound<'_, PyAny>,
     grad: &Bound<'_, PyAny>,
     buffer: Option<&Bound<'_, PyAny>>,
+) -> PyResult<Result<Found, &'static str>> {
+    let (param, grad) = (plain(torch, param)?, plain(torch, grad)?);
+    let buffer = buffer.map(|buffer| plain(torch, buffer)).transpose()?;
+    Ok(fit(param, grad, buffer))
+}
+
+fn fit(
+    param: Option<Described<'_>>,
+    grad: Option<Described<'_>>,
+    buffer: Option<Option<Described<'_>>>,
 ) -> Result<Found, &'static str> {
-    let plain = |object| torch.describe(object).ok().filter(|found| found.is_dense && !found.memory.complex);
-    let param = plain(param).ok_or("the parameter is no plain, dense, real tensor on the CPU")?;
-    let grad = plain(grad).ok_or("the gradient is no plain, dense, real tensor on the CPU")?;
+    let param = param.ok_or("the parameter is no plain, dense, real tensor on the CPU")?;
+    let grad = grad.ok_or("the gradient is no plain, dense, real tensor on the CPU")?;
     if grad.memory.dtype != param.memory.dtype || param.shape.sizes.len() != 2 || !grad.shape.same_sizes(&param.shape) {
         return Err("parameter and gradient differ in dtype or shape");
     }
     let Some(buffer) = buffer else { return Ok((param.memory, grad.memory, None)) };
-    let buffer = plain(buffer).ok_or("the state is no plain, dense, real tensor on the CPU")?;
+    let buffer = buffer.ok_or("the state is no plain, dense, real tensor on the CPU")?;
     if !buffer.shape.same_sizes(&grad.shape) || !buffer.shape.same_order(&grad.shape) {
         return Err("the state lies otherwise in memory than the gradient");
     }
@@ -75,6 +84,11 @@ fn unfit(
         return Err("no kernel for the state's dtype");
     }
     Ok((param.memory, grad.memory, Some(buffer.memory)))
+}
+
+/// Describes a dense, real tensor; `None` if it is none.
+fn plain<'t>(torch: &Torch, object: &'t Bound<'_, PyAny>) -> PyResult<Option<Described<'t>>> {
+    Ok(torch.plain(object)?.filter(|found| found.is_dense && !found.memory.complex))
 }
 
 /// Whether there is a kernel for gradients and buffers of these types.
@@ -169,8 +183,8 @@ pub(crate) fn muon_update(
     run(py, work)
 }
 
-fn dense<'t>(torch: &Torch, object: &'t Bound<'_, PyAny>) -> Result<Described<'t>, PyErr> {
-    torch.describe(object).ok().filter(|found| found.is_dense && !found.memory.complex).ok_or_else(changed)
+fn dense<'t>(torch: &Torch, object: &'t Bound<'_, PyAny>) -> PyResult<Described<'t>> {
+    plain(torch, object)?.ok_or_else(changed)
 }
 
 fn changed() -> PyErr {

@@ -25,6 +25,7 @@ use crate::factored::{self, Whole};
 use crate::group::{Group, Keys};
 use crate::guard::Guard;
 use crate::item::{Item, Look, Reason, Route};
+use crate::keys::has_plain_keys;
 use crate::nearby::Nearby;
 use crate::state_map::{Place, StateMap};
 use crate::tensors::Torch;
@@ -57,6 +58,9 @@ pub(crate) struct Plan {
     steady: Steady,
     /// The native parameters of the last step.
     versions: Option<Versions>,
+    /// Those before that, until this step is done: these may be the last references to tensors, and when they go Python code
+    /// may run.
+    retired: Option<Versions>,
     /// The addresses of their states' objects, as one number: another number, other objects.
     known_states: usize,
     /// Whether one of all these was made in inference mode.
@@ -106,6 +110,7 @@ impl Plan {
             gradients: Gradients::default(),
             steady: Steady::default(),
             versions: None,
+            retired: None,
             known_states: 0,
             holds_inference_tensor: false,
             measuring: false,
@@ -260,11 +265,14 @@ impl Plan {
         self.state_map.read(state);
         let mut skipped = Vec::new();
 
+        self.foreign |= !groups.is_exact_instance_of::<PyList>();
         for (g, values) in groups.try_iter()?.enumerate() {
             let values =
                 values?.cast_into::<PyDict>().map_err(|_| PyTypeError::new_err("a param group must be a dict"))?;
+            self.foreign |= !has_plain_keys(&values);
             let params = values.get_item(pyo3::intern!(py, "params"))?;
             let params = params.ok_or_else(|| PyKeyError::new_err("params"))?;
+            self.foreign |= !params.is_instance_of::<PyList>();
             // torch iterates over whatever stands there
             let params = params
                 .cast_into::<PyList>()
@@ -409,7 +417,7 @@ impl Plan {
         self.check_storages(py)?;
         self.nearby = self.items.iter().map(|item| item.nearby(py)).collect();
         self.holds_inference_tensor = self.find_inference_tensor(py)?;
-        self.versions = Some(versions);
+        self.retired = self.versions.replace(versions);
         Ok(())
     }
 
@@ -564,6 +572,7 @@ impl Plan {
         self.rules.clear();
         self.advanced.clear();
         self.state_map.forget();
+        self.retired = None;
     }
 }
 

@@ -6,6 +6,7 @@
 
 use oxistep_kernels::{Slice, SparseRows};
 use pyo3::prelude::*;
+use pyo3::types::PyBool;
 
 use crate::item::{Look, Reason};
 use crate::tensors::{DType, Memory};
@@ -44,8 +45,9 @@ pub(crate) fn take_rows<'py>(
     if !grad.getattr(pyo3::intern!(py, "is_sparse"))?.is_truthy()? {
         return Ok(Err("the gradient has no plain memory".into()));
     }
-    let fused = look.values.get_item("fused")?.is_some_and(|fused| fused.is_truthy().unwrap_or(true));
-    if fused {
+    // anything but None and False may be an object of which asking runs Python code
+    let fused = look.values.get_item("fused")?;
+    if fused.is_some_and(|fused| !fused.is_none() && !fused.is(PyBool::new(py, false))) {
         return Ok(Err("the gradient is sparse, which fused=True refuses".into()));
     }
     let Ok(described) = look.torch.describe(param) else {
@@ -56,30 +58,31 @@ pub(crate) fn take_rows<'py>(
         return Ok(Err("the gradient is sparse and of another shape".into()));
     }
     let copy_indices = |sparse: &Bound<'_, PyAny>| -> PyResult<Option<(Vec<i64>, usize, usize)>> {
-        let indices = sparse.call_method0("_indices")?.call_method0("contiguous")?;
-        let indices = look.torch.copy_indices(&indices).filter(|&(_, dims, _)| dims <= sizes.len());
+        let indices = sparse.call_method0("_indices")?;
+        look.torch.check_inside(&indices, "an index of a sparse gradient")?;
+        let indices =
+            look.torch.copy_indices(&indices.call_method0("contiguous")?).filter(|&(_, dims, _)| dims <= sizes.len());
         let inside = |(indices, dims, count): &(Vec<i64>, usize, usize)| {
             (0..*dims).all(|d| indices[d * count..][..*count].iter().all(|i| (0..sizes[d]).contains(i)))
         };
         Ok(indices.filter(inside))
     };
-    let outside = || Ok(Err("an index of the sparse gradient lies outside the parameter".into()));
+    let elsewhere = || Ok(Err("an index of the sparse gradient lies outside the parameter".into()));
     // torch's coalesce trusts the indices: they are checked before it sees them
-    let Some(mut indices) = copy_indices(grad)? else { return outside() };
+    let Some(mut indices) = copy_indices(grad)? else { return elsewhere() };
+    let values = grad.call_method0("_values")?;
+    look.torch.check_inside(&values, "a sparse gradient")?;
+    let described = look.torch.describe_values(&values);
+    let float = described.is_ok_and(|v| matches!(v.memory.dtype, DType::F32 | DType::F64) && !v.memory.complex);
     let mut holder = grad.clone();
     let mut in_order = true;
     if !grad.call_method0(pyo3::intern!(py, "is_coalesced"))?.is_truthy()? {
-        let values = grad.call_method0("_values")?;
-        let float = look
-            .torch
-            .describe_values(&values)
-            .is_ok_and(|values| matches!(values.memory.dtype, DType::F32 | DType::F64) && !values.memory.complex);
         let addressable = i32::try_from(indices.2).is_ok() && u32::try_from(sizes.iter().product::<i64>()).is_ok();
         if float && addressable && !look.measuring {
             in_order = false;
         } else {
             holder = grad.call_method0(pyo3::intern!(py, "coalesce"))?;
-            let Some(coalesced) = copy_indices(&holder)? else { return outside() };
+            let Some(coalesced) = copy_indices(&holder)? else { return elsewhere() };
             indices = coalesced;
         }
     }

@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::item::Reason;
+use crate::keys::has_plain_keys;
 
 /// `optimizer.state` as an identity map: `state[p]` would cost a call of `Tensor.__hash__` for every parameter, and
 /// insert missing entries.
@@ -105,7 +106,7 @@ pub(crate) unsafe fn entry_at<'py>(
     }
 }
 
-/// The values under `keys` in a dict of which they are most of the keys, null for those it lacks.
+/// The values under `keys` in a dict of which they are most of the keys, null for those it lacks. Runs no Python code.
 ///
 /// # Safety
 /// `keys` are strings, and live. The dict is not changed while the values are used.
@@ -126,7 +127,8 @@ pub(crate) unsafe fn values_under<const N: usize>(
                 found += 1;
             }
         }
-        if found < keys.len() {
+        // other keys than strings may run code when they are compared with: of such a dict nothing is told
+        if found < keys.len() && has_plain_keys(&entry) {
             for (value, key) in values.iter_mut().zip(keys).filter(|(value, _)| value.is_null()) {
                 *value = ffi::PyDict_GetItem(entry.as_ptr(), *key);
             }

@@ -7,7 +7,7 @@
 use std::ffi::c_void;
 
 use oxistep_kernels::{Layout, Precision, STREAMS, Slice, SliceMut, bf16, f16};
-use pyo3::exceptions::PyImportError;
+use pyo3::exceptions::{PyImportError, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyCapsuleMethods, PyString, PyType};
 
@@ -68,6 +68,8 @@ pub(crate) enum Unfit {
     Misaligned,
     /// Lazily negated or conjugated (`is_neg`, `is_conj`).
     Lazy,
+    /// It reaches beyond its storage, which has so many bytes. Nobody may touch such a tensor: no kernel, and not torch.
+    Outside(usize),
 }
 
 /// The dimensions of a tensor: sizes and strides, in elements.
@@ -95,7 +97,7 @@ impl Shape<'_> {
         let mut expected = 1;
         self.sizes.iter().zip(self.strides).rev().all(|(&n, &stride)| {
             let fits = n == 1 || stride == expected;
-            expected *= n.max(1); // torch's strides around an empty dimension
+            expected = expected.saturating_mul(n.max(1)); // torch's strides around an empty dimension
             fits
         })
     }
@@ -165,22 +167,16 @@ pub(crate) struct Described<'t> {
     pub(crate) memory: Memory,
     pub(crate) shape: Shape<'t>,
     pub(crate) is_dense: bool,
-    /// Where its storage is known: whether it lies inside, and whether it is all of it.
-    inside: Option<(bool, bool)>,
+    /// Where its storage is known: whether it is all of it.
+    whole: Option<bool>,
 }
 
 impl Described<'_> {
-    /// Whether it is not known to reach beyond its storage.
-    #[inline]
-    pub(crate) fn is_inside_storage(&self) -> bool {
-        self.inside.is_none_or(|(inside, _)| inside)
-    }
-
     /// Whether it could be a lazily negated or conjugated view.
     #[inline]
     fn may_be_lazy(&self) -> bool {
         let Memory { len, complex, .. } = self.memory;
-        let whole = self.inside.map_or(len != 1, |(_, whole)| whole);
+        let whole = self.whole.unwrap_or(len != 1);
         !whole || !self.is_dense || complex
     }
 }
@@ -342,8 +338,7 @@ impl Torch {
     /// so the caller keeps it alive; it must not run Python code that could reshape it while using the description.
     #[inline(always)]
     pub(crate) fn describe<'t>(&self, object: &'t Bound<'_, PyAny>) -> Result<Described<'t>, Unfit> {
-        let mut described = self.describe_values(object)?;
-        described.inside = self.shim.as_ref().and_then(|shim| inside(shim, shim.tensor_in(object), &described.memory));
+        let described = self.describe_values(object)?;
         // A lazily negated real tensor is a view of the imaginary parts of a conjugated one, so not all of its storage.
         // Asking costs a call: only those are asked that could be one. (Where the storage is not known, dense tensors of
         // several elements are taken for what they seem.)
@@ -376,8 +371,40 @@ impl Torch {
         known(shim, grad).filter(|described| !described.may_be_lazy()).map(Some).ok_or(())
     }
 
+    /// Describes a tensor; `None` if it is left to torch.
+    ///
+    /// # Errors
+    /// If it reaches beyond its storage.
+    pub(crate) fn plain<'t>(&self, object: &'t Bound<'_, PyAny>) -> PyResult<Option<Described<'t>>> {
+        match self.describe(object) {
+            Ok(described) => Ok(Some(described)),
+            Err(Unfit::Outside(bytes)) => Err(outside("a tensor", bytes)),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// An error if a tensor of any dtype reaches beyond its storage, where that is known.
+    pub(crate) fn check_inside(&self, object: &Bound<'_, PyAny>, what: &str) -> PyResult<()> {
+        let (Ok(tensor), Some(shim)) = (self.raw(object), &self.shim) else { return Ok(()) };
+        let Some((offset, bytes)) = shim.storage(shim.tensor_in(object)) else { return Ok(()) };
+        let ndim = tensor.ndim as usize;
+        if tensor.device.kind != dlpack::DEVICE_CPU || ndim == 0 {
+            return Ok(());
+        }
+        // SAFETY: the description points at `ndim` sizes and strides inside the tensor, which lives.
+        let shape = unsafe {
+            Shape {
+                sizes: std::slice::from_raw_parts(tensor.shape, ndim),
+                strides: std::slice::from_raw_parts(tensor.strides, ndim),
+            }
+        };
+        let size = usize::from(tensor.dtype.bits / 8) * usize::from(tensor.dtype.lanes);
+        let (extent, end) = (shape.extent(), offset.saturating_add(shape.extent()).saturating_mul(size));
+        if extent > 0 && end > bytes { Err(outside(what, bytes)) } else { Ok(()) }
+    }
+
     /// The elements of a contiguous matrix of int64 on the CPU, such as the indices of a sparse tensor, copied, with the
-    /// lengths of its two dimensions.
+    /// lengths of its two dimensions. It must lie inside its storage: see [`Torch::check_inside`].
     pub(crate) fn copy_indices(&self, object: &Bound<'_, PyAny>) -> Option<(Vec<i64>, usize, usize)> {
         let tensor = self.raw(object).ok()?;
         let int64 = dlpack::DataType { code: 0, bits: 64, lanes: 1 };
@@ -438,31 +465,45 @@ impl Torch {
     /// Whether a tensor lies inside its storage, where that is known.
     pub(crate) fn is_inside_storage(&self, object: &Bound<'_, PyAny>, memory: &Memory) -> Option<bool> {
         let shim = self.shim.as_ref()?;
-        inside(shim, shim.tensor_in(object), memory).map(|(inside, _)| inside)
+        whole(shim, shim.tensor_in(object), memory).map_or(Some(false), |whole| whole.map(|_| true))
     }
 
     /// Describes a counter: as [`Torch::describe`], without asking whether it is lazily negated.
     #[inline(always)]
     pub(crate) fn describe_values<'t>(&self, object: &'t Bound<'_, PyAny>) -> Result<Described<'t>, Unfit> {
-        understood(self.raw(object)?)
+        let mut described = understood(self.raw(object)?)?;
+        if let Some(shim) = &self.shim {
+            described.whole = whole(shim, shim.tensor_in(object), &described.memory)?;
+        }
+        Ok(described)
     }
 }
 
-/// Describes a tensor that most likely is strided, and tells where it lies in its storage.
+/// The exception for a tensor that reaches beyond its storage of so many bytes.
+pub(crate) fn outside(what: &str, bytes: usize) -> PyErr {
+    PyRuntimeError::new_err(format!(
+        "{what} reaches beyond its storage of {bytes} bytes, which was resized; nothing was updated"
+    ))
+}
+
+/// Describes a tensor that most likely is strided, and is known to lie inside its storage.
 #[inline(always)]
 fn known<'t>(shim: &Shim, tensor: TensorRef<'t>) -> Option<Described<'t>> {
     let mut described = understood(shim.describe_strided(tensor)?).ok()?;
-    described.inside = Some(inside(shim, tensor, &described.memory)?);
+    described.whole = Some(whole(shim, tensor, &described.memory).ok()??);
     Some(described)
 }
 
-/// Whether a tensor with this memory lies inside its storage, and whether it is all of it; `None` where that is not known.
+/// Whether a tensor with this memory is all of its storage; `None` where that is not known. An error if it reaches beyond.
 #[inline(always)]
-fn inside(shim: &Shim, tensor: TensorRef<'_>, memory: &Memory) -> Option<(bool, bool)> {
-    let (offset, bytes) = shim.storage(tensor)?;
+fn whole(shim: &Shim, tensor: TensorRef<'_>, memory: &Memory) -> Result<Option<bool>, Unfit> {
+    let Some((offset, bytes)) = shim.storage(tensor) else { return Ok(None) };
     let reals = if memory.complex { 2 } else { 1 };
-    let end = (offset * reals + memory.extent) * memory.dtype.size();
-    Some((end <= bytes || memory.extent == 0, offset == 0 && end == bytes))
+    let end = offset.saturating_mul(reals).saturating_add(memory.extent).saturating_mul(memory.dtype.size());
+    if end > bytes && memory.extent > 0 {
+        return Err(Unfit::Outside(bytes));
+    }
+    Ok(Some(offset == 0 && end == bytes))
 }
 
 /// What torch said of a tensor, checked. Its sizes and strides lie inside the tensor, which the caller keeps alive for all of
@@ -504,7 +545,7 @@ fn understood<'t>(tensor: dlpack::Tensor) -> Result<Described<'t>, Unfit> {
     if !(data as usize).is_multiple_of(dtype.size()) {
         return Err(Unfit::Misaligned);
     }
-    Ok(Described { memory: Memory { data: data.cast(), dtype, complex, len, extent }, shape, is_dense, inside: None })
+    Ok(Described { memory: Memory { data: data.cast(), dtype, complex, len, extent }, shape, is_dense, whole: None })
 }
 
 /// Whether the elements stand for their negatives or conjugates.

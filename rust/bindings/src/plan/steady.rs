@@ -23,6 +23,7 @@ use crate::factored::Whole;
 use crate::group::{Group, Keys};
 use crate::guard::Guard;
 use crate::item::{Item, Route, served};
+use crate::keys::has_plain_keys;
 use crate::state_map::{entry_at, values_under};
 use crate::tensors::{DType, Described, Memory, Torch};
 use crate::threads::with_pool;
@@ -152,6 +153,9 @@ impl Plan {
         let mut k = 0;
         for values in groups {
             let Ok(values) = values.cast_into::<PyDict>() else { return Ok(false) };
+            if !has_plain_keys(&values) {
+                return Ok(false);
+            }
             let Some(params) = values.get_item(pyo3::intern!(py, "params"))? else { return Ok(false) };
             let Ok(params) = params.cast_into::<PyList>() else { return Ok(false) };
             let mut group = Group { values: &values, keys: &mut self.keys, lr: None, single_lr: false, foreign: false };
@@ -211,7 +215,6 @@ impl Plan {
         let Some(p) = torch.describe_known(param) else { return Ok(false) };
         let alike = |d: &Described<'_>| {
             d.is_dense
-                && d.is_inside_storage()
                 && d.memory.complex == p.memory.complex
                 && p.shape.same_sizes(&d.shape)
                 && p.shape.same_order(&d.shape)
