@@ -249,7 +249,7 @@ fn member(u: &mut Unstructured<'_>) -> Result<Member> {
     if u.ratio(1, 8)? {
         // one stream ends an element before it should
         let s = u.choose_index(streams.len())?;
-        let needed = layout.as_ref().map_or(sizes[0], |layout| layout.extent(s).expect("placed inside"));
+        let needed = layout.as_ref().map_or_else(|| sizes[0], |layout| layout.extent(s).expect("placed inside"));
         if needed > 0 {
             streams[s].len = needed - 1;
             refused = true;
