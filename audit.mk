@@ -96,12 +96,12 @@ fuzz: ## arbitrary programs on the kernels' public API: make fuzz SECONDS=600; w
 	@$(NEED_LINUX)
 	$(FUZZ_FLAGS) $(call OUTLYING,build,fuzz) --release --target $(HOST)
 	@mkdir -p target/fuzz/found target/fuzz/corpus
-	ASAN_OPTIONS=detect_leaks=0 target/fuzz/$(HOST)/release/programs target/fuzz/corpus rust/fuzz/corpus \
+	ASAN_OPTIONS=detect_leaks=0 target/fuzz/$(HOST)/release/programs target/fuzz/corpus rust/kernels/tests/fuzzed/corpus \
 		-artifact_prefix=target/fuzz/found/ -max_total_time=$(SECONDS) -max_len=1000 -timeout=20
 
 .PHONY: fuzz-corpus
 fuzz-corpus: ## reduce what `make fuzz` found to the smallest programs that reach as much, and keep them
-	target/fuzz/$(HOST)/release/programs -merge=1 -max_len=1000 rust/fuzz/corpus target/fuzz/corpus
+	target/fuzz/$(HOST)/release/programs -merge=1 -max_len=1000 rust/kernels/tests/fuzzed/corpus target/fuzz/corpus
 
 # ---- threads ----
 # Three threads have too many orders for every run of CI: those in which threads are interrupted twice at most.

@@ -1,4 +1,4 @@
-//! The programs that fuzzing found interesting (rust/fuzz/corpus, see `make fuzz`), and some random ones.
+//! The programs that fuzzing found interesting (rust/kernels/tests/fuzzed/corpus, see `make fuzz`), and some random ones.
 
 mod common;
 mod fuzzed;
@@ -9,7 +9,7 @@ use common::Random;
 
 #[test]
 fn the_corpus_is_judged_well() {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzzed/corpus");
     let mut files: Vec<_> = corpus.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     assert!(files.len() >= 20, "where is the corpus?");
