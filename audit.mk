@@ -20,6 +20,9 @@ ASAN_WHEEL := $(ASAN)/.stamp
 ASAN_FLAGS := $(UNSTABLE) RUSTFLAGS="-Zsanitizer=address"
 # Python and torch leave memory to the end of the process: leaks are not looked for.
 ASAN_OPTIONS := detect_leaks=0:halt_on_error=1:strict_init_order=1
+# Python's own allocator would hide freed objects in its arenas.
+ASAN_ENV = LD_PRELOAD=$(ASAN_RUNTIME) ASAN_OPTIONS=$(ASAN_OPTIONS) PYTHONMALLOC=malloc PYTHONPATH=$(ASAN)/site \
+	OMP_WAIT_POLICY=passive
 ASAN_TESTS ?= tests/test_asan.py tests/test_hostile.py tests/test_steady.py tests/test_errors.py tests/test_sparse.py tests/test_layouts.py tests/test_random_programs.py \
 	tests/test_numpy_errors.py tests/test_numpy_interface.py tests/test_clip.py tests/test_max_grad_norm.py \
 	tests/test_lbfgs.py tests/test_muon.py tests/test_adafactor.py tests/test_threads.py# make asan ASAN_TESTS=tests/test_adam.py
@@ -46,10 +49,8 @@ $(ASAN_WHEEL): $(SOURCES) | $(ENV)
 asan: $(ASAN_RUNTIME) $(ASAN_WHEEL) ## Python tests of what touches memory, under AddressSanitizer (ASAN_TESTS=...)
 	@mkdir -p $(OUTSIDE)
 	@# with another wheel the proof that errors are seen would be skipped
-	cd $(OUTSIDE) && LD_PRELOAD=$(ASAN_RUNTIME) ASAN_OPTIONS=$(ASAN_OPTIONS) PYTHONPATH=$(ASAN)/site \
-		$(PY) -c 'from oxistep import _core; _core.trespass'
-	cd $(OUTSIDE) && LD_PRELOAD=$(ASAN_RUNTIME) ASAN_OPTIONS=$(ASAN_OPTIONS) PYTHONPATH=$(ASAN)/site OMP_WAIT_POLICY=passive \
-		$(PY) -m pytest -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) $(addprefix $(CURDIR)/,$(ASAN_TESTS)) -s -q $(PYTEST_ARGS)
+	cd $(OUTSIDE) && $(ASAN_ENV) $(PY) -c 'from oxistep import _core; _core.trespass'
+	cd $(OUTSIDE) && $(ASAN_ENV) $(PY) -m pytest -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) $(addprefix $(CURDIR)/,$(ASAN_TESTS)) -s -q $(PYTEST_ARGS)
 
 # Enough to see that it works and that the known holes are closed: what CI has time for.
 .PHONY: asan-quick
