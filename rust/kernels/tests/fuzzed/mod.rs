@@ -232,11 +232,11 @@ fn member(u: &mut Unstructured<'_>) -> Result<Member> {
         (vec![(around + u.int_in_range(0..=3_usize)?).saturating_sub(u.int_in_range(0..=3_usize)?)], false)
     };
     let mut streams = Vec::new();
-    for s in 0..2 + states {
+    for (s, &of) in types_of.iter().enumerate().take(2 + states) {
         streams.push(if strided {
-            placed(u, types_of[s], &sizes, s == 1, &mut rng)?
+            placed(u, of, &sizes, s == 1, &mut rng)?
         } else {
-            Stream { buffer: filled(types_of[s], sizes[0], &mut rng), len: sizes[0], strides: vec![1], start: 0 }
+            Stream { buffer: filled(of, sizes[0], &mut rng), len: sizes[0], strides: vec![1], start: 0 }
         });
     }
     let layout = strided.then(|| {
