@@ -4,7 +4,7 @@ use crate::driver::{CHUNK, SERIAL, SliceMut};
 use crate::element::{Element, Real};
 use crate::layout::Layout;
 use crate::pool::{Panic, Pool, Serial, for_each};
-use crate::simd::{Level, Vectorized, prefetch};
+use crate::simd::{Level, Simd, UNIT, Vectorized, prefetch};
 
 /// Elements between two rounds of prefetching.
 const BLOCK: usize = 64;
@@ -111,9 +111,9 @@ struct Scale<'a, E: Element>(&'a mut [E], E::Arith);
 
 impl<E: Element> Vectorized for Scale<'_, E> {
     #[inline(always)]
-    fn run(self) {
+    fn run(self, simd: impl Simd) {
         let factor = self.1;
-        sweep(self.0, |x: E| E::store(factor * x.load()));
+        sweep(simd, self.0, |x| factor * x);
     }
 }
 
@@ -121,25 +121,33 @@ struct Clamp<'a, E: Element>(&'a mut [E], E::Arith, E::Arith);
 
 impl<E: Element> Vectorized for Clamp<'_, E> {
     #[inline(always)]
-    fn run(self) {
+    fn run(self, simd: impl Simd) {
         let Self(x, low, high) = self;
-        sweep(x, |x: E| {
-            let x = x.load();
+        sweep(simd, x, |x| {
             let x = if x < low { low } else { x }; // a NaN is neither below nor above
-            E::store(if x > high { high } else { x })
+            if x > high { high } else { x }
         });
     }
 }
 
 #[inline(always)]
-fn sweep<E: Copy>(x: &mut [E], change: impl Fn(E) -> E) {
+fn sweep<E: Element, V: Simd>(simd: V, x: &mut [E], change: impl Fn(E::Arith) -> E::Arith) {
+    let each = |x: &mut E| *x = E::store(change(x.load()));
     let (blocks, tail) = x.as_chunks_mut::<BLOCK>();
     for b in 0..blocks.len() {
         let per_line = 64 / size_of::<E>();
         for line in 0..BLOCK / per_line {
             prefetch(blocks.as_flattened(), (b + AHEAD) * BLOCK + line * per_line);
         }
-        blocks[b].iter_mut().for_each(|x| *x = change(*x));
+        if !(V::CONVERTS && E::HALF) {
+            blocks[b].iter_mut().for_each(each);
+            continue;
+        }
+        for unit in blocks[b].as_chunks_mut::<UNIT>().0 {
+            let mut wide = E::widen(simd, unit);
+            wide.iter_mut().for_each(|x| *x = change(*x));
+            *unit = E::narrow(simd, &wide);
+        }
     }
-    tail.iter_mut().for_each(|x| *x = change(*x));
+    tail.iter_mut().for_each(each);
 }

@@ -3,6 +3,7 @@
 mod alike;
 mod rows;
 mod slices;
+mod sweep;
 
 use std::fmt;
 
@@ -12,25 +13,22 @@ use rows::{RowList, Rows};
 pub use rows::SparseRows;
 pub(crate) use slices::Storage;
 pub use slices::{Slice, SliceMut};
+pub(crate) use sweep::Sweep;
 
-use crate::element::{Element, Real, bf16, f16};
+use crate::element::{bf16, f16};
 use crate::factored::Factored;
 use crate::layout::{Layout, STREAMS};
 use crate::pool::{Panic, Pool, Serial, for_each};
-use crate::rule::{Formula, MAX_STATES, States, Visitor};
+use crate::rule::{Formula, MAX_STATES, Visitor};
 use crate::rules::Constants;
-use crate::simd::{Level, Vectorized, prefetch, prefetch_address};
+use crate::simd::{Level, prefetch_address};
 
 /// Elements of a chunk: small enough to share a step evenly between threads, large enough that handing one out costs
 /// nothing. A multiple of the cache line for every type.
 pub(crate) const CHUNK: usize = 64 * 1024;
-/// Elements of a block: the inner loop, of constant length, between two rounds of prefetching.
-const BLOCK: usize = 64;
 /// Elements of a chunk while a step has no more than [`MEDIUM`]: of large ones a thread would have too few for an even share.
 const SMALL_CHUNK: usize = CHUNK / 8;
 const MEDIUM: usize = 1024 * 1024;
-/// How many blocks ahead memory is prefetched.
-const AHEAD: usize = 4;
 /// How many chunks ahead the beginnings of small tensors are prefetched.
 const PLACES_AHEAD: usize = 4;
 /// Elements of a tile: what is gathered from a strided tensor at a time, and stays in the first-level cache.
@@ -446,113 +444,6 @@ fn strided(
         };
     }
     match_types!(&*param, &grad, &states[0], tiles, unreachable!("checked when pushed"));
-}
-
-/// One formula over one chunk: what is compiled once per SIMD level.
-pub(crate) struct Sweep<'a, F, P, G, S> {
-    pub(crate) formula: F,
-    pub(crate) factor: f64,
-    pub(crate) param: &'a mut [P],
-    pub(crate) grad: &'a [G],
-    pub(crate) states: [&'a mut [S]; MAX_STATES],
-}
-
-impl<F, P, G, S> Vectorized for Sweep<'_, F, P, G, S>
-where
-    F: Formula,
-    P: Element,
-    G: Element<Arith = P::Arith>,
-    S: Element<Arith = P::Arith>,
-{
-    #[inline(always)]
-    fn run(self) {
-        let Self { formula, factor, param, grad, states: [s0, s1, s2] } = self;
-        let update = formula.formula::<P::Arith>();
-        let factor = P::Arith::of(factor);
-        match F::STATES {
-            0 => sweep0::<P, G, S, P::Arith>(&update, factor, param, grad),
-            1 => sweep1::<P, G, S, P::Arith>(&update, factor, param, grad, s0),
-            2 => sweep2::<P, G, S, P::Arith>(&update, factor, param, grad, s0, s1),
-            _ => sweep3::<P, G, S, P::Arith>(&update, factor, param, grad, s0, s1, s2),
-        }
-    }
-}
-
-/// The loops for 0 to 3 states. Each stream is an argument of its own because the compiler then knows that they do not
-/// overlap, and vectorises without asking at run time.
-macro_rules! sweeps {
-    ($($sweep:ident, $each:ident: $($state:ident -> $new:ident),* ; $($absent:ident),*;)*) => {$(
-        #[inline(always)]
-        fn $sweep<P, G, S, A>(
-            update: &impl Fn(A, A, States<A>) -> (A, States<A>),
-            factor: A,
-            param: &mut [P],
-            grad: &[G],
-            $($state: &mut [S],)*
-        ) where
-            P: Element<Arith = A>,
-            G: Element<Arith = A>,
-            S: Element<Arith = A>,
-            A: Real,
-        {
-            let n = param.len();
-            let (param, param_tail) = param.as_chunks_mut::<BLOCK>();
-            let (grad, grad_tail) = grad[..n].as_chunks::<BLOCK>();
-            $(let $state = $state[..n].as_chunks_mut::<BLOCK>();)*
-            for b in 0..param.len() {
-                if b + AHEAD < param.len() {
-                    prefetch_block(param, b + AHEAD);
-                    prefetch_block(grad, b + AHEAD);
-                    $(prefetch_block($state.0, b + AHEAD);)*
-                }
-                $each::<P, G, S, A>(update, factor, &mut param[b], &grad[b], $(&mut $state.0[b],)*);
-            }
-            $each::<P, G, S, A>(update, factor, param_tail, grad_tail, $($state.1,)*);
-        }
-
-        #[inline(always)]
-        #[allow(clippy::extra_unused_type_parameters)] // S, where there are no states
-        fn $each<P, G, S, A>(
-            update: &impl Fn(A, A, States<A>) -> (A, States<A>),
-            factor: A,
-            param: &mut [P],
-            grad: &[G],
-            $($state: &mut [S],)*
-        ) where
-            P: Element<Arith = A>,
-            G: Element<Arith = A>,
-            S: Element<Arith = A>,
-            A: Real,
-        {
-            let n = param.len();
-            let grad = &grad[..n];
-            $(let $state = &mut $state[..n];)*
-            for i in 0..n {
-                $(let $absent = A::ZERO;)*
-                let states = [$($state[i].load(),)* $($absent,)*];
-                let (new_param, [$($new,)* $($absent,)*]) = update(param[i].load(), factor * grad[i].load(), states);
-                param[i] = P::store(new_param);
-                $($state[i] = S::store($new);)*
-                $(let _ = $absent;)*
-            }
-        }
-    )*};
-}
-sweeps! {
-    sweep0, each0: ; s0, s1, s2;
-    sweep1, each1: s0 -> new0; s1, s2;
-    sweep2, each2: s0 -> new0, s1 -> new1; s2;
-    sweep3, each3: s0 -> new0, s1 -> new1, s2 -> new2; ;
-}
-
-/// Prefetches every cache line of a block.
-#[inline(always)]
-fn prefetch_block<T>(blocks: &[[T; BLOCK]], b: usize) {
-    let flat = blocks.as_flattened();
-    let per_line = 64 / size_of::<T>();
-    for line in 0..BLOCK / per_line {
-        prefetch(flat, b * BLOCK + line * per_line);
-    }
 }
 
 #[cfg(test)]

@@ -1,19 +1,22 @@
 //! Storage types and the arithmetic type of each.
 //!
 //! A tensor is stored as `f64`, `f32`, `f16` or `bf16`; formulas compute in `f64` or `f32`. The half types are
-//! widened when loaded and rounded once, to nearest even, when stored. The conversions are plain integer arithmetic
-//! without branches, so that the loop they stand in is vectorised as a whole and gives the same bits at every SIMD
-//! level and in every denormal mode.
+//! widened when loaded and rounded once, to nearest even, when stored. The conversions one by one are plain integer
+//! arithmetic without branches, so that the loop they stand in is vectorised as a whole and gives the same bits at every
+//! SIMD level and in every denormal mode. Those of several at once are the SIMD level's own, with the same bits.
 
 use std::fmt::Debug;
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
 pub use half::{bf16, f16};
 
+use crate::simd::{Simd, UNIT};
+
 /// The type that a formula computes in: `f32` or `f64`.
 pub trait Real:
     Copy
     + Debug
+    + Default
     + PartialOrd
     + Send
     + Sync
@@ -133,14 +136,21 @@ fn over(x: f32, (c, inverse): (f32, f32)) -> f32 {
 pub trait Element: Copy + Default + Debug + PartialEq + Send + Sync + 'static {
     /// What formulas compute in for tensors of this type.
     type Arith: Real;
+    /// Whether it is a half type.
+    const HALF: bool;
     /// Widens exactly.
     fn load(self) -> Self::Arith;
     /// Rounds to nearest even.
     fn store(x: Self::Arith) -> Self;
+    /// [`Element::load`] of several.
+    fn widen(simd: impl Simd, from: &[Self; UNIT]) -> [Self::Arith; UNIT];
+    /// [`Element::store`] of several.
+    fn narrow(simd: impl Simd, from: &[Self::Arith; UNIT]) -> [Self; UNIT];
 }
 
 impl Element for f64 {
     type Arith = f64;
+    const HALF: bool = false;
     #[inline(always)]
     fn load(self) -> f64 {
         self
@@ -149,10 +159,19 @@ impl Element for f64 {
     fn store(x: f64) -> Self {
         x
     }
+    #[inline(always)]
+    fn widen(_: impl Simd, from: &[Self; UNIT]) -> [f64; UNIT] {
+        *from
+    }
+    #[inline(always)]
+    fn narrow(_: impl Simd, from: &[f64; UNIT]) -> [Self; UNIT] {
+        *from
+    }
 }
 
 impl Element for f32 {
     type Arith = f32;
+    const HALF: bool = false;
     #[inline(always)]
     fn load(self) -> f32 {
         self
@@ -161,10 +180,19 @@ impl Element for f32 {
     fn store(x: f32) -> Self {
         x
     }
+    #[inline(always)]
+    fn widen(_: impl Simd, from: &[Self; UNIT]) -> [f32; UNIT] {
+        *from
+    }
+    #[inline(always)]
+    fn narrow(_: impl Simd, from: &[f32; UNIT]) -> [Self; UNIT] {
+        *from
+    }
 }
 
 impl Element for bf16 {
     type Arith = f32;
+    const HALF: bool = true;
     #[inline(always)]
     fn load(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
@@ -178,10 +206,19 @@ impl Element for bf16 {
         let is_nan = bits & 0x7fff_ffff > 0x7f80_0000;
         bf16::from_bits(if is_nan { quiet_nan } else { rounded } as u16)
     }
+    #[inline(always)]
+    fn widen(simd: impl Simd, from: &[Self; UNIT]) -> [f32; UNIT] {
+        simd.widen_bf16(from)
+    }
+    #[inline(always)]
+    fn narrow(simd: impl Simd, from: &[f32; UNIT]) -> [Self; UNIT] {
+        simd.narrow_bf16(from)
+    }
 }
 
 impl Element for f16 {
     type Arith = f32;
+    const HALF: bool = true;
     #[inline(always)]
     fn load(self) -> f32 {
         let bits = u32::from(self.to_bits());
@@ -211,6 +248,14 @@ impl Element for f16 {
         // 65520 is the first value that rounds past the largest f16.
         let rounded = if magnitude >= 0x477f_f000 { special } else { finite };
         f16::from_bits((sign | rounded) as u16)
+    }
+    #[inline(always)]
+    fn widen(simd: impl Simd, from: &[Self; UNIT]) -> [f32; UNIT] {
+        simd.widen_f16(from)
+    }
+    #[inline(always)]
+    fn narrow(simd: impl Simd, from: &[f32; UNIT]) -> [Self; UNIT] {
+        simd.narrow_f16(from)
     }
 }
 

@@ -8,7 +8,8 @@
 //!   no operation is approximate.
 //! - No allocation in the steady state, no temporary the size of a tensor, no panic in a formula.
 //! - `unsafe` stands only in `simd.rs` (running code compiled for a processor feature that was detected, prefetching,
-//!   the denormal mode) and `pool.rs` (handing the items of a slice to several threads).
+//!   the denormal mode), `simd/halves.rs` (conversions by the processor) and `pool.rs` (handing the items of a slice to
+//!   several threads).
 
 pub mod change;
 pub mod driver;

@@ -11,7 +11,7 @@
 use crate::driver::SERIAL;
 use crate::element::{Element, Real, bf16};
 use crate::pool::{Panic, Pool, Serial, for_each};
-use crate::simd::{Level, Vectorized};
+use crate::simd::{Level, Simd, Vectorized};
 use crate::vector::Scalar;
 
 /// Elements of a chunk.
@@ -90,7 +90,7 @@ where
     G::Arith: Scalar,
 {
     #[inline(always)]
-    fn run(self) {
+    fn run(self, _: impl Simd) {
         let (momentum, weight) = (G::Arith::of(self.momentum), G::Arith::of(1.0 - self.momentum));
         let moved = |buffer: &mut B, grad: G| {
             *buffer = B::store(buffer.load().lerp(grad.load(), weight));
@@ -171,7 +171,7 @@ impl<P: Element> Work for Update<'_, P> {
 
 impl<P: Element> Vectorized for &mut Update<'_, P> {
     #[inline(always)]
-    fn run(self) {
+    fn run(self, _: impl Simd) {
         let (decay, alpha) = (P::Arith::of(self.decay), P::Arith::of(self.alpha));
         let Lines { width, step, pitch } = self.lines;
         let apply = |param: &mut [P], product: &[bf16]| {

@@ -12,7 +12,7 @@ use crate::driver::{CHUNK, SERIAL, Slice};
 use crate::element::{Element, bf16, f16};
 use crate::layout::Layout;
 use crate::pool::{Panic, Pool, Serial, for_each};
-use crate::simd::{Level, Vectorized, prefetch, prefetch_address};
+use crate::simd::{Level, Simd, Vectorized, prefetch, prefetch_address};
 
 /// Accumulators of a chunk, and elements between two rounds of prefetching. With fewer the compiler unrolls the loop over
 /// them before it could vectorise it, and what it then finds is three times slower.
@@ -236,7 +236,7 @@ struct Sum<'a, E, const SQUARES: bool>(&'a [E], &'a mut [f64; LANES]);
 
 impl<E: Absolute, const SQUARES: bool> Vectorized for Sum<'_, E, SQUARES> {
     #[inline(always)]
-    fn run(self) {
+    fn run(self, _: impl Simd) {
         // not fused: where it would matter (f64) every level then rounds alike, elsewhere the square is exact
         sweep(self.0, self.1, |lane: f64, x: E| {
             let x: f64 = x.load().into();
@@ -250,7 +250,7 @@ struct Most<'a, E: Absolute>(&'a [E], &'a mut [E::Bits; LANES]);
 
 impl<E: Absolute> Vectorized for Most<'_, E> {
     #[inline(always)]
-    fn run(self) {
+    fn run(self, _: impl Simd) {
         sweep(self.0, self.1, |lane: E::Bits, x| lane.max(x.bits()));
     }
 }

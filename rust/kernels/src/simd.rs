@@ -5,6 +5,10 @@
 //! hence every level gives the same bits.
 #![allow(unsafe_code)]
 
+mod halves;
+
+pub use halves::{Simd, UNIT};
+
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// An instruction set that the loops are compiled for, weakest first.
@@ -15,7 +19,7 @@ pub enum Level {
     Baseline,
     /// AArch64, where NEON and fused multiply-add are part of the baseline.
     Neon,
-    /// x86-64 with AVX2 and FMA.
+    /// x86-64 with AVX2, FMA and F16C.
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL, and BMI 1 and 2.
     Avx512,
@@ -23,8 +27,8 @@ pub enum Level {
 
 /// Code to run at some level. `run` must be `#[inline(always)]`, and so must all that it calls in its loops.
 pub trait Vectorized {
-    /// Runs it.
-    fn run(self);
+    /// Runs it, at the level that `simd` stands for.
+    fn run(self, simd: impl Simd);
 }
 
 impl Level {
@@ -52,7 +56,9 @@ impl Level {
             Self::Baseline => true,
             Self::Neon => cfg!(target_arch = "aarch64"),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+            }
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => {
                 Self::Avx2.available()
@@ -119,7 +125,7 @@ impl Level {
                 return unsafe { run_avx2(code) };
             }
         }
-        code.run();
+        code.run(halves::Plain);
     }
 }
 
@@ -128,15 +134,15 @@ static CURRENT: AtomicU8 = AtomicU8::new(UNSET);
 static BEST: AtomicU8 = AtomicU8::new(UNSET);
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi1,bmi2")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2")]
 fn run_avx512(code: impl Vectorized) {
-    code.run();
+    code.run(halves::Avx512::new());
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn run_avx2(code: impl Vectorized) {
-    code.run();
+    code.run(halves::Avx2::new());
 }
 
 /// Asks for the cache line at an address to be brought near. Any address will do: nothing is read.

@@ -16,7 +16,7 @@
 
 use crate::element::Real;
 use crate::pool::{Panic, Pool, Serial, for_each};
-use crate::simd::{Level, Vectorized};
+use crate::simd::{Level, Simd, Vectorized};
 
 /// Elements of a chunk: what one thread takes at a time, and what one partial sum is over.
 const CHUNK: usize = 16 * 1024;
@@ -159,7 +159,7 @@ struct Sweep<'a, T, F> {
 
 impl<T: Scalar, F: Fn(T, T) -> T> Vectorized for Sweep<'_, T, F> {
     #[inline(always)]
-    fn run(self) {
+    fn run(self, _: impl Simd) {
         let n = self.out.len();
         let (out, out_tail) = self.out.as_chunks_mut::<LANES>();
         let (a, a_tail) = self.a[..n].as_chunks::<LANES>();
@@ -238,7 +238,7 @@ struct Difference<'a, T> {
 
 impl<T: Scalar> Vectorized for &mut Difference<'_, T> {
     #[inline(always)]
-    fn run(self) {
+    fn run(self, _: impl Simd) {
         let n = self.grad.len();
         let (grad, way) = (self.grad, &self.way[..n]);
         let (before, y, s) = (&mut self.before[..n], &mut self.y[..n], &mut self.s[..n]);
@@ -301,7 +301,7 @@ struct Reduce<'a, T, L, F> {
 
 impl<T: Scalar, L: Copy, F: Fn(T, T, &mut [L; LANES], usize)> Vectorized for &mut Reduce<'_, T, L, F> {
     #[inline(always)]
-    fn run(self) {
+    fn run(self, _: impl Simd) {
         let mut lanes = self.lanes;
         let (a, a_tail) = self.a.as_chunks::<LANES>();
         let (b, b_tail) = self.b[..self.a.len()].as_chunks::<LANES>();
@@ -393,7 +393,7 @@ struct Move<'p, 'a, T, F> {
 
 impl<T: Scalar, F: Fn(T, T) -> T> Vectorized for Move<'_, '_, T, F> {
     #[inline(always)]
-    fn run(self) {
+    fn run(self, _: impl Simd) {
         let Piece { to, from } = self.piece;
         match from {
             Some(from) => to.iter_mut().zip(*from).for_each(|(to, &from)| *to = (self.f)(*to, from)),

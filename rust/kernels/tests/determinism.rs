@@ -87,6 +87,22 @@ fn every_level_gives_the_same_bits() {
     }
 }
 
+/// What is left of a tensor beyond whole blocks is updated another way than these.
+#[test]
+fn tails_of_every_length_have_the_same_bits() {
+    let lengths: Vec<usize> = (0..=130).collect();
+    for rule in every_rule() {
+        for types in COMBINATIONS {
+            let parameters = parameters(&[rule], types, &lengths, Values::Wide, 2);
+            let expected = outcome(&parameters, &Serial, Level::Baseline);
+            for level in levels() {
+                let found = difference(&expected, &outcome(&parameters, &Serial, level));
+                assert_eq!(found, None, "{rule:?} {types:?} {level:?}");
+            }
+        }
+    }
+}
+
 /// Every variant of every rule in every combination of types, on every pool, on tensors long enough to be cut.
 #[test]
 fn every_pool_gives_the_same_bits() {

@@ -9,7 +9,7 @@ use super::{Chunk, PLACES_AHEAD, Place, Slice, SliceMut, Step, Storage, Sweep, T
 use crate::element::{Element, bf16, f16};
 use crate::rule::{Formula, Visitor};
 use crate::rules::Constants;
-use crate::simd::{Level, Vectorized};
+use crate::simd::{Level, Simd, Vectorized};
 
 /// What chunks have in common that are run by the same loop with the same constants.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -103,12 +103,12 @@ where
     S: Storage + Element<Arith = P::Arith>,
 {
     #[inline(always)]
-    fn run(self) {
+    fn run(self, simd: impl Simd) {
         let Self { formula, factor, source, .. } = self;
         while let Some(Tensors { mut param, grad, mut states, .. }) = source.next() {
             if let (Some(param), Some(grad)) = (P::slice_mut(&mut param), G::slice(&grad)) {
                 let states = states.each_mut().map(|s| S::slice_mut(s).unwrap_or_default());
-                Sweep { formula, factor, param, grad, states }.run();
+                Sweep { formula, factor, param, grad, states }.run(simd);
             }
         }
     }

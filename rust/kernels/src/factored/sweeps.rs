@@ -6,7 +6,7 @@
 use crate::element::{Element, Real};
 use crate::factored::narrow;
 use crate::rules::adafactor::Rounded;
-use crate::simd::{Vectorized, prefetch};
+use crate::simd::{Simd, Vectorized, prefetch};
 
 /// Terms that are added side by side: enough for the widest registers and the latency of an addition.
 const LANES: usize = 32;
@@ -107,7 +107,7 @@ pub(super) struct Squares<'a, P> {
 
 impl<P: Element> Vectorized for Squares<'_, P> {
     #[inline(always)]
-    fn run(self) {
+    fn run(self, _: impl Simd) {
         *self.sum = sum(self.x, |x| {
             let x: f64 = x.load().into();
             x * x
@@ -125,7 +125,7 @@ pub(super) struct VectorMeans<'a, P: Element, S> {
 
 impl<P: Element, S: Element<Arith = P::Arith>> Vectorized for VectorMeans<'_, P, S> {
     #[inline(always)]
-    fn run(self) {
+    fn run(self, _: impl Simd) {
         let rounded = self.rounded;
         *self.updates = sum_changing(self.grad, self.variance, |g, v| {
             let g = rounded.factor * g.load();
@@ -146,7 +146,7 @@ pub(super) struct VectorUpdate<'a, P: Element, S> {
 
 impl<P: Element, S: Element<Arith = P::Arith>> Vectorized for VectorUpdate<'_, P, S> {
     #[inline(always)]
-    fn run(self) {
+    fn run(self, _: impl Simd) {
         update_row(&self.rounded, self.scale, self.theta, self.grad, self.variance, S::load);
     }
 }
@@ -260,7 +260,7 @@ pub(super) struct MoveMeans<'a, S: Element> {
 
 impl<S: Element> Vectorized for MoveMeans<'_, S> {
     #[inline(always)]
-    fn run(self) {
+    fn run(self, _: impl Simd) {
         for (mean, sum) in self.means.iter_mut().zip(self.sums) {
             *mean = moved(self.weight, self.n, *mean, *sum);
         }
@@ -293,7 +293,7 @@ pub(super) struct MatrixMeans<'a, P: Element, S> {
 
 impl<P: Element, S: Element<Arith = P::Arith>> Vectorized for MatrixMeans<'_, P, S> {
     #[inline(always)]
-    fn run(self) {
+    fn run(self, simd: impl Simd) {
         let Self { rounded, cols, rows, grad, row_var, col_var, sums, updates } = self;
         let (row_sums, columns) = sums.split_at_mut(rows);
         let weight = rounded.weight;
@@ -301,8 +301,8 @@ impl<P: Element, S: Element<Arith = P::Arith>> Vectorized for MatrixMeans<'_, P,
         for (grad, (row_var, col_var)) in grad.chunks_exact(rows * cols).zip(states) {
             columns.fill(0.0);
             squares_of_rows(rounded.factor, grad, row_sums, columns);
-            MoveMeans { weight, n: cols, means: &mut *row_var, sums: row_sums }.run();
-            MoveMeans { weight, n: rows, means: &mut *col_var, sums: columns }.run();
+            MoveMeans { weight, n: cols, means: &mut *row_var, sums: row_sums }.run(simd);
+            MoveMeans { weight, n: rows, means: &mut *col_var, sums: columns }.run(simd);
             *updates += updates_of_rows(&rounded, mean(row_var), grad, row_var, col_var);
         }
     }
@@ -322,7 +322,7 @@ pub(super) struct MatrixUpdate<'a, P: Element, S> {
 
 impl<P: Element, S: Element<Arith = P::Arith>> Vectorized for MatrixUpdate<'_, P, S> {
     #[inline(always)]
-    fn run(self) {
+    fn run(self, _: impl Simd) {
         let Self { rounded, scale, cols, rows, theta, grad, row_var, col_var } = self;
         let tensors = theta.chunks_exact_mut(rows * cols).zip(grad.chunks_exact(rows * cols));
         let states = row_var.chunks_exact(rows).zip(col_var.chunks_exact(cols));
@@ -345,7 +345,7 @@ pub(super) struct TileSums<'a, P: Element> {
 
 impl<P: Element> Vectorized for TileSums<'_, P> {
     #[inline(always)]
-    fn run(self) {
+    fn run(self, _: impl Simd) {
         self.column_sums.fill(0.0);
         if self.stride == self.column_sums.len() {
             return squares_of_rows(self.factor, self.grad, self.row_sums, self.column_sums);
@@ -370,7 +370,7 @@ pub(super) struct TileUpdates<'a, P: Element, S> {
 
 impl<P: Element, S: Element<Arith = P::Arith>> Vectorized for TileUpdates<'_, P, S> {
     #[inline(always)]
-    fn run(self) {
+    fn run(self, _: impl Simd) {
         let Self { rounded, mean, grad, stride, row_var, col_var, updates } = self;
         if stride == col_var.len() {
             *updates = updates_of_rows(&rounded, mean, grad, row_var, col_var);
@@ -397,7 +397,7 @@ pub(super) struct StripUpdate<'a, P: Element, S> {
 
 impl<P: Element, S: Element<Arith = P::Arith>> Vectorized for StripUpdate<'_, P, S> {
     #[inline(always)]
-    fn run(self) {
+    fn run(self, _: impl Simd) {
         let Self { rounded, scale, mean, start, theta, grad, row_var, col_var } = self;
         let cols = col_var.len();
         if start.is_multiple_of(cols) && theta.len().is_multiple_of(cols) {

@@ -1,0 +1,158 @@
+//! The innermost loop: one formula over slices of numbers.
+
+use crate::element::{Element, Real};
+use crate::rule::{Formula, MAX_STATES, States};
+use crate::simd::{Simd, UNIT, Vectorized, prefetch};
+
+/// Elements of a block: the inner loop, of constant length, between two rounds of prefetching.
+const BLOCK: usize = 64;
+/// How many blocks ahead memory is prefetched.
+const AHEAD: usize = 4;
+
+/// One formula over one chunk: what is compiled once per SIMD level.
+pub(crate) struct Sweep<'a, F, P, G, S> {
+    pub(crate) formula: F,
+    pub(crate) factor: f64,
+    pub(crate) param: &'a mut [P],
+    pub(crate) grad: &'a [G],
+    pub(crate) states: [&'a mut [S]; MAX_STATES],
+}
+
+impl<F, P, G, S> Vectorized for Sweep<'_, F, P, G, S>
+where
+    F: Formula,
+    P: Element,
+    G: Element<Arith = P::Arith>,
+    S: Element<Arith = P::Arith>,
+{
+    #[inline(always)]
+    fn run(self, simd: impl Simd) {
+        let Self { formula, factor, param, grad, states: [s0, s1, s2] } = self;
+        let update = formula.formula::<P::Arith>();
+        let factor = P::Arith::of(factor);
+        match F::STATES {
+            0 => sweep0::<P, G, S, P::Arith, _>(simd, &update, factor, param, grad),
+            1 => sweep1::<P, G, S, P::Arith, _>(simd, &update, factor, param, grad, s0),
+            2 => sweep2::<P, G, S, P::Arith, _>(simd, &update, factor, param, grad, s0, s1),
+            _ => sweep3::<P, G, S, P::Arith, _>(simd, &update, factor, param, grad, s0, s1, s2),
+        }
+    }
+}
+
+/// The loops for 0 to 3 states: over blocks, for prefetching, and units, for converting half types. Each stream is an
+/// argument of its own because the compiler then knows that they do not overlap, and vectorises without asking at run time.
+macro_rules! sweeps {
+    ($($sweep:ident, $unit:ident, $each:ident: $($state:ident -> $wide:ident -> $new:ident),* ; $($absent:ident),*;)*) => {$(
+        #[inline(always)]
+        fn $sweep<P, G, S, A, V: Simd>(
+            simd: V,
+            update: &impl Fn(A, A, States<A>) -> (A, States<A>),
+            factor: A,
+            param: &mut [P],
+            grad: &[G],
+            $($state: &mut [S],)*
+        ) where
+            P: Element<Arith = A>,
+            G: Element<Arith = A>,
+            S: Element<Arith = A>,
+            A: Real,
+        {
+            let n = param.len();
+            let (param, param_tail) = param.as_chunks_mut::<BLOCK>();
+            let (grad, grad_tail) = grad[..n].as_chunks::<BLOCK>();
+            $(let $state = $state[..n].as_chunks_mut::<BLOCK>();)*
+            for b in 0..param.len() {
+                if b + AHEAD < param.len() {
+                    prefetch_block(param, b + AHEAD);
+                    prefetch_block(grad, b + AHEAD);
+                    $(prefetch_block($state.0, b + AHEAD);)*
+                }
+                if !(V::CONVERTS && (P::HALF || G::HALF || S::HALF)) {
+                    $each::<P, G, S, A>(update, factor, &mut param[b], &grad[b], $(&mut $state.0[b],)*);
+                    continue;
+                }
+                let (param, grad) = (param[b].as_chunks_mut::<UNIT>().0, grad[b].as_chunks::<UNIT>().0);
+                $(let $state = $state.0[b].as_chunks_mut::<UNIT>().0;)*
+                for u in 0..BLOCK / UNIT {
+                    $unit::<P, G, S, A>(simd, update, factor, &mut param[u], &grad[u], $(&mut $state[u],)*);
+                }
+            }
+            $each::<P, G, S, A>(update, factor, param_tail, grad_tail, $($state.1,)*);
+        }
+
+        /// Widened, updated and narrowed in registers.
+        #[inline(always)]
+        #[allow(clippy::extra_unused_type_parameters)] // S, where there are no states
+        fn $unit<P, G, S, A>(
+            simd: impl Simd,
+            update: &impl Fn(A, A, States<A>) -> (A, States<A>),
+            factor: A,
+            param: &mut [P; UNIT],
+            grad: &[G; UNIT],
+            $($state: &mut [S; UNIT],)*
+        ) where
+            P: Element<Arith = A>,
+            G: Element<Arith = A>,
+            S: Element<Arith = A>,
+            A: Real,
+        {
+            let mut wide_param = P::widen(simd, param);
+            let wide_grad = G::widen(simd, grad);
+            $(let mut $wide = S::widen(simd, $state);)*
+            for i in 0..UNIT {
+                $(let $absent = A::ZERO;)*
+                let states = [$($wide[i],)* $($absent,)*];
+                let (new_param, [$($new,)* $($absent,)*]) = update(wide_param[i], factor * wide_grad[i], states);
+                wide_param[i] = new_param;
+                $($wide[i] = $new;)*
+                $(let _ = $absent;)*
+            }
+            *param = P::narrow(simd, &wide_param);
+            $(*$state = S::narrow(simd, &$wide);)*
+        }
+
+        /// Widened, updated and narrowed one by one, in a loop that is vectorised as a whole.
+        #[inline(always)]
+        #[allow(clippy::extra_unused_type_parameters)] // S, where there are no states
+        fn $each<P, G, S, A>(
+            update: &impl Fn(A, A, States<A>) -> (A, States<A>),
+            factor: A,
+            param: &mut [P],
+            grad: &[G],
+            $($state: &mut [S],)*
+        ) where
+            P: Element<Arith = A>,
+            G: Element<Arith = A>,
+            S: Element<Arith = A>,
+            A: Real,
+        {
+            let n = param.len();
+            let grad = &grad[..n];
+            $(let $state = &mut $state[..n];)*
+            for i in 0..n {
+                $(let $absent = A::ZERO;)*
+                let states = [$($state[i].load(),)* $($absent,)*];
+                let (new_param, [$($new,)* $($absent,)*]) = update(param[i].load(), factor * grad[i].load(), states);
+                param[i] = P::store(new_param);
+                $($state[i] = S::store($new);)*
+                $(let _ = $absent;)*
+            }
+        }
+    )*};
+}
+sweeps! {
+    sweep0, unit0, each0: ; s0, s1, s2;
+    sweep1, unit1, each1: s0 -> wide0 -> new0; s1, s2;
+    sweep2, unit2, each2: s0 -> wide0 -> new0, s1 -> wide1 -> new1; s2;
+    sweep3, unit3, each3: s0 -> wide0 -> new0, s1 -> wide1 -> new1, s2 -> wide2 -> new2; ;
+}
+
+/// Prefetches every cache line of a block.
+#[inline(always)]
+fn prefetch_block<T>(blocks: &[[T; BLOCK]], b: usize) {
+    let flat = blocks.as_flattened();
+    let per_line = 64 / size_of::<T>();
+    for line in 0..BLOCK / per_line {
+        prefetch(flat, b * BLOCK + line * per_line);
+    }
+}
