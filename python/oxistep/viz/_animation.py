@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 MOST_FRAMES = 60  # more make a large file and take long
-REST = 1.5  # seconds that the last frame stays
+REST = 1.0  # seconds that the last frame stays
 DPI = 80
 
 
