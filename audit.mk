@@ -35,7 +35,9 @@ $(ASAN_RUNTIME):
 	@mkdir -p $(@D)
 	cp $$(rustc --print target-libdir)/librustc-*_rt.asan.a $(ASAN)/runtime.a
 	ar d $(ASAN)/runtime.a asan_preinit.cpp.o
-	c++ -shared -o $@ -Wl,--whole-archive $(ASAN)/runtime.a -Wl,--no-whole-archive -lpthread -ldl -lm -lrt
+	@# it looks for what throws C++ exceptions when it starts: torch, which brings that, is loaded later
+	c++ -shared -o $@ -Wl,--whole-archive $(ASAN)/runtime.a -Wl,--no-whole-archive -lpthread -ldl -lm -lrt \
+		-Wl,--no-as-needed -lstdc++
 
 $(ASAN_WHEEL): $(SOURCES) | $(ENV)
 	@$(NEED_LINUX)
