@@ -9,7 +9,7 @@ NEED_LINUX := [ "$$(rustc -vV | sed -n 's/^host: //p')" = $(HOST) ] || { echo "$
 OUTLYING = cargo $(1) --locked --manifest-path rust/$(2)/Cargo.toml --target-dir target/$(2)
 
 # What CI runs of it.
-check: deny loom wheel-check $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),asan-quick)
+check: deny loom $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),asan-quick)
 
 # ---- AddressSanitizer ----
 # rustc links its runtime into executables only. Python is none of ours: it is made a library that is loaded before all
