@@ -54,3 +54,15 @@ class PagesToCome(logging.Filter):
 
 
 logging.getLogger("sphinx.sphinx.directives.other").addFilter(PagesToCome())
+
+
+def on_the_site(app, path, docname, content):
+    """Pages of the root, which pages here include, link to each other as they lie there."""
+    docs = Path(__file__).resolve().parent
+    if (docs / path).resolve().parent == docs.parent:
+        for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY"):
+            content[0] = content[0].replace(f"]({name}.md", f"]({name.lower()}.md")
+
+
+def setup(app):
+    app.connect("include-read", on_the_site)
