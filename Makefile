@@ -16,6 +16,7 @@ PYTEST_ARGS ?=#        make test PYTEST_ARGS='-x -k adam'
 BENCH_ARGS ?=#         make bench BENCH_ARGS=--markdown
 LOCK_ARGS ?=#          make lock LOCK_ARGS=--upgrade
 RESULTS ?= target/bench/bench.json#  what make readme-table reads
+SOAK_ARGS ?=#          make soak SOAK_ARGS='--scale 0.1'
 # The first Python that is new enough; `python3` may be an old one that the system needs.
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.1{5,4,3,2,1}; do $$p -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$p && break; done)
@@ -135,9 +136,14 @@ worked-example: $(ENV) ## build and test the optimizer of docs/new-optimizer.md,
 readme-table: ## the table of README.md from a file of results: make readme-table RESULTS=target/bench/bench.json
 	$(PY) docs/readme_table.py $(RESULTS) README.md
 
+.PHONY: soak
+soak: $(INSTALLED) ## a long run, about an hour: does memory stay where it is? SOAK_ARGS='--scale 0.1' is a tenth
+	@mkdir -p $(OUTSIDE)
+	cd $(OUTSIDE) && $(PY) $(CURDIR)/benches/soak.py $(SOAK_ARGS)
+
 # ---- checks ----
 .PHONY: check
-check: lint types stub docs test test-fallback ## everything CI runs
+check: lint types stub docs test test-fallback test-faults ## everything CI runs
 
 .PHONY: test
 test: test-rust test-python ## Rust tests, then Python tests against the installed wheel
@@ -161,6 +167,26 @@ FALLBACK := $(patsubst %,tests/test_%.py,checkpoints clients cuda every_class gr
 .PHONY: test-fallback
 test-fallback: ## Python tests of behaviour once more, with everything left to torch (OXISTEP_BACKEND=torch)
 	OXISTEP_BACKEND=torch $(MAKE) test-python TESTS="$(FALLBACK)"
+
+# A wheel that fails on demand, in a folder of its own. It is never installed into the environment.
+FAULTS := target/faults
+FAULTS_WHEEL := $(FAULTS)/.stamp
+FAULT_TESTS := tests/test_faults.py tests/test_kernel_panics.py
+
+$(FAULTS_WHEEL): $(SOURCES) | $(ENV)
+	@$(NEED_CARGO)
+	@rm -rf $(FAULTS) && mkdir -p $(FAULTS)
+	$(BIN)/maturin build --release --locked --features faults --interpreter $(PY) --out $(FAULTS)/wheels
+	$(BIN)/uv pip install --quiet --python $(PY) --no-deps --target $(FAULTS)/site $(FAULTS)/wheels/oxistep-*.whl
+	@touch $@
+
+.PHONY: test-faults
+test-faults: $(FAULTS_WHEEL) ## what failures leave behind: a fault at every point of a step, panics in running kernels
+	@mkdir -p $(OUTSIDE)
+	@# with a wheel that cannot fail these tests would be skipped
+	cd $(OUTSIDE) && PYTHONPATH=$(CURDIR)/$(FAULTS)/site $(PY) -c 'from oxistep import _core; _core.fault_arm(0)'
+	cd $(OUTSIDE) && PYTHONPATH=$(CURDIR)/$(FAULTS)/site OMP_WAIT_POLICY=$${OMP_WAIT_POLICY-passive} $(PY) -m pytest \
+		-c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) $(addprefix $(CURDIR)/,$(FAULT_TESTS)) $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(ENV) ## formatting, clippy and ruff, without changing anything

@@ -4,6 +4,7 @@ from typing import Any, final
 from numpy.typing import NDArray
 
 __all__ = [
+    "KernelError",
     "Plan",
     "__version__",
     "clamp",
@@ -34,6 +35,8 @@ __all__ = [
 ]
 
 __version__: str
+
+class KernelError(RuntimeError): ...
 
 @final
 class Plan:

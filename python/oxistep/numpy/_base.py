@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from oxistep._core import step_arrays
+from oxistep._core import KernelError, step_arrays
+from oxistep._torn import Torn, names_of, text_of
 from oxistep.numpy._hyper import Check, is_whole, real
 
 Array = NDArray[Any]
@@ -43,6 +44,9 @@ class Optimizer:
     _checks: ClassVar[dict[str, Check]]
     _state_keys: ClassVar[tuple[str, ...]]
     _added_later: ClassVar[Group]
+
+    _torn: Torn | None = None
+    """Set when a step broke off half-way, which takes a defect in a kernel; cleared by `load_state_dict`."""
 
     def __init__(self, params: Params, defaults: Group) -> None:
         self.defaults = self._checked(defaults)
@@ -102,7 +106,15 @@ class Optimizer:
             lr = group["lr"]
             # The common case needs no further look. NaN fails the comparison.
             lrs.append(lr if type(lr) is float and lr >= 0.0 else self._learning_rate(lr, k))
-        step_arrays(self._rule, groups, lrs, self._listed(grads), self.state, self._new_state)
+        if self._torn is not None:
+            self._torn.step()
+        try:
+            step_arrays(self._rule, groups, lrs, self._listed(grads), self.state, self._new_state)
+        except KernelError as panic:
+            message, arrays = panic.args
+            names = names_of(groups, arrays)
+            self._torn = Torn(text_of(f"a kernel of oxistep panicked ({message}; please report this)", names))
+            raise RuntimeError(self._torn.text) from None
         self.step_count += 1
 
     def add_param_group(self, param_group: Group) -> None:
@@ -211,6 +223,7 @@ class Optimizer:
         self.param_groups = groups
         self.state = states
         self.step_count = int(count)
+        self._torn = None
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]

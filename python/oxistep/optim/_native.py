@@ -19,6 +19,7 @@ from torch.utils._device import DeviceContext
 from oxistep import _core
 from oxistep.optim._max_grad_norm import MaxGradNorm
 from oxistep.optim._rehearsal import rehearse
+from oxistep.optim._storages import check_storages
 
 _LIBRARY = {"Darwin": "libtorch_cpu.dylib", "Windows": "torch_cpu.dll"}
 
@@ -144,6 +145,7 @@ class NativeStep(MaxGradNorm):
 
     def _update(self, unscale: Callable[[], None] | None = None) -> None:
         if _FORCED or ((_dispatch_modes() or _function_modes()) and _modes_want_operations()):
+            self._refuse_if_torn()
             if self._guarded_by_torch(unscale):
                 self._torch_step([(g, p) for g, group in enumerate(self.param_groups) for p in group["params"]])
             return
@@ -151,10 +153,14 @@ class NativeStep(MaxGradNorm):
             plan = self.__dict__["_plan"]
         except KeyError:  # setdefault: two threads that come here must not get two plans
             plan = self.__dict__.setdefault("_plan", _core.Plan(self._rule))
-        if not self._guarded and unscale is None:
-            plan.step(self)
-            return
-        norm = plan.step(self, self._max_grad_norm, self._skip_nonfinite, unscale)
+        try:
+            if not self._guarded and unscale is None:
+                plan.step(self)
+                return
+            norm = plan.step(self, self._max_grad_norm, self._skip_nonfinite, unscale)
+        except _core.KernelError as panic:
+            message, params = panic.args
+            raise self._tear(f"a kernel of oxistep panicked ({message}; please report this)", params) from None
         if self._guarded:
             self._note_norm(norm)
 
@@ -209,8 +215,10 @@ class NativeStep(MaxGradNorm):
                     grad.div_(scale.to(grad.device))  # type: ignore[union-attr]
 
         scaling = ("grad_scale", "found_inf")
-        hidden: dict[str, Any] = {key: self.__dict__.pop(key) for key in scaling if key in self.__dict__}
+        hidden = {key: self.__dict__[key] for key in scaling if key in self.__dict__}
         try:
+            for key in hidden:
+                del self.__dict__[key]
             self._update(None if scale is None else unscale)
         finally:
             self.__dict__.update(hidden)
@@ -228,11 +236,15 @@ class NativeStep(MaxGradNorm):
                 if by_loop:
                     copy.update({flag: False for flag in ("foreach", "fused") if copy.get(flag)})
             copies[g, by_loop]["params"].append(p)
-        self.param_groups = list(copies.values())
         try:
+            self.param_groups = list(copies.values())
             _unwrapped(self._torch.step)(self)
         finally:
             self.param_groups = groups
+
+    def _check_left(self, left: list[tuple[int, Tensor]]) -> None:
+        """What the native plan calls before anything is written, with the parameters that torch will update."""
+        check_storages(self, left)
 
     def _rehearse(self, g: int, p: Tensor, state: dict[str, Any] | None) -> None:
         """What the native plan calls, before it writes, where torch may refuse the hyperparameters."""

@@ -12,16 +12,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from oxistep.optim._all_or_nothing import AllOrNothing
+
 _HALF = (torch.float16, torch.bfloat16)
 _PARAMETER = inspect.Parameter(
     "state_dtype", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="torch.dtype | None"
 )
 
 
-class StateDtype(torch.optim.Optimizer):
+class StateDtype(AllOrNothing):
     """An optimizer whose constructor takes ``state_dtype`` after torch's arguments."""
 
     __signature__: ClassVar[inspect.Signature] = inspect.signature(torch.optim.Optimizer)
+
+    _scalars: ClassVar[tuple[str, ...]] = ()
+    """States of one number, besides ``step``, that are not kept in the parameter's dtype."""
 
     _state_dtype: torch.dtype | None = None
     """None: torch's own dtypes. Kept on the instance, since distributed checkpoints read every key of a group."""
@@ -64,8 +69,13 @@ class StateDtype(torch.optim.Optimizer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's; with ``state_dtype``, states are cast to it from what was saved, not by way of a half type."""
-        if self._state_dtype is None:
+        """As torch's; with ``state_dtype``, states are cast to it from what was saved, not by way of a half type.
+
+        torch casts every state but ``step`` to the parameter's dtype, also the scalars that it keeps in float32 itself
+        (``mu_product``, ``eta``, ``mu``). Loaded into parameters of the dtype that they were saved from, those stay
+        what they were: else a resumed run would not go on as the one that was saved.
+        """
+        if self._state_dtype is None and not self._scalars:
             super().load_state_dict(state_dict)
             return
         # The last of the pre-hooks sees what will be loaded; `__setstate__` runs before the post-hooks.
@@ -87,3 +97,13 @@ class StateDtype(torch.optim.Optimizer):
             saved = loading["state"].get(saved_id, {})
             for key, value in self._in_state_dtype(p, self.state.get(p, {})).items():
                 self.state[p][key] = saved[key].to(dtype=value.dtype, device=p.device)
+            if _of_dtype(saved, (p.dtype, self._state_dtype), self._scalars):
+                for key in self._scalars:
+                    if isinstance(value := saved.get(key), Tensor):
+                        self.state[p][key] = value.detach().clone().to(self.state[p][key].device)
+
+
+def _of_dtype(saved: dict[str, Any], dtypes: tuple[torch.dtype | None, ...], scalars: tuple[str, ...]) -> bool:
+    """Whether saved states, scalars left aside, are of some dtype."""
+    states = [value for key, value in saved.items() if key not in ("step", *scalars) and isinstance(value, Tensor)]
+    return all(value.dtype in dtypes for value in states)

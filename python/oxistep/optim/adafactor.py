@@ -97,8 +97,8 @@ class Adafactor(NativeStep, _Adafactor):
                 raise RuntimeError("Adafactor does not support sparse gradients")
         # torch must see the epsilon of the whole group's first parameter, not of the first that is left to it
         groups = self.param_groups
-        self.param_groups = [_with_eps(group) for group in groups]
         try:
+            self.param_groups = [_with_eps(group) for group in groups]
             super()._torch_step(left)
         finally:
             self.param_groups = groups

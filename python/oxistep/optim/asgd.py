@@ -66,6 +66,7 @@ class ASGD(NativeStep, torch.optim.ASGD):
     """
 
     _rule = "asgd"
+    _scalars = ("eta", "mu")
     _torch = torch.optim.ASGD
 
     def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:

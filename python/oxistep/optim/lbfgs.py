@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.lbfgs import _strong_wolfe
 
 from oxistep import _core
+from oxistep.optim._all_or_nothing import AllOrNothing
 from oxistep.optim._native import (
     _FORCED,
     _dispatch_modes,
@@ -17,6 +18,7 @@ from oxistep.optim._native import (
     _modes_want_operations,
     _unwrapped,
 )
+from oxistep.optim._storages import check_storages
 
 __all__ = ["LBFGS"]
 
@@ -24,7 +26,7 @@ _torch_class = torch.optim.LBFGS
 _increment_version = torch._C._increment_version
 
 
-class LBFGS(_torch_class):
+class LBFGS(AllOrNothing, _torch_class):
     r"""A quasi-Newton method that knows the curvature from its last steps.
 
     .. math::
@@ -96,14 +98,19 @@ class LBFGS(_torch_class):
         """
         if _is_compiling():
             return _step_outside_graph(self, closure)
+        self._refuse_if_torn()
         torch_step = _unwrapped(_torch_class.step)
         if len(self.param_groups) != 1 or not self._params or self._torch_because() is not None:
+            check_storages(self, ((0, p) for p in self._params))
             return torch_step(self, closure)
         with torch.enable_grad():
             orig_loss = closure()
         if self._torch_because() is not None:  # what the closure has made of the parameters
             return torch_step(self, _resume(closure, orig_loss))
-        _Run(self, closure, orig_loss).iterate()
+        try:
+            _Run(self, closure, orig_loss).iterate()
+        except _core.KernelError as panic:
+            raise self._tear(str(panic), self._params) from None
         return orig_loss
 
     def __setstate__(self, state: dict[str, Any]) -> None:

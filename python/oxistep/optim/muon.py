@@ -82,6 +82,7 @@ class Muon(NativeStep, torch.optim.Muon):
 
     @torch.no_grad()
     def _update(self, unscale: Callable[[], None] | None = None) -> None:
+        self._refuse_if_torn()
         if _FORCED or ((_dispatch_modes() or _function_modes()) and _modes_want_operations()):
             if not self._guarded_by_torch(unscale):
                 return
@@ -95,21 +96,39 @@ class Muon(NativeStep, torch.optim.Muon):
                 left.append((row.g, row.p))
             else:
                 native.append(row)
+        self._check_left(left)
         if not self._guarded_by_torch(unscale):
             return
         if left:
             self._torch_step(left)
-        for row in native:
-            if "momentum_buffer" not in row.state:
-                made = self._make_state(row.p, row.grad, row.group)
+        fresh = [row for row in native if "momentum_buffer" not in row.state]
+        made = [self._make_state(row.p, row.grad, row.group) for row in fresh]
+        had_entry = [row.p in self.state for row in fresh]
+        begun: list[_Row] = []
+        try:
+            for row, state in zip(fresh, made, strict=True):
                 row.state = self.state[row.p]
-                row.state.update(made)
-        start, elements = 0, 0
-        for end, row in enumerate(native, 1):
-            elements += row.p.numel()
-            if elements >= _AT_ONCE or end == len(native):
-                _update_matrices(native[start:end])
-                start, elements = end, 0
+                row.state.update(state)
+            start, elements = 0, 0
+            for end, row in enumerate(native, 1):
+                elements += row.p.numel()
+                if elements >= _AT_ONCE or end == len(native):
+                    _update_matrices(native[start:end], begun)
+                    start, elements = end, 0
+        except BaseException as error:
+            if not begun:
+                for row, had in zip(fresh, had_entry, strict=True):
+                    if had:
+                        self.state[row.p].pop("momentum_buffer", None)
+                    else:
+                        self.state.pop(row.p, None)
+                raise
+            # The matrix products are torch's, which may run out of memory, and made one round after the other, since no
+            # more of them are to be held at once: a part of the matrices is updated.
+            torn = self._tear(f"a step of Muon broke off ({error!r})", [row.p for row in native])
+            if isinstance(error, Exception):
+                raise torn from error
+            raise
 
     def _rows(self) -> list["_Row"]:
         """The parameters that have a gradient; makes no entry in ``state``."""
@@ -163,12 +182,14 @@ class _Row:
         return "its state was made in inference mode" if buffer is not None and buffer.is_inference() else None
 
 
-def _update_matrices(rows: list[_Row]) -> None:
+def _update_matrices(rows: list[_Row], begun: list[_Row]) -> None:
+    """Updates some matrices; they are in ``begun`` when anything is written."""
     params = [row.p for row in rows]
     buffers = [row.state["momentum_buffer"] for row in rows]
     updates: list[Tensor | None] = [
         torch.empty_like(row.grad, dtype=torch.bfloat16) if row.group["nesterov"] else None for row in rows
     ]
+    begun += rows
     _core.muon_momentum([row.grad for row in rows], buffers, updates, [float(row.group["momentum"]) for row in rows])
     products, decays, alphas = [], [], []
     for i, row in enumerate(rows):

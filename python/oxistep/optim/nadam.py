@@ -69,6 +69,7 @@ class NAdam(NativeStep, torch.optim.NAdam):
     """
 
     _rule = "nadam"
+    _scalars = ("mu_product",)
     _torch = torch.optim.NAdam
 
     def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:

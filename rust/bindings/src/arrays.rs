@@ -4,6 +4,7 @@
 //! elements are refused. Everything is checked, over all groups, before the first write.
 #![allow(unsafe_code)]
 
+use numpy::npyffi::{NpyTypes, PY_ARRAY_API, get_type_object};
 use numpy::{BorrowError, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn};
 use numpy::{PyReadwriteArrayDyn, PyUntypedArray, PyUntypedArrayMethods};
 use oxistep_kernels::overlap::Written;
@@ -17,7 +18,8 @@ use pyo3::prelude::*;
 use pyo3::type_object::PyTypeInfo;
 use pyo3::types::{PyDict, PyList};
 
-use crate::error::panicked;
+use crate::error::panicked_over;
+use crate::fault;
 use crate::group::{Group, Keys};
 use crate::keys::has_plain_keys;
 use crate::threads::with_pool;
@@ -67,12 +69,14 @@ pub(crate) fn step_arrays(
             if grad.is_none() {
                 continue;
             }
+            fault::point("array")?;
             let name = name_of(&values, groups.len(), g, i)?;
             let entry = entry.cast_into::<PyDict>()?;
             let look = Look { name, rule: &rule.0, values: &values, new_state, keys: &mut keys };
             items.push((g, look.item(&param, &grad, entry)?));
         }
     }
+    check_unchanged(&items)?;
     let set_apart = overlapping_extents(&items);
     refuse_shared_elements(&items, &set_apart)?;
     // storing new states, below, must not run Python code: these are what they were when they were looked at
@@ -98,17 +102,16 @@ pub(crate) fn step_arrays(
         } else {
             // SAFETY: the items hold the numpy crate's borrows of all their arrays until this function returns, which
             // are exclusive for what is written; extents of arrays that lie between each other's elements were set
-            // apart, so the slices do not overlap. The arrays are kept alive by the borrows.
+            // apart, so the slices do not overlap. The arrays are kept alive by the borrows, and `check_unchanged` found
+            // their memory where it was after the last Python code of this thread ran. That other threads do not resize
+            // arrays of a step under way is left to the caller.
             unsafe { item.tensors() }
         };
+        fault::point("push array")?;
         let pushed = step.push(tensors, *factor);
         pushed.map_err(|refused| PyRuntimeError::new_err(format!("oxistep: {refused}; this is a defect")))?;
     }
-    for (_, item) in &items {
-        if let Some(fresh) = &item.fresh {
-            item.entry.update(fresh.as_mapping())?;
-        }
-    }
+    store_fresh_states(&items)?;
     let small = step.elements() < driver::SERIAL;
     let mut run = || with_pool(|pool| step.run(pool, Level::current()));
     let done = if small { run() } else { py.detach(&mut run) };
@@ -117,7 +120,68 @@ pub(crate) fn step_arrays(
         copies.write_back(item);
         item.scalars.iter_mut().enumerate().for_each(|(k, scalar)| scalar.set(scalars.get(k)));
     }
-    done.map_err(|panic| panicked(&*panic))
+    let Err(panic) = done else { return Ok(()) };
+    Err(panicked_over(&*panic, PyList::new(py, items.iter().map(|(_, item)| &item.watched[0].0))?))
+}
+
+/// Puts states made for this step where they are kept: all or, if that fails, none. No array is touched.
+fn store_fresh_states(items: &[(usize, Item<'_>)]) -> PyResult<()> {
+    let mut stored = Vec::new();
+    for (_, item) in items {
+        let (Some(fresh), entry) = (&item.fresh, &item.entry) else { continue };
+        let store = || {
+            let before = entry.copy()?;
+            fault::point("store")?;
+            entry.update(fresh.as_mapping())?;
+            PyResult::Ok((entry, before))
+        };
+        match store() {
+            Ok(done) => stored.push(done),
+            Err(error) => {
+                for (entry, before) in stored {
+                    entry.clear();
+                    entry.update(before.as_mapping())?;
+                }
+                return Err(error);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether all arrays are what they were when they were borrowed: making states runs Python code.
+fn check_unchanged(items: &[(usize, Item<'_>)]) -> PyResult<()> {
+    for (_, item) in items {
+        for (array, view) in &item.watched {
+            if array.shape() != view.shape() || array.strides() != view.strides() || data(array) != data(view) {
+                return Err(PyRuntimeError::new_err(format!(
+                    "an array of {} (the parameter, its gradient or a state) was reshaped or resized while this step was \
+                     under way; nothing was updated",
+                    item.name
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The address of an array's first element.
+fn data(array: &Bound<'_, PyUntypedArray>) -> usize {
+    // SAFETY: the object is an array, which the reference keeps alive.
+    unsafe { (*array.as_array_ptr()).data as usize }
+}
+
+/// The array's memory under an object that nobody else has: what other code does to the array's shape, in this thread or
+/// another, changes neither what was checked nor the numpy crate's account of what is borrowed.
+fn private_view<'py>(array: &Bound<'py, PyUntypedArray>) -> PyResult<Bound<'py, PyAny>> {
+    let py = array.py();
+    // SAFETY: NumPy's function takes an array, null for its own dtype, and a class; it returns a new reference, or null and
+    // an exception.
+    unsafe {
+        let class = get_type_object(py, NpyTypes::PyArray_Type);
+        let view = PY_ARRAY_API.PyArray_View(py, array.as_array_ptr(), std::ptr::null_mut(), class);
+        Bound::from_owned_ptr_or_err(py, view)
+    }
 }
 
 fn kind(rule: &str) -> PyResult<Kind> {
@@ -304,6 +368,8 @@ struct Item<'py> {
     scalar_values: Scalars,
     entry: Bound<'py, PyDict>,
     fresh: Option<Bound<'py, PyDict>>,
+    /// The arrays as they were given, the parameter first, each with the view that was borrowed instead.
+    watched: Vec<(Bound<'py, PyUntypedArray>, Bound<'py, PyUntypedArray>)>,
 }
 
 /// What checking a parameter needs to know.
@@ -337,8 +403,12 @@ impl<'py> Look<'_, 'py> {
             (Some(buffer), true) => entry.get_item(buffer)?.is_none_or(|value| value.is_none()),
             (Some(_), false) => entry.is_empty(),
         };
-        let fresh =
-            if absent { Some(self.new_state.call1((param, self.values))?.cast_into::<PyDict>()?) } else { None };
+        let fresh = if absent {
+            fault::point("make arrays")?;
+            Some(self.new_state.call1((param, self.values))?.cast_into::<PyDict>()?)
+        } else {
+            None
+        };
         let source = fresh.as_ref().unwrap_or(&entry);
         if !has_plain_keys(source) {
             return Err(strange_keys(name));
@@ -369,6 +439,7 @@ impl<'py> Look<'_, 'py> {
         same_dtype(&grad_name, grad)?;
         same_shape(&grad_name, grad)?;
         let mut arrays = vec![param_array, accept(grad, &grad_name, false)?];
+        let mut given = vec![param.clone(), grad.clone()];
         for state_name in names {
             let what = format!("state {state_name:?} of {name}");
             let state = source.get_item(self.keys.get(py, state_name))?.ok_or_else(|| {
@@ -378,8 +449,13 @@ impl<'py> Look<'_, 'py> {
             same_dtype(&what, &state)?;
             same_shape(&what, &state)?;
             arrays.push(accept(&state, &what, true)?);
+            given.push(state);
         }
 
+        let mut watched = Vec::with_capacity(given.len() + scalar_names.len());
+        for (given, array) in given.into_iter().zip(&arrays) {
+            watched.push((given.cast_into::<PyUntypedArray>()?, array.untyped().clone()));
+        }
         let (mut scalars, mut values) = (Vec::new(), [0.0; MAX_SCALARS]);
         for (k, scalar_name) in scalar_names.iter().enumerate() {
             let what = format!("state {scalar_name:?} of {name}");
@@ -387,15 +463,18 @@ impl<'py> Look<'_, 'py> {
                 || PyTypeError::new_err(format!("{what} must be a writeable, aligned array of one float32 or float64"));
             let value = source.get_item(self.keys.get(py, scalar_name))?.ok_or_else(wrong)?;
             // looked at before a reference to its element is made
-            if !value.cast::<PyUntypedArray>().is_ok_and(|array| array.len() == 1 && array.is_aligned()) {
+            let array = value.cast::<PyUntypedArray>().map_err(|_| wrong())?;
+            if array.len() != 1 || !array.is_aligned() {
                 return Err(wrong());
             }
-            let scalar = if let Ok(array) = value.cast::<PyArrayDyn<f32>>() {
+            let view = private_view(array)?;
+            let scalar = if let Ok(array) = view.cast::<PyArrayDyn<f32>>() {
                 Scalar::Single(array.try_readwrite().map_err(|_| wrong())?)
             } else {
-                let array = value.cast::<PyArrayDyn<f64>>().map_err(|_| wrong())?;
+                let array = view.cast::<PyArrayDyn<f64>>().map_err(|_| wrong())?;
                 Scalar::Double(array.try_readwrite().map_err(|_| wrong())?)
             };
+            watched.push((array.clone(), view.cast_into::<PyUntypedArray>()?));
             values[k] = scalar.get().ok_or_else(wrong)?;
             scalars.push(scalar);
         }
@@ -405,7 +484,8 @@ impl<'py> Look<'_, 'py> {
         }
         let (extents, layout) = place(&arrays);
         let scalar_values = Scalars::new(values, precisions);
-        Ok(Item { name: self.name, first: absent, arrays, extents, layout, scalars, scalar_values, entry, fresh })
+        let name = self.name;
+        Ok(Item { name, first: absent, arrays, extents, layout, scalars, scalar_values, entry, fresh, watched })
     }
 }
 
@@ -441,7 +521,7 @@ fn accept<'py>(object: &Bound<'py, PyAny>, name: &str, write: bool) -> PyResult<
     plain(object, name)?;
     let untyped = object.cast::<PyUntypedArray>()?;
     let dtype = untyped.dtype();
-    let Some(borrowed) = Array::borrow(object, write) else {
+    let Some(borrowed) = Array::borrow(&private_view(untyped)?, write) else {
         if dtype.kind() == b'f' && dtype.byteorder() != b'=' && dtype.byteorder() != b'|' && dtype.itemsize() <= 8 {
             return Err(PyValueError::new_err(format!(
                 "{name} is byte-swapped ({dtype}): convert it with .astype({:?})",

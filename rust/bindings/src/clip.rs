@@ -15,7 +15,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList};
 
-use crate::error::panicked;
+use crate::error::{panicked, panicked_reading};
 use crate::plan::modules;
 use crate::tensors::{DType, Described, Memory, layout};
 use crate::threads::with_pool;
@@ -74,7 +74,7 @@ impl Gradients {
         let mut run = || with_pool(|pool| norm.compute(order, pool, Level::current()));
         let computed = if small { run() } else { py.detach(&mut run) };
         self.norm = Some(norm.recycle());
-        computed.map_err(|panic| panicked(&*panic))
+        computed.map_err(|panic| panicked_reading(&*panic))
     }
 }
 

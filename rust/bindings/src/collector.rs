@@ -26,9 +26,19 @@ impl<'py> CollectorRests<'py> {
     }
 }
 
+/// In a forked child only one thread exists; if others were in the middle of a step, the collector would rest for good.
+pub(crate) fn forked(_py: Python<'_>) {
+    if RESTING.swap(0, Ordering::Relaxed) > 0 && WAS_ENABLED.load(Ordering::Relaxed) {
+        // SAFETY: the interpreter is held, as `_py` proves.
+        unsafe { pyo3::ffi::PyGC_Enable() };
+    }
+}
+
 impl Drop for CollectorRests<'_> {
     fn drop(&mut self) {
-        if RESTING.fetch_sub(1, Ordering::Relaxed) == 1 && WAS_ENABLED.load(Ordering::Relaxed) {
+        // none is left to count down in a child forked by a thread that was in the middle of a step
+        let before = RESTING.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+        if before == Ok(1) && WAS_ENABLED.load(Ordering::Relaxed) {
             // SAFETY: the interpreter is held: the lifetime is that of `Python`.
             unsafe { pyo3::ffi::PyGC_Enable() };
         }

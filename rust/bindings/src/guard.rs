@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyList;
 
 use crate::clip::{Gradients, factor, zero_dim};
+use crate::fault;
 use crate::item::{Item, Route};
 use crate::tensors::{DType, Torch};
 
@@ -45,6 +46,7 @@ impl Guard<'_, '_> {
         gradients: &mut Gradients,
     ) -> PyResult<Verdict<'py>> {
         gradients.clear();
+        fault::point("measure")?;
         let others = PyList::empty(py);
         for item in items {
             match (&item.route, item.memory[1], &item.layout) {
@@ -72,6 +74,7 @@ impl Guard<'_, '_> {
         let double = norm.call_method0("element_size")?.extract::<usize>()? == 8;
         let value = norm.call_method0("item")?.extract()?;
         let verdict = self.verdict(norm, value, if double { DType::F64 } else { DType::F32 });
+        fault::point("scale the others")?;
         if verdict.factor != 1.0 {
             py.import("oxistep._clip")?.getattr("_scale_all")?.call1((others, verdict.factor))?;
         }
@@ -87,6 +90,7 @@ impl Guard<'_, '_> {
         py: Python<'py>,
         gradients: &mut Gradients,
     ) -> PyResult<Verdict<'py>> {
+        fault::point("measure natively")?;
         let dtype = gradients.dtype().unwrap_or(DType::F32);
         // SAFETY: the contract of this function.
         let value = unsafe { gradients.norm(py, Order::Two)? };

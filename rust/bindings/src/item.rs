@@ -8,9 +8,10 @@ use oxistep_kernels::{
 };
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyInt};
+use pyo3::types::{PyDict, PyInt, PyList};
 
 use crate::factored::Whole;
+use crate::fault;
 use crate::group::Keys;
 use crate::keys::has_plain_keys;
 use crate::nearby::Nearby;
@@ -57,6 +58,8 @@ pub(crate) struct Item {
     pub(crate) python_counter: Option<&'static str>,
     /// States made for this step, not yet in `optimizer.state`.
     pub(crate) fresh: Option<Py<PyDict>>,
+    /// The names under which the entry holds `None` where states were made, if any.
+    pub(crate) nothing_under: Option<Py<PyList>>,
     /// The parameter's entry in `optimizer.state`, if it has one.
     pub(crate) entry: Option<Py<PyDict>>,
 }
@@ -100,6 +103,7 @@ impl Item {
             whole: Whole::No,
             python_counter: None,
             fresh: None,
+            nothing_under: None,
             entry: None,
         }
     }
@@ -161,12 +165,18 @@ impl Item {
                     left(NO_KERNEL)
                 };
             }
+            fault::point("make states")?;
             let made = look
                 .optimizer
                 .call_method1(pyo3::intern!(py, "_make_state"), (&self.param, &self.grad, look.values))?;
             let made =
                 made.cast_into::<PyDict>().map_err(|_| PyTypeError::new_err("_make_state must return a dict"))?;
             self.fresh = Some(made.clone().unbind());
+            if let Some(entry) = entry.as_ref().filter(|entry| !entry.is_empty()) {
+                let mut names = made.keys().iter().collect::<Vec<_>>();
+                names.retain(|name| entry.contains(name).unwrap_or(false));
+                self.nothing_under = Some(PyList::new(py, names)?.unbind());
+            }
             source = Some(made);
             // Python code has run: what was described may have changed
             pair = match describe_pair(look.torch, &param_object, &grad_object, is_sparse) {

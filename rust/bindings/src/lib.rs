@@ -14,6 +14,7 @@ mod collector;
 mod dlpack;
 mod error;
 mod factored;
+mod fault;
 mod gradient;
 mod group;
 mod guard;
@@ -69,7 +70,16 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        super::threads::set_up();
+        super::threads::set_up(module)?;
+        module.add("KernelError", module.py().get_type::<super::error::KernelError>())?;
+        #[cfg(feature = "faults")]
+        {
+            use super::fault;
+            module.add_function(wrap_pyfunction!(fault::fault_arm, module)?)?;
+            module.add_function(wrap_pyfunction!(fault::fault_met, module)?)?;
+            module.add_function(wrap_pyfunction!(fault::fault_arm_panic, module)?)?;
+            module.add_function(wrap_pyfunction!(fault::fault_panicked, module)?)?;
+        }
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

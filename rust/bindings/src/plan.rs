@@ -9,6 +9,8 @@
 mod steady;
 mod versions;
 
+use std::any::Any;
+
 use oxistep_kernels::overlap::Written;
 use oxistep_kernels::simd::Level;
 use oxistep_kernels::{AnyRule, Kind, Scalars, Step, driver};
@@ -20,8 +22,9 @@ use pyo3::types::{PyDict, PyList};
 
 use crate::clip::Gradients;
 use crate::collector::CollectorRests;
-use crate::error::panicked;
+use crate::error::panicked_over;
 use crate::factored::{self, Whole};
+use crate::fault;
 use crate::group::{Group, Keys};
 use crate::guard::Guard;
 use crate::item::{Item, Look, Reason, Route};
@@ -185,16 +188,21 @@ impl Plan {
             Attempt::Done(norm) => return Ok(norm),
             Attempt::Failed(rests) => rests,
         };
+        fault::point("survey")?;
         self.survey(optimizer, true)?;
+        fault::point("rehearse")?;
         let mut asked = self.rehearse(optimizer)? | self.foreign;
         if guard.unscale.is_some() || self.items.iter().any(|item| item.route != Route::Native) {
             // what is checked further down is checked before others write
             self.check_storages(py)?;
+            optimizer.call_method1(pyo3::intern!(py, "_check_left"), (self.left(py)?,))?;
             self.holds_inference_tensor = self.find_inference_tensor(py)?;
             self.check_inference_mode(py)?;
         }
         if let Some(unscale) = guard.unscale {
+            fault::point("unscale")?;
             unscale.call0()?;
+            fault::point("survey again")?;
             self.survey(optimizer, true)?; // a sparse gradient was looked up as a copy
             asked = self.foreign;
         }
@@ -204,6 +212,7 @@ impl Plan {
                 self.describe_again(py)?; // Python code has run
                 asked = false;
             }
+            fault::point("judge")?;
             let verdict = guard.judge(py, &modules(py)?.torch, &self.items, &mut self.gradients)?;
             norm = Some(verdict.norm);
             if verdict.skip {
@@ -226,6 +235,7 @@ impl Plan {
         let left = self.items.iter().any(|item| item.route != Route::Native);
         if left {
             drop(rests);
+            fault::point("torch's part")?;
             self.run_torch(optimizer)?;
             rests = CollectorRests::new(py);
             self.items.retain(|item| item.route == Route::Native);
@@ -236,9 +246,9 @@ impl Plan {
         if self.items.is_empty() {
             return Ok(());
         }
+        fault::point("params")?;
         self.settle_versions(py)?;
         self.check_inference_mode(py)?;
-        self.count_versions(py)?;
         if self.items.iter().any(|item| item.fresh.is_some()) {
             // Making and storing states runs Python code, which could have changed tensors described before it.
             self.store_fresh_states(optimizer)?;
@@ -247,8 +257,7 @@ impl Plan {
                 return Err(error);
             }
         }
-        self.advance_python_counters(py)?;
-        self.write(py, rests)
+        self.write(optimizer, rests)
     }
 
     /// Finds out, for every parameter with a gradient, who updates it and where everything lies. Writes nothing.
@@ -284,7 +293,9 @@ impl Plan {
             if let Ok(rule) = &rule {
                 self.rules.push(*rule);
             }
+            fault::point("group")?;
             for (i, param) in params.iter().enumerate() {
+                fault::point("parameter")?;
                 self.foreign |= !torch.is_plain(&param);
                 let grad = param.getattr(pyo3::intern!(py, "grad"))?;
                 if grad.is_none() {
@@ -374,15 +385,21 @@ impl Plan {
     /// Lets torch update what is left to it.
     fn run_torch(&self, optimizer: &Bound<'_, PyAny>) -> PyResult<()> {
         let py = optimizer.py();
+        optimizer.call_method1(pyo3::intern!(py, "_torch_step"), (self.left(py)?,)).map(drop)
+    }
+
+    /// What is left to torch: parameters with the index of their group.
+    fn left<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let left = PyList::empty(py);
         for item in self.items.iter().filter(|item| item.route != Route::Native) {
             left.append((item.group, item.param.bind(py)))?;
         }
-        optimizer.call_method1(pyo3::intern!(py, "_torch_step"), (left,)).map(drop)
+        Ok(left)
     }
 
     /// Reads the native tensors' pointers again, after Python code has run.
     fn describe_again(&mut self, py: Python<'_>) -> PyResult<()> {
+        fault::point("describe again")?;
         let torch = &modules(py)?.torch;
         let native = |items: &[Item]| items.iter().filter(|item| item.route == Route::Native).count();
         let before = native(&self.items);
@@ -476,10 +493,13 @@ impl Plan {
     fn store_fresh_states(&mut self, optimizer: &Bound<'_, PyAny>) -> PyResult<()> {
         let py = optimizer.py();
         let state = optimizer.getattr(pyo3::intern!(py, "state"))?;
-        let store = |item: &Item| match (&item.fresh, &item.entry) {
-            (Some(fresh), Some(entry)) => entry.bind(py).update(fresh.bind(py).as_mapping()),
-            (Some(fresh), None) => state.set_item(&item.param, fresh),
-            (None, _) => Ok(()),
+        let store = |item: &Item| {
+            fault::point("store states")?;
+            match (&item.fresh, &item.entry) {
+                (Some(fresh), Some(entry)) => entry.bind(py).update(fresh.bind(py).as_mapping()),
+                (Some(fresh), None) => state.set_item(&item.param, fresh),
+                (None, _) => Ok(()),
+            }
         };
         for (k, item) in self.items.iter().enumerate() {
             if let Err(error) = store(item) {
@@ -497,7 +517,14 @@ impl Plan {
         for item in &self.items[..count] {
             match (&item.fresh, &item.entry) {
                 (Some(fresh), Some(entry)) => {
-                    fresh.bind(py).keys().iter().for_each(|key| drop(entry.bind(py).del_item(key)));
+                    // an entry without states may hold `None` under their names
+                    let had = item.nothing_under.as_ref().map(|keys| keys.bind(py));
+                    for key in fresh.bind(py).keys() {
+                        drop(match had.map_or(Ok(false), |keys| keys.contains(&key)) {
+                            Ok(true) => entry.bind(py).set_item(key, py.None()),
+                            _ => entry.bind(py).del_item(key),
+                        });
+                    }
                 }
                 (Some(_), None) => drop(state.del_item(&item.param)),
                 (None, _) => {}
@@ -506,48 +533,33 @@ impl Plan {
         Ok(())
     }
 
-    /// Counts this step where the counter is a Python integer.
-    fn advance_python_counters(&self, py: Python<'_>) -> PyResult<()> {
+    /// Sets counters that are Python integers to what they were, plus `more`.
+    fn set_python_counters(&self, py: Python<'_>, more: u64) -> PyResult<()> {
         for item in &self.items {
-            let (Some(name), Some(entry)) = (item.python_counter, item.fresh.as_ref().or(item.entry.as_ref())) else {
+            let (Some(name), Some(entry)) = (item.python_counter, item.entry.as_ref().or(item.fresh.as_ref())) else {
                 continue;
             };
-            let stored = item.entry.as_ref().unwrap_or(entry).bind(py);
-            stored.set_item(name, item.scalar_values.get(0) as u64 + 1)?;
+            fault::point("counter")?;
+            entry.bind(py).set_item(name, item.scalar_values.get(0) as u64 + more)?;
         }
         Ok(())
     }
 
-    /// Updates the native parameters. From here on nothing can fail, but for a defect in a kernel.
-    fn write<'py>(&mut self, py: Python<'py>, rests: CollectorRests<'py>) -> PyResult<()> {
+    /// Updates the native parameters.
+    fn write<'py>(&mut self, optimizer: &Bound<'py, PyAny>, rests: CollectorRests<'py>) -> PyResult<()> {
+        let py = optimizer.py();
         let mut step: Step<'_> = self.step.take().unwrap_or_default();
-        let mut last = None;
-        for item in &self.items {
-            let (rule, factor) = &self.rules[item.rule as usize];
-            // parameters of a group nearly always stand at the same step: their constants are computed once
-            let before = (item.rule, item.scalar_values, item.first);
-            let after = match last {
-                Some((known, after)) if known == before => after,
-                _ => {
-                    let mut scalars = item.scalar_values;
-                    step.constants(rule.constants(&mut scalars, item.first));
-                    last = Some((before, scalars));
-                    scalars
-                }
-            };
-            self.advanced.push(after);
-            // SAFETY: the tensors were described after the last Python code that could change them ran, and are kept
-            // alive by the items until the step is done. `settle_overlaps` found that what is written overlaps no
-            // other tensor of the step. That nobody else uses them meanwhile is what torch, too, leaves to its callers.
-            let tensors = unsafe { item.tensors() };
-            let pushed = match (item.rows.as_deref(), item.whole) {
-                (None, Whole::No) => step.push(tensors, *factor),
-                (None, Whole::Vector) => step.push_factored(tensors, None, *factor),
-                (None, Whole::Matrix(rows, cols)) => step.push_factored(tensors, Some((rows, cols)), *factor),
-                (Some(rows), _) => step.push_rows(tensors, rows.named(), *factor),
-            };
-            pushed.map_err(|refused| PyRuntimeError::new_err(format!("oxistep: {refused}; this is a defect")))?;
+        let ready = fill(&mut step, &self.items, &self.rules, &mut self.advanced)
+            .and_then(|()| self.set_python_counters(py, 1))
+            .and_then(|()| fault::point("versions"))
+            .and_then(|()| self.count_versions(py));
+        if let Err(error) = ready {
+            self.step = Some(step.recycle());
+            self.set_python_counters(py, 0)?;
+            self.take_out_fresh_states(optimizer, self.items.len())?;
+            return Err(error);
         }
+        // From here on nothing can fail, but for a defect in a kernel.
         let elements = step.elements();
         let small = elements < driver::SERIAL;
         drop(rests);
@@ -563,7 +575,15 @@ impl Plan {
         }
         self.step = Some(step.recycle());
         self.expect_steady(elements);
-        done.map_err(|panic| panicked(&*panic))
+        done.map_err(|panic| self.broke_off(py, &*panic))
+    }
+
+    /// What a panic in a kernel becomes.
+    fn broke_off(&self, py: Python<'_>, panic: &(dyn Any + Send)) -> PyErr {
+        match self.versions.as_ref().map_or_else(|| Ok(PyList::empty(py)), |versions| versions.params(py)) {
+            Ok(params) => panicked_over(panic, params),
+            Err(error) => error,
+        }
     }
 
     /// Drops what was looked up for a step, keeping the lists' memory.
@@ -574,6 +594,45 @@ impl Plan {
         self.state_map.forget();
         self.retired = None;
     }
+}
+
+/// Adds the native parameters to a step, with their constants, and notes the scalar states after it.
+fn fill<'a>(
+    step: &mut Step<'a>,
+    items: &'a [Item],
+    rules: &[(AnyRule, f64)],
+    advanced: &mut Vec<Scalars>,
+) -> PyResult<()> {
+    let mut last = None;
+    for item in items {
+        let (rule, factor) = &rules[item.rule as usize];
+        // parameters of a group nearly always stand at the same step: their constants are computed once
+        let before = (item.rule, item.scalar_values, item.first);
+        let after = match last {
+            Some((known, after)) if known == before => after,
+            _ => {
+                let mut scalars = item.scalar_values;
+                step.constants(rule.constants(&mut scalars, item.first));
+                last = Some((before, scalars));
+                scalars
+            }
+        };
+        advanced.push(after);
+        fault::point("push")?;
+        // SAFETY: the tensors were described after the last Python code that could change them ran (counting versions and
+        // setting Python integers runs none), and are kept alive by the items until the step is done. `settle_overlaps`
+        // found that what is written overlaps no other tensor of the step. That nobody else uses them meanwhile is what
+        // torch, too, leaves to its callers.
+        let tensors = unsafe { item.tensors() };
+        let pushed = match (item.rows.as_deref(), item.whole) {
+            (None, Whole::No) => step.push(tensors, *factor),
+            (None, Whole::Vector) => step.push_factored(tensors, None, *factor),
+            (None, Whole::Matrix(rows, cols)) => step.push_factored(tensors, Some((rows, cols)), *factor),
+            (Some(rows), _) => step.push_rows(tensors, rows.named(), *factor),
+        };
+        pushed.map_err(|refused| PyRuntimeError::new_err(format!("oxistep: {refused}; this is a defect")))?;
+    }
+    Ok(())
 }
 
 /// Reads a group's rule, or says why the whole group is torch's.

@@ -13,6 +13,9 @@ use libloading::Library;
 use oxistep_kernels::pool::{Pool, Rayon, Serial};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::collector;
 
 type ParallelFn = unsafe extern "C" fn(i64, i64, *mut c_void);
 type ParallelForFn = unsafe extern "C" fn(i64, i64, i64, ParallelFn, *mut c_void) -> c_int;
@@ -27,22 +30,38 @@ struct TorchPool {
 }
 
 static TORCH: OnceLock<Option<TorchPool>> = OnceLock::new();
-/// Asking the system takes microseconds.
-static PROCESSORS: OnceLock<usize> = OnceLock::new();
+/// Asking the system takes microseconds. 0: not asked yet. (No lock: a forked child might find it held.)
+static PROCESSORS: AtomicUsize = AtomicUsize::new(0);
 /// 0: follow torch, or the number of processors.
 static WANTED: AtomicUsize = AtomicUsize::new(0);
 /// The process that may use pools; 0 before the module is set up.
 static HOME: AtomicU32 = AtomicU32::new(0);
 
 /// Remembers the process, so that forked children are recognised.
-pub(crate) fn set_up() {
+pub(crate) fn set_up(module: &Bound<'_, PyModule>) -> PyResult<()> {
     HOME.store(std::process::id(), Ordering::Relaxed);
+    if let Some(register) = module.py().import("os")?.getattr_opt("register_at_fork")? {
+        let keywords = PyDict::new(module.py());
+        keywords.set_item("after_in_child", wrap_pyfunction!(forked, module)?)?;
+        register.call((), Some(&keywords))?;
+    }
+    Ok(())
+}
+
+/// In a forked child: threads that were in the middle of a step do not exist here.
+#[pyfunction]
+fn forked(py: Python<'_>) {
+    collector::forked(py);
 }
 
 /// Uses the pool of the torch library at `path` from now on, if it offers one. `False`: rayon's threads it is.
 #[pyfunction]
-pub(crate) fn use_torch_threads(path: &str) -> bool {
-    TORCH.get_or_init(|| TorchPool::open(path)).is_some()
+pub(crate) fn use_torch_threads(py: Python<'_>, path: &str) -> bool {
+    let found = TORCH.get_or_init(|| TorchPool::open(path)).is_some();
+    // What is looked up once is looked up now, for which torch's library must be known: should another thread fork in the
+    // middle of that, its child would wait for it for good. What may go wrong is for the first step to tell.
+    drop(crate::plan::modules(py).and_then(|_| crate::clip::zero_dim(py, 0.0, crate::tensors::DType::F32)));
+    found
 }
 
 /// torch's library, if it was found.
@@ -94,8 +113,19 @@ pub(crate) fn get_num_threads() -> usize {
     match WANTED.load(Ordering::Relaxed) {
         0 => match TORCH.get() {
             Some(Some(torch)) => torch.num_threads(),
-            _ => *PROCESSORS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from)),
+            _ => processors(),
         },
+        n => n,
+    }
+}
+
+fn processors() -> usize {
+    match PROCESSORS.load(Ordering::Relaxed) {
+        0 => {
+            let n = std::thread::available_parallelism().map_or(1, usize::from);
+            PROCESSORS.store(n, Ordering::Relaxed);
+            n
+        }
         n => n,
     }
 }

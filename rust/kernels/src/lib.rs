@@ -15,6 +15,10 @@ pub mod change;
 pub mod driver;
 pub mod element;
 mod factored;
+#[cfg(feature = "faults")]
+pub mod fault;
+#[cfg(not(feature = "faults"))]
+mod fault;
 mod layout;
 pub mod muon;
 pub mod norm;

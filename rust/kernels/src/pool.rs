@@ -5,6 +5,7 @@ use std::any::Any;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::fault;
 use crate::simd::DenormalMode;
 use crate::sync::{AtomicUsize, Mutex, Ordering};
 
@@ -65,6 +66,11 @@ pub fn for_each<T: Send>(
     cost: impl Fn(&T) -> usize,
     work: impl Fn(usize, &mut T) + Sync,
 ) -> Result<(), Panic> {
+    let work = |index: usize, item: &mut T| {
+        fault::at_work();
+        work(index, item);
+        fault::at_work();
+    };
     let threads = pool.threads().min(items.len()).min(MAX_THREADS);
     if threads <= 1 {
         return catch_unwind(AssertUnwindSafe(|| items.iter_mut().enumerate().for_each(|(i, item)| work(i, item))));

@@ -18,8 +18,8 @@ use pyo3::types::{PyDict, PyList};
 
 use super::{ITEMS_AHEAD, Plan, modules, read_rule};
 use crate::collector::CollectorRests;
-use crate::error::panicked;
 use crate::factored::Whole;
+use crate::fault;
 use crate::group::{Group, Keys};
 use crate::guard::Guard;
 use crate::item::{Item, Route, served};
@@ -156,6 +156,7 @@ impl Plan {
             if !has_plain_keys(&values) {
                 return Ok(false);
             }
+            fault::point("steady group")?;
             let Some(params) = values.get_item(pyo3::intern!(py, "params"))? else { return Ok(false) };
             let Ok(params) = params.cast_into::<PyList>() else { return Ok(false) };
             let mut group = Group { values: &values, keys: &mut self.keys, lr: None, single_lr: false, foreign: false };
@@ -172,6 +173,7 @@ impl Plan {
                 if !torch.is_plain(&param) {
                     return Ok(false);
                 }
+                fault::point("steady parameter")?;
                 let held;
                 let described = if self.steady.holding { Err(()) } else { torch.describe_grad(&param) };
                 let (grad, g) = match described {
@@ -248,6 +250,7 @@ impl Plan {
         }
         let mut states_dtype = None;
         for (&object, slot) in objects[..names.states].iter().zip(&mut tensors.states) {
+            fault::point("steady state")?;
             // SAFETY: null, or borrowed from the dict, as above.
             let Some(object) = (unsafe { Borrowed::from_ptr_or_opt(py, object) }) else { return Ok(false) };
             if !self.steady.is_next(&object) {
@@ -273,6 +276,7 @@ impl Plan {
         let mut precisions = [Precision::F64; MAX_SCALARS];
         let first_counter = self.steady.counters.len();
         for (i, &object) in objects[names.states..names.count()].iter().enumerate() {
+            fault::point("steady counter")?;
             // SAFETY: null, or borrowed from the dict, as above.
             let Some(object) = (unsafe { Borrowed::from_ptr_or_opt(py, object) }) else { return Ok(false) };
             if !self.steady.is_next(&object) {
@@ -334,6 +338,7 @@ impl Plan {
                 step.scale_gradients(verdict.factor);
             }
         }
+        fault::point("steady versions")?;
         self.count_versions(py)?;
         drop(rests);
         let mut run = || with_pool(|pool| step.run(pool, Level::current()));
@@ -342,7 +347,7 @@ impl Plan {
             // SAFETY: as for the slices in `gather_one`.
             unsafe { memory.write_scalar(*value) };
         }
-        done.map(|()| norm).map_err(|panic| panicked(&*panic))
+        done.map(|()| norm).map_err(|panic| self.broke_off(py, &*panic))
     }
 }
 

@@ -32,6 +32,11 @@ impl Versions {
         self.addresses.len()
     }
 
+    /// All of them, as one list.
+    pub(super) fn params<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        PyList::new(py, self.batches.iter().flat_map(|batch| batch.bind(py).iter()).collect::<Vec<_>>())
+    }
+
     /// Whether this is parameter `k`.
     #[inline]
     pub(super) fn holds(&self, k: usize, param: &Bound<'_, PyAny>) -> bool {
