@@ -9,11 +9,12 @@ from matplotlib.figure import Figure
 
 from oxistep.viz import _style as style
 
-Chart = Literal["ratios", "bandwidth", "tensors", "sizes", "threads", "end_to_end"]
-
 
 def benchmark(
-    results: str | Path | dict[str, Any], chart: Chart = "ratios", *, output: str | Path | None = None
+    results: str | Path | dict[str, Any],
+    chart: Literal["ratios", "bandwidth", "tensors", "sizes", "threads", "end_to_end"] = "ratios",
+    *,
+    output: str | Path | None = None,
 ) -> Figure:
     """Draws one chart of a file of results that ``oxistep bench --output`` wrote. Needs torch.
 

@@ -12,6 +12,11 @@ mod sync {
     pub(crate) use loom::sync::atomic::{AtomicUsize, Ordering};
 }
 
+mod fault {
+    /// Stands in for the place where a test makes a worker panic.
+    pub(crate) fn at_work() {}
+}
+
 mod simd {
     /// Stands in for the processor's: a worker runs what it is given.
     #[derive(Clone, Copy)]
