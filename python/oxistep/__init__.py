@@ -15,6 +15,7 @@ from oxistep import _core
 from oxistep._core import __version__, get_num_threads, set_num_threads
 
 if TYPE_CHECKING:
+    from oxistep import diagnostics as diagnostics
     from oxistep._clip import clip_grad_norm_ as clip_grad_norm_
     from oxistep._clip import clip_grad_value_ as clip_grad_value_
     from oxistep._clip import get_total_norm as get_total_norm
@@ -81,6 +82,7 @@ __all__ = [
     "clip_grad_norm_",
     "clip_grad_value_",
     "cpu_features",
+    "diagnostics",
     "explain",
     "get_num_threads",
     "get_total_norm",
@@ -109,7 +111,13 @@ if level := os.environ.get("OXISTEP_SIMD"):
     _core.force_simd(level)
 
 
+# Modules that are loaded when first touched.
+_MODULES = ("diagnostics",)
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"oxistep.{name}")
     if name in _LAZY:
         value = getattr(importlib.import_module(_LAZY[name]), name)
         globals()[name] = value
@@ -118,4 +126,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, *_MODULES})

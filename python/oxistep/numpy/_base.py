@@ -48,6 +48,9 @@ class Optimizer:
     _torn: Torn | None = None
     """Set when a step broke off half-way, which takes a defect in a kernel; cleared by `load_state_dict`."""
 
+    _watch: Any = None
+    """An `oxistep.diagnostics.UpdateMonitor` that wants to know what each step does."""
+
     def __init__(self, params: Params, defaults: Group) -> None:
         self.defaults = self._checked(defaults)
         self.param_groups: list[Group] = []
@@ -108,14 +111,18 @@ class Optimizer:
             lrs.append(lr if type(lr) is float and lr >= 0.0 else self._learning_rate(lr, k))
         if self._torn is not None:
             self._torn.step()
+        watch = self._watch
+        updates = None if watch is None else watch._row()
         try:
-            step_arrays(self._rule, groups, lrs, self._listed(grads), self.state, self._new_state)
+            step_arrays(self._rule, groups, lrs, self._listed(grads), self.state, self._new_state, updates)
         except KernelError as panic:
             message, arrays = panic.args
             names = names_of(groups, arrays)
             self._torn = Torn(text_of(f"a kernel of oxistep panicked ({message}; please report this)", names))
             raise RuntimeError(self._torn.text) from None
         self.step_count += 1
+        if watch is not None:
+            watch._history.commit(None)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group of parameters. From then on `step` takes one list (or dict) of gradients per group.

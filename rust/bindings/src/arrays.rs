@@ -6,7 +6,8 @@
 
 use numpy::npyffi::{NpyTypes, PY_ARRAY_API, get_type_object};
 use numpy::{BorrowError, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn};
-use numpy::{PyReadwriteArrayDyn, PyUntypedArray, PyUntypedArrayMethods};
+use numpy::{PyReadwriteArray2, PyReadwriteArrayDyn, PyUntypedArray, PyUntypedArrayMethods};
+use oxistep_kernels::driver::{Measured, Moved};
 use oxistep_kernels::overlap::Written;
 use oxistep_kernels::simd::Level;
 use oxistep_kernels::{
@@ -37,8 +38,10 @@ pub(crate) fn rule_states(rule: &str, group: &Bound<'_, PyDict>) -> PyResult<Vec
 ///
 /// `groups` are param groups with arrays under "params"; `lrs` has one learning rate, and `grads` and `state` one list,
 /// per group, with one entry per parameter; a gradient of None skips its parameter. `new_state(array, group)` makes the
-/// states of a parameter that has none yet.
+/// states of a parameter that has none yet. The norms of update, parameter and gradient go into the rows of `updates`, if
+/// there is one: a row for each parameter of all groups, NaN for those without a gradient.
 #[pyfunction]
+#[pyo3(signature = (rule, groups, lrs, grads, state, new_state, updates=None))]
 pub(crate) fn step_arrays(
     rule: &str,
     groups: &Bound<'_, PyList>,
@@ -46,12 +49,14 @@ pub(crate) fn step_arrays(
     grads: &Bound<'_, PyList>,
     state: &Bound<'_, PyList>,
     new_state: &Bound<'_, PyAny>,
+    updates: Option<PyReadwriteArray2<'_, f64>>,
 ) -> PyResult<()> {
     let py = groups.py();
     let kind = kind(rule)?;
     let mut keys = Keys::default();
     let mut items = Vec::new();
     let mut rules = Vec::new();
+    let (mut rows, mut first_row) = (Vec::new(), 0);
     same_length("lrs", lrs.len(), "param_groups", groups.len())?;
     same_length("grads", grads.len(), "param_groups", groups.len())?;
     same_length("state", state.len(), "param_groups", groups.len())?;
@@ -74,9 +79,12 @@ pub(crate) fn step_arrays(
             let entry = entry.cast_into::<PyDict>()?;
             let look = Look { name, rule: &rule.0, values: &values, new_state, keys: &mut keys };
             items.push((g, look.item(&param, &grad, entry)?));
+            rows.push(first_row + i);
         }
+        first_row += params.len();
     }
     check_unchanged(&items)?;
+    let mut measuring = updates.map(|out| Measuring::new(out, first_row)).transpose()?;
     let set_apart = overlapping_extents(&items);
     refuse_shared_elements(&items, &set_apart)?;
     // storing new states, below, must not run Python code: these are what they were when they were looked at
@@ -110,12 +118,24 @@ pub(crate) fn step_arrays(
         fault::point("push array")?;
         let pushed = step.push(tensors, *factor);
         pushed.map_err(|refused| PyRuntimeError::new_err(format!("oxistep: {refused}; this is a defect")))?;
+        if let Some(measuring) = &mut measuring {
+            measuring.measured.pushed(&step);
+        }
     }
     store_fresh_states(&items)?;
     let small = step.elements() < driver::SERIAL;
-    let mut run = || with_pool(|pool| step.run(pool, Level::current()));
+    let mut measured = measuring.as_mut().map(|measuring| &mut measuring.measured);
+    let mut run = || {
+        with_pool(|pool| match &mut measured {
+            None => step.run(pool, Level::current()),
+            Some(measured) => step.run_measured(measured, pool, Level::current()),
+        })
+    };
     let done = if small { run() } else { py.detach(&mut run) };
     drop(step);
+    if let Some(measuring) = &mut measuring {
+        measuring.report(&rows);
+    }
     for (((_, item), copies), scalars) in items.iter_mut().zip(&copies).zip(&advanced) {
         copies.write_back(item);
         item.scalars.iter_mut().enumerate().for_each(|(k, scalar)| scalar.set(scalars.get(k)));
@@ -184,6 +204,29 @@ fn private_view<'py>(array: &Bound<'py, PyUntypedArray>) -> PyResult<Bound<'py, 
     }
 }
 
+/// Where a step that measures itself puts what it finds.
+struct Measuring<'py> {
+    out: PyReadwriteArray2<'py, f64>,
+    measured: Measured,
+}
+
+impl<'py> Measuring<'py> {
+    fn new(out: PyReadwriteArray2<'py, f64>, rows: usize) -> PyResult<Self> {
+        if out.shape() != [rows, 3] || !out.is_c_contiguous() {
+            return Err(PyValueError::new_err(format!("updates must be contiguous and have the shape ({rows}, 3)")));
+        }
+        Ok(Self { out, measured: Measured::default() })
+    }
+
+    fn report(&mut self, rows: &[usize]) {
+        let all = self.out.as_slice_mut().unwrap_or_default();
+        all.fill(f64::NAN);
+        for (&row, Moved { update, param, grad }) in rows.iter().zip(self.measured.moved()) {
+            all[3 * row..3 * row + 3].copy_from_slice(&[update.sqrt(), param.sqrt(), grad.sqrt()]);
+        }
+    }
+}
+
 fn kind(rule: &str) -> PyResult<Kind> {
     let known = || PyValueError::new_err(format!("unknown rule {rule:?}; there are {}", Kind::NAMES.join(", ")));
     Kind::from_name(rule).ok_or_else(known)
@@ -210,7 +253,7 @@ fn name_of(values: &Bound<'_, PyDict>, groups: usize, g: usize, i: usize) -> PyR
 }
 
 /// An array borrowed for reading or writing.
-enum Lent<R, W> {
+pub(crate) enum Lent<R, W> {
     Read(R),
     Write(W),
 }
@@ -218,7 +261,7 @@ enum Lent<R, W> {
 macro_rules! dtypes {
     ($($Variant:ident($t:ty)),*) => {
         /// An array of one of the dtypes that kernels serve, borrowed for reading or writing.
-        enum Array<'py> {
+        pub(crate) enum Array<'py> {
             $($Variant(Lent<PyReadonlyArrayDyn<'py, $t>, PyReadwriteArrayDyn<'py, $t>>),)*
         }
 
@@ -251,7 +294,7 @@ macro_rules! dtypes {
 
             /// # Safety
             /// The borrow is held for all of `'a`, and no slice that is written overlaps this one.
-            unsafe fn slice<'a>(&self, extent: Extent) -> Slice<'a> {
+            pub(crate) unsafe fn slice<'a>(&self, extent: Extent) -> Slice<'a> {
                 match self { $(
                     Self::$Variant(_) if extent.len == 0 => Slice::$Variant(&[]),
                     Self::$Variant(_) => {
@@ -347,7 +390,7 @@ impl Scalar<'_> {
 
 /// Where an array lies: from its lowest to its highest element.
 #[derive(Clone, Copy)]
-struct Extent {
+pub(crate) struct Extent {
     /// Address of the lowest element.
     first: usize,
     /// Elements from lowest to highest, gaps counted.
@@ -517,7 +560,7 @@ fn plain(object: &Bound<'_, PyAny>, name: &str) -> PyResult<()> {
 }
 
 /// Borrows an array, or says what is wrong with it.
-fn accept<'py>(object: &Bound<'py, PyAny>, name: &str, write: bool) -> PyResult<Array<'py>> {
+pub(crate) fn accept<'py>(object: &Bound<'py, PyAny>, name: &str, write: bool) -> PyResult<Array<'py>> {
     plain(object, name)?;
     let untyped = object.cast::<PyUntypedArray>()?;
     let dtype = untyped.dtype();
@@ -583,7 +626,7 @@ fn tuple(shape: &[usize]) -> String {
 }
 
 /// Where the arrays lie, and how their elements correspond; no layout if all lie one after the other in one order.
-fn place(arrays: &[Array<'_>]) -> (Vec<Extent>, Option<Layout>) {
+pub(crate) fn place(arrays: &[Array<'_>]) -> (Vec<Extent>, Option<Layout>) {
     let mut strides = vec![[0isize; STREAMS]; arrays[0].untyped().ndim()];
     let mut extents = Vec::with_capacity(arrays.len());
     for (s, array) in arrays.iter().enumerate() {

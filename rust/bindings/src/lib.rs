@@ -1,10 +1,10 @@
 //! The Python module `oxistep._core`: checks, borrows, releases the interpreter, calls the kernels, translates errors.
 //!
 //! `unsafe` stands in `tensors.rs` and `shim.rs` (torch's memory), `arrays.rs` (NumPy's), `item.rs`, `rows.rs`, `plan.rs`,
-//! `plan/steady.rs`, `guard.rs`, `clip.rs`, `lbfgs.rs` and `muon.rs` (where the contract of both is met), `collector.rs`
-//! (Python's garbage collector), `gradient.rs` and `state_map.rs` (attributes and dicts read without references), `keys.rs`
-//! (Python's dicts), `nearby.rs` (prefetching), `pages.rs` (advice on memory) and `threads.rs` (torch's thread pool), each
-//! with the reason why it holds.
+//! `plan/steady.rs`, `guard.rs`, `clip.rs`, `statistics.rs`, `lbfgs.rs` and `muon.rs` (where the contract of both is met),
+//! `collector.rs` (Python's garbage collector), `gradient.rs` and `state_map.rs` (attributes and dicts read without
+//! references), `keys.rs` (Python's dicts), `nearby.rs` (prefetching), `pages.rs` (advice on memory) and `threads.rs` (torch's
+//! thread pool), each with the reason why it holds.
 
 use pyo3::prelude::*;
 
@@ -31,6 +31,7 @@ mod rows;
 mod shim;
 mod span;
 mod state_map;
+mod statistics;
 mod tensors;
 mod threads;
 #[cfg(feature = "trespass")]
@@ -61,6 +62,8 @@ mod _core {
     use super::probe::probe;
     #[pymodule_export]
     use super::processor::{cpu_features, force_simd, simd_levels};
+    #[pymodule_export]
+    use super::statistics::GradientStatistics;
     #[pymodule_export]
     use super::threads::{get_num_threads, set_num_threads, use_torch_threads};
 

@@ -8,9 +8,11 @@
 
 mod steady;
 mod versions;
+mod watch;
 
 use std::any::Any;
 
+use numpy::PyReadwriteArray2;
 use oxistep_kernels::overlap::Written;
 use oxistep_kernels::simd::Level;
 use oxistep_kernels::{AnyRule, Kind, Scalars, Step, driver};
@@ -35,6 +37,7 @@ use crate::tensors::Torch;
 use crate::threads::with_pool;
 use steady::{Attempt, Steady};
 use versions::Versions;
+use watch::Watch;
 
 /// How many items ahead is prefetched what the last step touched.
 const ITEMS_AHEAD: usize = 3;
@@ -74,6 +77,8 @@ pub(crate) struct Plan {
     foreign: bool,
     /// `OXISTEP_CHECK=1`
     check_always: bool,
+    /// Steps are to be measured.
+    watch: Option<Box<Watch>>,
 }
 
 /// `torch.Tensor`, `torch.nn.Parameter` and what is needed of `torch._C`, looked up once.
@@ -119,6 +124,7 @@ impl Plan {
             measuring: false,
             foreign: false,
             check_always: std::env::var_os("OXISTEP_CHECK").is_some_and(|value| value == "1"),
+            watch: None,
         })
     }
 
@@ -160,14 +166,28 @@ impl Plan {
         Ok(lines)
     }
 
+    /// From now on tells `watcher` (`None`: nobody) of each step, before it writes, which parameters kernels will not measure.
+    #[pyo3(signature = (watcher=None))]
+    fn watch(&mut self, watcher: Option<Py<PyAny>>) {
+        self.watch = watcher.map(|watcher| Box::new(Watch::new(watcher)));
+    }
+
+    /// Writes what kernels measured in the last step into `out`, see `Watch::report`.
+    #[expect(clippy::needless_pass_by_value, reason = "the signature is PyO3's")]
+    fn updates(&self, out: PyReadwriteArray2<'_, f64>, starts: Vec<usize>) -> PyResult<bool> {
+        self.watch.as_ref().map_or(Ok(false), |watch| watch.report(out, &starts))
+    }
+
     // A parameter may lead back to its optimizer (through a hook, say): Python's collector must see the way.
     #[expect(clippy::needless_pass_by_value, reason = "the signature is PyO3's")]
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        self.watch.as_ref().map_or(Ok(()), |watch| visit.call(&watch.watcher))?;
         self.versions.as_ref().map_or(Ok(()), |versions| versions.visit(&visit))
     }
 
     fn __clear__(&mut self) {
         self.versions = None;
+        self.watch = None;
     }
 }
 
@@ -181,8 +201,8 @@ impl Plan {
         let rests = CollectorRests::new(py);
         self.measuring = guard.measures();
         let attempt = match guard.unscale {
-            None => self.take_steady_step(optimizer, guard, rests)?,
-            Some(_) => Attempt::Failed(rests),
+            None if self.watch.is_none() => self.take_steady_step(optimizer, guard, rests)?,
+            _ => Attempt::Failed(rests),
         };
         let rests = match attempt {
             Attempt::Done(norm) => return Ok(norm),
@@ -206,6 +226,10 @@ impl Plan {
             self.survey(optimizer, true)?; // a sparse gradient was looked up as a copy
             asked = self.foreign;
         }
+        if let Some(watch) = &mut self.watch {
+            watch.done = false;
+            asked |= watch.begin(py, &self.items)?;
+        }
         let mut norm = None;
         if guard.measures() && !self.items.is_empty() {
             if asked || self.items.iter().any(|item| item.fresh.is_some()) {
@@ -221,6 +245,9 @@ impl Plan {
             self.rules.iter_mut().for_each(|(_, factor)| *factor *= verdict.factor);
         }
         self.update(optimizer, asked, rests)?;
+        if let Some(watch) = &mut self.watch {
+            watch.done = true;
+        }
         Ok(norm)
     }
 
@@ -549,7 +576,8 @@ impl Plan {
     fn write<'py>(&mut self, optimizer: &Bound<'py, PyAny>, rests: CollectorRests<'py>) -> PyResult<()> {
         let py = optimizer.py();
         let mut step: Step<'_> = self.step.take().unwrap_or_default();
-        let ready = fill(&mut step, &self.items, &self.rules, &mut self.advanced)
+        let watch = self.watch.as_deref_mut();
+        let ready = fill(&mut step, &self.items, &self.rules, &mut self.advanced, watch)
             .and_then(|()| self.set_python_counters(py, 1))
             .and_then(|()| fault::point("versions"))
             .and_then(|()| self.count_versions(py));
@@ -563,7 +591,13 @@ impl Plan {
         let elements = step.elements();
         let small = elements < driver::SERIAL;
         drop(rests);
-        let mut run = || with_pool(|pool| step.run(pool, Level::current()));
+        let mut measured = self.watch.as_mut().map(|watch| &mut watch.measured);
+        let mut run = || {
+            with_pool(|pool| match &mut measured {
+                None => step.run(pool, Level::current()),
+                Some(measured) => step.run_measured(measured, pool, Level::current()),
+            })
+        };
         let done = if small { run() } else { py.detach(&mut run) };
         for (item, advanced) in self.items.iter().zip(&self.advanced) {
             for (i, memory) in item.scalar_memory.iter().enumerate() {
@@ -602,6 +636,7 @@ fn fill<'a>(
     items: &'a [Item],
     rules: &[(AnyRule, f64)],
     advanced: &mut Vec<Scalars>,
+    mut watch: Option<&mut Watch>,
 ) -> PyResult<()> {
     let mut last = None;
     for item in items {
@@ -631,6 +666,9 @@ fn fill<'a>(
             (Some(rows), _) => step.push_rows(tensors, rows.named(), *factor),
         };
         pushed.map_err(|refused| PyRuntimeError::new_err(format!("oxistep: {refused}; this is a defect")))?;
+        if let Some(watch) = &mut watch {
+            watch.pushed(item, step);
+        }
     }
     Ok(())
 }

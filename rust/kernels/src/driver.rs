@@ -1,15 +1,18 @@
 //! The loop of a step, element by element: tensors -> chunks -> threads -> SIMD level -> formula.
 
 mod alike;
+mod measured;
 mod rows;
 mod slices;
 mod sweep;
 
 use std::fmt;
 
-use alike::{Likeness, dense, run_alike};
+use alike::{Likeness, run_alike};
+use measured::{Lanes, update};
 use rows::{RowList, Rows};
 
+pub use measured::{Measured, Moved};
 pub use rows::SparseRows;
 pub(crate) use slices::Storage;
 pub use slices::{Slice, SliceMut};
@@ -315,7 +318,7 @@ impl<'a> Step<'a> {
             if let Some(place) = places.get(i + PLACES_AHEAD) {
                 place.prefetch();
             }
-            chunk.run(constants, rows, level);
+            chunk.run(constants, rows, level, None);
         })?;
         factored.run(pool, level)
     }
@@ -374,19 +377,19 @@ fn state_count(constants: &Constants) -> usize {
 }
 
 impl Chunk<'_> {
-    fn run(&mut self, constants: &[Constants], rows: &RowList<'_>, level: Level) {
+    fn run(&mut self, constants: &[Constants], rows: &RowList<'_>, level: Level, sums: Option<&mut Lanes>) {
         let constants = &constants[self.constants as usize];
         if let Some(own) = self.rows {
-            return self.run_rows(constants, own, rows, level);
+            return self.run_rows(constants, own, rows, level, sums);
         }
         match self.tensors.layout {
             None => {
                 let kinds = self.tensors.kinds();
-                dense(constants, level, self.grad_factor, kinds, &mut Some(self.tensors.whole()));
+                update(constants, level, self.grad_factor, kinds, &mut Some(self.tensors.whole()), sums);
             }
             Some(layout) => {
                 let Tensors { param, grad, states, .. } = &mut self.tensors;
-                strided(constants, level, self.grad_factor, param, *grad, states, layout, self.range);
+                strided(constants, level, self.grad_factor, param, *grad, states, layout, self.range, sums);
             }
         }
     }
@@ -402,6 +405,7 @@ fn strided(
     states: &mut [SliceMut<'_>; MAX_STATES],
     layout: &Layout,
     (start, end): (usize, usize),
+    mut sums: Option<&mut Lanes>,
 ) {
     macro_rules! tiles {
         ($p:ty, $g:ty, $s:ty) => {
@@ -430,7 +434,8 @@ fn strided(
                         });
                         let (param, grad) = (<$p>::wrap_mut(&mut p[..n]), <$g>::wrap(&g[..n]));
                         let mut tile = Tensors { param, grad, states: tile_states, layout: None };
-                        dense(constants, level, factor, tile.kinds(), &mut Some(tile.whole()));
+                        let (kinds, sums) = (tile.kinds(), sums.as_deref_mut());
+                        update(constants, level, factor, kinds, &mut Some(tile.whole()), sums);
                     }
                     layout.walk(0, first, n, |i, at| param[at - origins[0]] = p[i]);
                     for (k, state) in states.iter_mut().enumerate() {

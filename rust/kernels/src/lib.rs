@@ -28,6 +28,7 @@ pub mod probe;
 pub mod rule;
 pub mod rules;
 pub mod simd;
+pub mod statistics;
 mod sync;
 pub mod vector;
 

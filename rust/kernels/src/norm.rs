@@ -16,7 +16,7 @@ use crate::simd::{Level, Simd, Vectorized, prefetch, prefetch_address};
 
 /// Accumulators of a chunk, and elements between two rounds of prefetching. With fewer the compiler unrolls the loop over
 /// them before it could vectorise it, and what it then finds is three times slower.
-const LANES: usize = 64;
+pub(crate) const LANES: usize = 64;
 /// How many blocks ahead memory is prefetched.
 const AHEAD: usize = 16;
 /// How many chunks ahead the beginnings of small tensors are prefetched.
@@ -149,7 +149,7 @@ impl Chunk<'_> {
 }
 
 /// Adds the lanes, halving their number each time.
-fn pairwise(mut lanes: [f64; LANES]) -> f64 {
+pub(crate) fn pairwise(mut lanes: [f64; LANES]) -> f64 {
     let mut n = LANES;
     while n > 1 {
         n /= 2;
@@ -257,7 +257,7 @@ impl<E: Absolute> Vectorized for Most<'_, E> {
 
 /// Takes every element into the lane of its place.
 #[inline(always)]
-fn sweep<E: Copy, L: Copy>(x: &[E], lanes: &mut [L; LANES], take: impl Fn(L, E) -> L) {
+pub(crate) fn sweep<E: Copy, L: Copy>(x: &[E], lanes: &mut [L; LANES], take: impl Fn(L, E) -> L) {
     let (rows, tail) = x.as_chunks::<LANES>();
     for (r, row) in rows.iter().enumerate() {
         let per_line = 64 / size_of::<E>();

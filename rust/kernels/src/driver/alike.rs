@@ -126,7 +126,7 @@ pub(super) fn run_alike(
     for &count in alike {
         let (run, rest) = std::mem::take(&mut chunks).split_at_mut(count);
         match run {
-            [chunk] => chunk.run(constants, rows, level),
+            [chunk] => chunk.run(constants, rows, level, None),
             [first, ..] => {
                 let (constants, factor, kinds) =
                     (&constants[first.constants as usize], first.grad_factor, first.tensors.kinds());

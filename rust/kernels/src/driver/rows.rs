@@ -1,6 +1,7 @@
 //! The rows of a parameter that a sparse gradient names.
 
-use super::alike::{Source, dense};
+use super::alike::Source;
+use super::measured::{Lanes, update};
 use super::{Chunk, Place, Refused, Slice, Step, Tensors};
 use crate::layout::STREAMS;
 use crate::rules::Constants;
@@ -117,12 +118,19 @@ impl<'a> Step<'a> {
 
 impl Chunk<'_> {
     /// Updates some rows of its tensors.
-    pub(super) fn run_rows(&mut self, constants: &Constants, own: Rows, list: &RowList<'_>, level: Level) {
+    pub(super) fn run_rows(
+        &mut self,
+        constants: &Constants,
+        own: Rows,
+        list: &RowList<'_>,
+        level: Level,
+        moved: Option<&mut Lanes>,
+    ) {
         let kinds = self.tensors.kinds();
         let (rows, sums) = (&list.rows[own.places.0..own.places.1], list.sums[own.sums]);
         let in_grad = self.tensors.grad.len() / own.width;
         let mut source = RowSource { tensors: self.tensors.whole(), rows, sums, own, in_grad };
-        dense(constants, level, self.grad_factor, kinds, &mut source);
+        update(constants, level, self.grad_factor, kinds, &mut source, moved);
     }
 }
 

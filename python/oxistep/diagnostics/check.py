@@ -1,0 +1,331 @@
+"""Whether gradients are right: central differences against what is claimed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oxistep.diagnostics._named import is_tensor, real, whole
+from oxistep.diagnostics._table import number, table
+
+Array = NDArray[Any]
+
+# The step that balances both errors of a central difference, relative to the size of x: the cube root of float64's epsilon.
+_STEP = float(np.finfo(np.float64).eps) ** (1 / 3)
+
+
+class WrongGradientError(AssertionError):
+    """What :meth:`GradientCheck.raise_if_wrong` raises; its text is the report."""
+
+
+class GradientEntry(NamedTuple):
+    """One derivative that was checked."""
+
+    name: str
+    """Name of the input: its key, ``x`` if there is one, else ``x[k]``."""
+    index: tuple[int, ...]
+    """Place of the element in the input."""
+    output: tuple[int, ...] | None
+    """Place of the element in the output; ``None`` if that is a single number."""
+    analytic: float | complex
+    """What was claimed."""
+    numeric: float | complex
+    """What the differences give."""
+    error: float
+    """Magnitude of the difference between the two."""
+    relative: float
+    """``error`` over the larger magnitude of the two; 0 if both are 0."""
+    allowed: float
+    """``atol + rtol * (the larger magnitude)``."""
+
+    @property
+    def wrong(self) -> bool:
+        """Whether the error is larger than allowed, or not a number."""
+        return not self.error <= self.allowed
+
+
+@dataclass(frozen=True)
+class GradientCheck:
+    """What :func:`check_gradients` found. True if all is right; ``print`` shows the worst entries."""
+
+    checked: int
+    """How many derivatives were compared."""
+    wrong: int
+    """How many of them were wrong."""
+    entries: list[GradientEntry]
+    """The worst of them, the worst first: by ``error / allowed``."""
+    rtol: float
+    atol: float
+    """The absolute tolerance, the largest where it was chosen per element."""
+    message: str = field(default="")
+    """What ``torch.autograd.gradcheck`` objected to; empty if it did not, or was not asked."""
+
+    def __bool__(self) -> bool:
+        return self.wrong == 0 and not self.message
+
+    def __str__(self) -> str:
+        verdict = "right" if self else "WRONG"
+        title = f"Gradient {verdict}: {self.wrong} of {self.checked} derivatives differ (rtol {self.rtol:g}, atol {self.atol:.2g})"
+        columns = ["input", "analytic", "numeric", "error", "relative", ""]
+        rows = [
+            [
+                _place(entry),
+                _shown(entry.analytic),
+                _shown(entry.numeric),
+                number(entry.error),
+                number(entry.relative),
+                "wrong" if entry.wrong else "",
+            ]
+            for entry in self.entries
+        ]
+        text = table(title, columns, rows, ("input", ""))
+        return f"{text}\ntorch.autograd.gradcheck: {self.message}" if self.message else text
+
+    def raise_if_wrong(self) -> None:
+        """Raise :class:`WrongGradientError` with the report unless all is right.
+
+        Raises:
+            WrongGradientError: an ``AssertionError``.
+        """
+        if not self:
+            raise WrongGradientError(str(self))
+
+
+def check_gradients(
+    function: Callable[..., Any],
+    x: Any,
+    gradient: Any = None,
+    *,
+    rtol: float = 1e-5,
+    atol: float | None = None,
+    step: float | None = None,
+    elements: int | None = None,
+    seed: int = 0,
+    worst: int = 10,
+) -> GradientCheck:
+    """Compare gradients with central differences, ``(f(x + h) - f(x - h)) / 2h``, in float64.
+
+    NumPy: ``function(x)`` gives a number, ``gradient`` is what you believe to be its gradient at ``x``. torch: with
+    ``gradient`` the same; without it autograd's derivatives are checked, of every element of the output, and
+    ``torch.autograd.gradcheck`` is asked as well (which also tries undefined gradients, and whether backward gives the same
+    twice).
+
+    The step is chosen for each element: ``h = eps^(1/3) max(|x|, 1)``, about 6e-6 near one, rounded so that ``x + h`` and
+    ``x - h`` are numbers exactly ``2h`` apart. Smaller ones lose digits in the difference, larger ones bend away from the
+    tangent; this one leaves about ten digits of smooth functions.
+
+    A derivative is right if ``|analytic - numeric| <= atol + rtol max(|analytic|, |numeric|)``. ``rtol`` leaves room for the
+    bend. ``atol`` is by default a hundred times what rounding alone does to the difference, ``100 eps max(|f|, 1) / h``: a
+    derivative of zero comes out as large as that, and no relative tolerance could forgive it. Gradients computed in float32
+    have seven digits: give ``rtol=1e-3``. At kinks (``abs``, ReLU at 0) differences say nothing.
+
+    Args:
+        function: called as ``function(x)``; with a tuple of inputs as ``function(*x)``. Must not change its arguments, and
+            must give the same for the same input. (NumPy arguments are float64 copies, changed in place between calls.)
+        x: an array or tensor, a tuple of them, or a dict from name (then ``function`` gets a dict). float64 is used
+            throughout whatever the dtype.
+        gradient: in the structure of ``x``, or a function that gives it (default: None, with torch only).
+        rtol: relative tolerance (default: 1e-5).
+        atol: absolute tolerance (default: see above).
+        step: ``h``, the same for all elements (default: see above).
+        elements: check so many elements of all inputs, drawn by chance (default: all). Each costs two calls.
+        seed: of that draw (default: 0).
+        worst: how many entries the report keeps (default: 10).
+
+    Returns:
+        GradientCheck: true if all is right.
+
+    Raises:
+        TypeError: NumPy inputs without ``gradient``; inputs or gradients of another kind; an output that is no number.
+        ValueError: a gradient of another shape than its input; nothing to check; a tolerance out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> from oxistep.diagnostics import check_gradients
+        >>> x = np.array([1.0, -2.0, 3.0])
+        >>> def loss(w):
+        ...     return (x @ w - 4.0) ** 2
+        >>> w = np.array([0.5, 1.5, -1.0])
+        >>> bool(check_gradients(loss, w, 2 * (x @ w - 4.0) * x))
+        True
+        >>> report = check_gradients(loss, w, (x @ w - 4.0) * x)  # the 2 was forgotten
+        >>> bool(report), report.wrong, report.entries[0].index, round(report.entries[0].relative, 3)
+        (False, 3, (2,), 0.5)
+
+    Reference:
+        Press and others, "Numerical recipes", 3rd edition, 2007, section 5.7 (the step).
+    """
+    inputs = _Inputs(x)
+    rtol = real(rtol, "rtol", above=None)
+    atol = None if atol is None else real(atol, "atol", above=None)
+    step = None if step is None else real(step, "step")
+    worst = whole(worst, "worst", least=0)
+    if gradient is None and not inputs.of_torch:
+        raise TypeError("gradient: expected arrays or a function that gives them; only torch can find it by itself")
+
+    places = inputs.places(elements, seed)
+    message = ""
+    if gradient is None:
+        from oxistep.diagnostics import _torch_check
+
+        pairs = _torch_check.derivatives(function, inputs, places, step)
+        message = _torch_check.gradcheck_message(function, inputs, rtol, atol, step)
+    else:
+        pairs = _given(function, inputs, places, gradient, step)
+    entries = []
+    largest_atol = 0.0 if atol is None else atol
+    for name, index, output, analytic, numeric, rounding in pairs:
+        own = rounding if atol is None else atol
+        size = max(abs(analytic), abs(numeric))
+        error = abs(analytic - numeric)
+        relative = 0.0 if error == 0 else error / size
+        largest_atol = max(largest_atol, own)
+        entries.append(GradientEntry(name, index, output, analytic, numeric, error, relative, own + rtol * size))
+    entries.sort(key=_badness, reverse=True)
+    wrong = sum(entry.wrong for entry in entries)
+    return GradientCheck(len(entries), wrong, entries[:worst], rtol, largest_atol, message)
+
+
+Place = tuple[int, tuple[int, ...]]
+Pair = tuple[str, tuple[int, ...], tuple[int, ...] | None, Any, Any, float]
+
+
+class _Inputs:
+    """What the function is given, as float64 copies, with names."""
+
+    def __init__(self, x: Any) -> None:
+        if isinstance(x, Mapping):
+            self.kind, self.names, values = "dict", [str(key) for key in x], list(x.values())
+            self.keys = list(x)
+        elif isinstance(x, tuple):
+            self.kind, self.names, values = "tuple", [f"x[{k}]" for k in range(len(x))], list(x)
+        else:
+            self.kind, self.names, values = "one", ["x"], [x]
+        self.of_torch = bool(values) and all(map(is_tensor, values))
+        for name, value in zip(self.names, values, strict=True):
+            if not self.of_torch and (is_tensor(value) or isinstance(value, str)):
+                raise TypeError(f"{name}: torch tensors and NumPy arrays cannot be mixed")
+        if self.of_torch:
+            from oxistep.diagnostics._torch_check import wide
+
+            self.values: list[Any] = [wide(value) for value in values]
+        else:
+            self.values = [_wide(value, name) for name, value in zip(self.names, values, strict=True)]
+
+    def call(self, function: Callable[..., Any], values: list[Any] | None = None) -> Any:
+        """Calls with the inputs in the structure that they were given in."""
+        values = self.values if values is None else values
+        if self.kind == "dict":
+            return function(dict(zip(self.keys, values, strict=True)))
+        return function(*values)
+
+    def listed(self, gradient: Any) -> list[Any]:
+        """Gradients in the order of the inputs."""
+        if self.kind == "dict":
+            if not isinstance(gradient, Mapping) or set(gradient) != set(self.keys):
+                raise TypeError(f"gradient: expected a dict with the keys of x, {', '.join(self.names)}")
+            return [gradient[key] for key in self.keys]
+        if self.kind == "tuple":
+            if not isinstance(gradient, (tuple, list)) or len(gradient) != len(self.values):
+                raise TypeError(f"gradient: expected a tuple of {len(self.values)}, as x is one")
+            return list(gradient)
+        return [gradient]
+
+    def places(self, elements: int | None, seed: int) -> list[Place]:
+        """The elements to check: of which input, and where."""
+        sizes = [int(np.prod(value.shape)) for value in self.values]
+        chosen = np.arange(sum(sizes))
+        if elements is not None:
+            elements = whole(elements, "elements")
+            if elements < len(chosen):
+                chosen = np.sort(np.random.default_rng(seed).choice(len(chosen), elements, replace=False))
+        if not len(chosen):
+            raise ValueError("x has no elements")
+        ends = np.cumsum(sizes)
+        places = []
+        for flat in chosen:
+            k = int(np.searchsorted(ends, flat, side="right"))
+            shape = tuple(self.values[k].shape)
+            index = np.unravel_index(int(flat - (ends[k] - sizes[k])), shape) if shape else ()
+            places.append((k, tuple(int(i) for i in index)))
+        return places
+
+
+def step_for(x: float, step: float | None) -> tuple[float, float, float]:
+    """The two points to either side of ``x`` and the distance between them."""
+    h = _STEP * max(abs(x), 1.0) if step is None else step
+    # Rounded to a power of two: both points are then exact, unless x is larger than h by all of float64's digits.
+    h = 2.0 ** round(np.log2(h)) if step is None else h
+    ahead, behind = x + h, x - h
+    return ahead, behind, ahead - behind
+
+
+def rounding_of(size: float, distance: float) -> float:
+    """A hundred times the error of a difference of two numbers of this size, divided by the distance between the points."""
+    return float(200 * np.finfo(np.float64).eps * max(size, 1.0) / distance)
+
+
+def _given(
+    function: Callable[..., Any], inputs: _Inputs, places: list[Place], gradient: Any, step: float | None
+) -> Iterator[Pair]:
+    """Pairs of given derivatives and differences."""
+    grads = inputs.listed(inputs.call(gradient) if callable(gradient) else gradient)
+    claimed = [
+        _as_array(grad, value, name) for grad, value, name in zip(grads, inputs.values, inputs.names, strict=True)
+    ]
+    for k, index in places:
+        value = inputs.values[k]
+        before = float(value[index])
+        ahead, behind, distance = step_for(before, step)
+        try:
+            value[index] = ahead
+            f_ahead = _as_number(inputs.call(function))
+            value[index] = behind
+            f_behind = _as_number(inputs.call(function))
+        finally:
+            value[index] = before
+        rounding = rounding_of(max(abs(f_ahead), abs(f_behind)), distance)
+        yield inputs.names[k], index, None, float(claimed[k][index]), (f_ahead - f_behind) / distance, rounding
+
+
+def _wide(value: Any, name: str) -> Array:
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise TypeError(f"{name}: expected an array, {error}") from None
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{name}: expected an array of real numbers, got {array.dtype}")
+    return array.astype(np.float64)  # always a copy
+
+
+def _as_array(grad: Any, value: Any, name: str) -> Array:
+    array = _wide(grad.detach().cpu() if is_tensor(grad) else grad, f"the gradient of {name}")
+    if array.shape != tuple(value.shape):
+        raise ValueError(f"the gradient of {name} has shape {array.shape}, expected {tuple(value.shape)}")
+    return array
+
+
+def _as_number(value: Any) -> float:
+    value = value.detach() if is_tensor(value) else np.asarray(value)
+    if int(np.prod(value.shape)) != 1:
+        raise TypeError(f"function must give a single number to compare a gradient with, got shape {tuple(value.shape)}")
+    return float(value)
+
+
+def _badness(entry: GradientEntry) -> float:
+    if entry.error != entry.error:
+        return float("inf")
+    return entry.error / entry.allowed if entry.allowed else float("inf") * (entry.error > 0) if entry.error else 0.0
+
+
+def _place(entry: GradientEntry) -> str:
+    place = entry.name + (str(list(entry.index)) if entry.index else "")
+    return place if entry.output is None else f"d output{list(entry.output) if entry.output else ''} / d {place}"
+
+
+def _shown(x: float | complex) -> str:
+    return f"{x:.8g}"

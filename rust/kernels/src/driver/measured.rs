@@ -1,0 +1,185 @@
+//! A step that also measures itself: for each parameter the squared norms of its update, of itself before it, and of the
+//! gradient as the rule takes it.
+//!
+//! A tile of the old parameter is kept on the stack while it is updated, and compared before it leaves the cache. The
+//! update's own bits are those of an unmeasured step. Sums are in f64; element i of a tile goes to lane i mod 64, the lanes
+//! of a chunk are added pairwise, its chunks in order: the same bits for any threads and SIMD level.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::alike::{Kinds, Source, dense};
+use super::{SERIAL, Slice, SliceMut, Step, Tensors};
+use crate::element::Element;
+use crate::norm::{LANES, pairwise, sweep};
+use crate::pool::{Panic, Pool, Serial, for_each};
+use crate::rules::Constants;
+use crate::simd::{Level, Vectorized};
+
+/// Elements of a tile; a multiple of the lanes.
+const TILE: usize = 1024;
+
+/// Squared norms of one parameter in a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Moved {
+    /// Of the difference between the parameter after the step and before it.
+    pub update: f64,
+    /// Of the parameter before the step; with a sparse gradient, of the rows that it names.
+    pub param: f64,
+    /// Of the gradient as the rule takes it: unscaled and clipped.
+    pub grad: f64,
+}
+
+/// What a measured step found, parameter by parameter; kept for its memory.
+#[derive(Debug, Default)]
+pub struct Measured {
+    /// For each chunk, three numbers as bits: threads write them where they belong.
+    chunks: Vec<[AtomicU64; 3]>,
+    /// For each parameter, one past its last chunk.
+    ends: Vec<usize>,
+}
+
+impl Measured {
+    /// Forgets all parameters.
+    pub fn clear(&mut self) {
+        self.ends.clear();
+    }
+
+    /// To be called after each push: the chunks pushed since the last call are one parameter's.
+    pub fn pushed(&mut self, step: &Step<'_>) {
+        self.ends.push(step.chunks.len());
+    }
+
+    /// What was found, in the order in which the parameters were pushed.
+    pub fn moved(&self) -> impl Iterator<Item = Moved> {
+        self.ends.iter().scan(0, |start, &end| {
+            let chunks = &self.chunks[std::mem::replace(start, end)..end];
+            let [update, param, grad] =
+                [0, 1, 2].map(|k| chunks.iter().map(|sums| f64::from_bits(sums[k].load(Ordering::Relaxed))).sum());
+            Some(Moved { update, param, grad })
+        })
+    }
+}
+
+impl Step<'_> {
+    /// As [`Step::run`], and measures on the way all parameters but those of rules that look at them whole.
+    ///
+    /// # Errors
+    /// As [`Step::run`].
+    pub fn run_measured(&mut self, measured: &mut Measured, pool: &dyn Pool, level: Level) -> Result<(), Panic> {
+        let Self { chunks, constants, elements, factored, rows, .. } = self;
+        measured.chunks.resize_with(chunks.len(), Default::default);
+        let (constants, rows, found) = (constants.as_slice(), &*rows, measured.chunks.as_slice());
+        let pool = if *elements < SERIAL { &Serial } else { pool };
+        let cost = |chunk: &super::Chunk<'_>| chunk.range.1 - chunk.range.0 + 64;
+        for_each(pool, chunks, cost, |i, chunk| {
+            let mut lanes = Lanes::default();
+            chunk.run(constants, rows, level, Some(&mut lanes));
+            let factor = chunk.grad_factor;
+            let sums = [pairwise(lanes.update), pairwise(lanes.param), pairwise(lanes.grad) * (factor * factor)];
+            found[i].iter().zip(sums).for_each(|(to, sum)| to.store(sum.to_bits(), Ordering::Relaxed));
+        })?;
+        factored.run(pool, level)
+    }
+}
+
+/// Updates tensors as [`dense`] does, and measures that if sums are wanted.
+pub(super) fn update(
+    constants: &Constants,
+    level: Level,
+    factor: f64,
+    kinds: Kinds,
+    source: &mut dyn Source,
+    sums: Option<&mut Lanes>,
+) {
+    let Some(sums) = sums else { return dense(constants, level, factor, kinds, source) };
+    while let Some(mut tensors) = source.next() {
+        sums.update(constants, level, factor, &mut tensors);
+    }
+}
+
+/// The sums of a chunk.
+pub(super) struct Lanes {
+    update: [f64; LANES],
+    param: [f64; LANES],
+    grad: [f64; LANES],
+}
+
+impl Default for Lanes {
+    fn default() -> Self {
+        Self { update: [0.0; LANES], param: [0.0; LANES], grad: [0.0; LANES] }
+    }
+}
+
+impl Lanes {
+    /// Updates flat tensors tile by tile.
+    fn update(&mut self, constants: &Constants, level: Level, factor: f64, tensors: &mut Tensors<'_>) {
+        let len = tensors.param.len();
+        for start in (0..len).step_by(TILE) {
+            let n = TILE.min(len - start);
+            let Tensors { param, grad, states, .. } = &mut *tensors;
+            let states = states.each_mut().map(|state| state.part(start, n));
+            let mut tile = Tensors { param: param.part(start, n), grad: grad.part(start, n), states, layout: None };
+            let (kinds, grad) = (tile.kinds(), tile.grad);
+            macro_rules! keep_and_compare {
+                ($($Variant:ident),*) => {
+                    match &tile.param {
+                        $(SliceMut::$Variant(x) => {
+                            let mut old = [Default::default(); TILE];
+                            old[..n].copy_from_slice(x);
+                            dense(constants, level, factor, kinds, &mut Some(tile.whole()));
+                            if let SliceMut::$Variant(new) = &tile.param {
+                                level.run(Compare(&old[..n], new, self));
+                            }
+                        })*
+                        SliceMut::Absent => {}
+                    }
+                    match grad {
+                        $(Slice::$Variant(grad) => level.run(Squares(grad, &mut self.grad)),)*
+                    }
+                };
+            }
+            keep_and_compare!(F64, F32, F16, Bf16);
+        }
+    }
+}
+
+struct Compare<'a, E>(&'a [E], &'a [E], &'a mut Lanes);
+
+impl<E: Element> Vectorized for Compare<'_, E> {
+    #[inline(always)]
+    fn run(self) {
+        let Self(old, new, lanes) = self;
+        sweep(old, &mut lanes.param, |lane: f64, x| {
+            let x: f64 = x.load().into();
+            lane + x * x
+        });
+        let (old_rows, old_tail) = old.as_chunks::<LANES>();
+        let (new_rows, new_tail) = new[..old.len()].as_chunks::<LANES>();
+        for (old, new) in old_rows.iter().zip(new_rows) {
+            for l in 0..LANES {
+                lanes.update[l] += squared_distance(old[l], new[l]);
+            }
+        }
+        for (lane, (&old, &new)) in lanes.update.iter_mut().zip(old_tail.iter().zip(new_tail)) {
+            *lane += squared_distance(old, new);
+        }
+    }
+}
+
+#[inline(always)]
+fn squared_distance<E: Element>(old: E, new: E) -> f64 {
+    let (old, new): (f64, f64) = (old.load().into(), new.load().into());
+    (new - old) * (new - old)
+}
+
+struct Squares<'a, E>(&'a [E], &'a mut [f64; LANES]);
+
+impl<E: Element> Vectorized for Squares<'_, E> {
+    #[inline(always)]
+    fn run(self) {
+        sweep(self.0, self.1, |lane: f64, x: E| {
+            let x: f64 = x.load().into();
+            lane + x * x
+        });
+    }
+}

@@ -1,0 +1,378 @@
+//! What can be told of the elements of each of many tensors in one pass over memory: mean, variance, norm, magnitudes, zeros,
+//! NaN and infinity.
+//!
+//! A tensor is read in tiles that stay in the first-level cache while they are looked at three times: the bits of the
+//! magnitudes (smallest, largest, zeros), the sum, and then the squared distances from the tile's own mean. So the variance never
+//! is a difference of large numbers. Tiles, and then chunks, are merged in order by the formula of Chan, Golub and LeVeque
+//! ("Algorithms for computing the sample variance", 1983). The sum of squares follows from the moments without cancellation:
+//! `sum x^2 = sum (x - mean)^2 + n mean^2`.
+//!
+//! Mean, variance, norm and magnitudes are those of the finite elements. A tile in which not all are finite is taken apart
+//! element by element; that is rare, and costs what it costs.
+//!
+//! The same bits come out whatever the threads and the SIMD level: all arithmetic is in f64, how tensors are cut depends on their
+//! sizes alone, element i of a tile is always added to lane i mod 64, and the lanes are added pairwise.
+
+use crate::driver::{CHUNK, SERIAL, Slice};
+use crate::element::{Element, bf16, f16};
+use crate::layout::Layout;
+use crate::norm::{LANES, pairwise, sweep};
+use crate::pool::{Panic, Pool, Serial, for_each};
+use crate::simd::{Level, Vectorized, prefetch_address};
+
+/// Elements of a tile; a multiple of the lanes.
+const TILE: usize = 2048;
+/// How many chunks ahead the beginnings of small tensors are prefetched.
+const PLACES_AHEAD: usize = 4;
+
+/// What is known of some elements.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Summary {
+    /// How many elements are finite.
+    pub finite: u64,
+    /// The mean of the finite ones; zero if there are none.
+    pub mean: f64,
+    /// The sum of squared distances from the mean.
+    pub squares: f64,
+    /// The smallest magnitude that is not zero; infinite if there is none.
+    pub smallest: f64,
+    /// The largest finite magnitude.
+    pub largest: f64,
+    /// How many elements are zero.
+    pub zeros: u64,
+    /// How many are NaN.
+    pub nans: u64,
+    /// How many are infinite.
+    pub infinities: u64,
+}
+
+impl Default for Summary {
+    fn default() -> Self {
+        Self {
+            finite: 0,
+            mean: 0.0,
+            squares: 0.0,
+            smallest: f64::INFINITY,
+            largest: 0.0,
+            zeros: 0,
+            nans: 0,
+            infinities: 0,
+        }
+    }
+}
+
+impl Summary {
+    /// The variance of the finite elements, over their number; NaN if there are none.
+    pub fn variance(&self) -> f64 {
+        if self.finite == 0 { f64::NAN } else { self.squares / self.finite as f64 }
+    }
+
+    /// The root of the sum of squares of the finite elements.
+    pub fn norm(&self) -> f64 {
+        (self.squares + self.finite as f64 * (self.mean * self.mean)).sqrt()
+    }
+
+    /// Takes in what is known of the elements that follow.
+    fn merge(&mut self, next: &Self) {
+        if self.finite == 0 {
+            (self.finite, self.mean, self.squares) = (next.finite, next.mean, next.squares);
+        } else if next.finite > 0 {
+            let (own, other) = (self.finite as f64, next.finite as f64);
+            let share = other / (own + other);
+            let apart = next.mean - self.mean;
+            self.mean += apart * share;
+            self.squares += next.squares + apart * apart * own * share;
+            self.finite += next.finite;
+            if self.mean.is_nan() {
+                // float64 elements near the end of its range: sums beyond it have met
+                (self.mean, self.squares) = (f64::INFINITY, f64::INFINITY);
+            }
+        }
+        self.smallest = self.smallest.min(next.smallest);
+        self.largest = self.largest.max(next.largest);
+        self.zeros += next.zeros;
+        self.nans += next.nans;
+        self.infinities += next.infinities;
+    }
+}
+
+/// A part of one tensor, and what came of it.
+#[derive(Debug)]
+struct Chunk<'a> {
+    elements: Slice<'a>,
+    /// Where the elements lie if not one after the other: the first stream of the layout.
+    layout: Option<&'a Layout>,
+    /// Elements, in walking order.
+    range: (usize, usize),
+    /// Where a chunk a few places on begins, to prefetch it: many small ones lie anywhere.
+    next: usize,
+    summary: Summary,
+}
+
+/// Statistics of many tensors: filled, computed once, read, and emptied for reuse without giving memory back.
+#[derive(Debug, Default)]
+pub struct Statistics<'a> {
+    chunks: Vec<Chunk<'a>>,
+    /// For each tensor, one past its last chunk.
+    ends: Vec<usize>,
+    elements: usize,
+}
+
+impl<'a> Statistics<'a> {
+    /// How many elements there are.
+    pub fn elements(&self) -> usize {
+        self.elements
+    }
+
+    /// Adds a tensor; with a layout, the elements that its first stream walks over.
+    ///
+    /// # Panics
+    /// If the slice is too short for the layout.
+    pub fn push(&mut self, elements: Slice<'a>, layout: Option<&'a Layout>) {
+        if let Some(layout) = layout {
+            assert!(layout.extent(0).is_some_and(|extent| extent <= elements.len()), "slice too short for its layout");
+        }
+        let len = layout.map_or(elements.len(), Layout::len);
+        self.elements += len;
+        let mut first = 0;
+        while first < len {
+            let end = if len - first > CHUNK + CHUNK / 2 { first + CHUNK } else { len };
+            if let Some(before) = self.chunks.len().checked_sub(PLACES_AHEAD) {
+                self.chunks[before].next = elements.address();
+            }
+            let (next, summary) = (elements.address(), Summary::default());
+            self.chunks.push(Chunk { elements, layout, range: (first, end), next, summary });
+            first = end;
+        }
+        self.ends.push(self.chunks.len());
+    }
+
+    /// Looks at all tensors.
+    ///
+    /// # Errors
+    /// The payload of a panic in a kernel, which would be a defect of this crate.
+    pub fn compute(&mut self, pool: &dyn Pool, level: Level) -> Result<(), Panic> {
+        let pool = if self.elements < SERIAL { &Serial } else { pool };
+        // a fixed share per chunk stands for what it costs to take one up
+        let cost = |chunk: &Chunk<'_>| chunk.range.1 - chunk.range.0 + 64;
+        for_each(pool, &mut self.chunks, cost, |_, chunk| {
+            prefetch_address(chunk.next);
+            chunk.summary = chunk.run(level);
+        })
+    }
+
+    /// The summaries, tensor by tensor, once they are computed.
+    pub fn summaries(&self) -> impl Iterator<Item = Summary> {
+        self.ends.iter().scan(0, |start, &end| {
+            let mut all = Summary::default();
+            self.chunks[std::mem::replace(start, end)..end].iter().for_each(|chunk| all.merge(&chunk.summary));
+            Some(all)
+        })
+    }
+
+    /// Empties it, keeping its memory for tensors of any lifetime.
+    pub fn recycle<'b>(mut self) -> Statistics<'b> {
+        self.chunks.clear();
+        self.ends.clear();
+        // An empty vector collected from one of the same layout keeps its allocation.
+        let chunks = self.chunks.into_iter().map(|_| unreachable!("the vector is empty")).collect();
+        Statistics { chunks, ends: self.ends, elements: 0 }
+    }
+}
+
+impl Chunk<'_> {
+    fn run(&self, level: Level) -> Summary {
+        macro_rules! each {
+            ($($Variant:ident),*) => {
+                match self.elements { $(Slice::$Variant(x) => self.summary_of(x, level),)* }
+            };
+        }
+        each!(F64, F32, F16, Bf16)
+    }
+
+    fn summary_of<E: Magnitude>(&self, x: &[E], level: Level) -> Summary {
+        let (first, end) = self.range;
+        let mut all = Summary::default();
+        match self.layout {
+            None => x[first..end].chunks(TILE).for_each(|tile| all.merge(&summary_of_tile(tile, level))),
+            Some(layout) => {
+                let mut tile = [E::default(); TILE];
+                for start in (first..end).step_by(TILE) {
+                    let n = TILE.min(end - start);
+                    layout.walk(0, start, n, |i, at| tile[i] = x[at]);
+                    all.merge(&summary_of_tile(&tile[..n], level));
+                }
+            }
+        }
+        all
+    }
+}
+
+fn summary_of_tile<E: Magnitude>(x: &[E], level: Level) -> Summary {
+    let mut bits = Bits::default();
+    level.run(Magnitudes(x, &mut bits));
+    if bits.largest >= E::INFINITY {
+        return summary_of_strange_tile(x, level);
+    }
+    let (mean, squares) = moments(x, level);
+    Summary {
+        finite: x.len() as u64,
+        mean,
+        squares,
+        smallest: smallest::<E>(bits.smallest_less_one),
+        largest: E::from_bits(bits.largest),
+        zeros: bits.zeros,
+        nans: 0,
+        infinities: 0,
+    }
+}
+
+/// A tile in which something is not finite.
+#[cold]
+fn summary_of_strange_tile<E: Magnitude>(x: &[E], level: Level) -> Summary {
+    let mut finite = [0.0_f64; TILE];
+    let mut all = Summary::default();
+    for &x in x {
+        let bits = x.bits();
+        if bits > E::INFINITY {
+            all.nans += 1;
+        } else if bits == E::INFINITY {
+            all.infinities += 1;
+        } else {
+            finite[all.finite as usize] = x.load().into();
+            all.finite += 1;
+        }
+    }
+    let rest = summary_of_finite(&finite[..all.finite as usize], level);
+    Summary { nans: all.nans, infinities: all.infinities, ..rest }
+}
+
+fn summary_of_finite(x: &[f64], level: Level) -> Summary {
+    if x.is_empty() { Summary::default() } else { summary_of_tile(x, level) }
+}
+
+/// The mean of finite elements and the sum of squared distances from it.
+fn moments<E: Magnitude>(x: &[E], level: Level) -> (f64, f64) {
+    let mut lanes = [0.0; LANES];
+    level.run(Sum(x, &mut lanes));
+    let sum = pairwise(lanes);
+    // float64 elements near the end of its range: infinities of both signs may have met
+    let mean = if sum.is_nan() { f64::INFINITY } else { sum / x.len() as f64 };
+    let mut lanes = [0.0; LANES];
+    level.run(SquaredDistances(x, mean, &mut lanes));
+    (mean, pairwise(lanes))
+}
+
+fn smallest<E: Magnitude>(less_one: E::Bits) -> f64 {
+    if less_one == E::NONE { f64::INFINITY } else { E::from_bits(E::next(less_one)) }
+}
+
+/// What the bits of a tile's magnitudes tell.
+struct Bits<E: Magnitude> {
+    largest: E::Bits,
+    /// The smallest of (bits - 1), where zero wraps round to be larger than all others.
+    smallest_less_one: E::Bits,
+    zeros: u64,
+}
+
+impl<E: Magnitude> Default for Bits<E> {
+    fn default() -> Self {
+        Self { largest: E::Bits::default(), smallest_less_one: E::NONE, zeros: 0 }
+    }
+}
+
+/// An element type's magnitude as an unsigned integer of its own width: the order is the same, NaN comes last.
+trait Magnitude: Element<Arith: Into<f64>> {
+    type Bits: Copy + Ord + Default + std::fmt::Debug;
+    const INFINITY: Self::Bits;
+    /// Zero less one.
+    const NONE: Self::Bits;
+    fn bits(self) -> Self::Bits;
+    fn previous(bits: Self::Bits) -> Self::Bits;
+    fn next(bits: Self::Bits) -> Self::Bits;
+    /// One if the bits are those of zero.
+    fn is_zero(bits: Self::Bits) -> Self::Bits;
+    fn add(a: Self::Bits, b: Self::Bits) -> Self::Bits;
+    fn count(bits: Self::Bits) -> u64;
+    fn from_bits(bits: Self::Bits) -> f64;
+}
+
+macro_rules! magnitude {
+    ($t:ty, $bits:ty) => {
+        impl Magnitude for $t {
+            type Bits = $bits;
+            const INFINITY: $bits = <$t>::INFINITY.to_bits();
+            const NONE: $bits = <$bits>::MAX;
+            #[inline(always)]
+            fn bits(self) -> $bits {
+                self.to_bits() & (<$bits>::MAX >> 1)
+            }
+            #[inline(always)]
+            fn previous(bits: $bits) -> $bits {
+                bits.wrapping_sub(1)
+            }
+            fn next(bits: $bits) -> $bits {
+                bits.wrapping_add(1)
+            }
+            #[inline(always)]
+            fn is_zero(bits: $bits) -> $bits {
+                <$bits>::from(bits == 0)
+            }
+            #[inline(always)]
+            fn add(a: $bits, b: $bits) -> $bits {
+                a + b
+            }
+            fn count(bits: $bits) -> u64 {
+                u64::from(bits)
+            }
+            fn from_bits(bits: $bits) -> f64 {
+                <$t>::from_bits(bits).load().into()
+            }
+        }
+    };
+}
+magnitude!(f64, u64);
+magnitude!(f32, u32);
+magnitude!(f16, u16);
+magnitude!(bf16, u16);
+
+struct Magnitudes<'a, E: Magnitude>(&'a [E], &'a mut Bits<E>);
+
+impl<E: Magnitude> Vectorized for Magnitudes<'_, E> {
+    #[inline(always)]
+    fn run(self) {
+        let Self(x, found) = self;
+        // a lane counts at most a tile's share of zeros: 32 fit any of the integers
+        let (mut largest, mut smallest, mut zeros) =
+            ([E::Bits::default(); LANES], [E::NONE; LANES], [E::Bits::default(); LANES]);
+        sweep(x, &mut largest, |lane: E::Bits, x| lane.max(x.bits()));
+        sweep(x, &mut smallest, |lane: E::Bits, x| lane.min(E::previous(x.bits())));
+        sweep(x, &mut zeros, |lane: E::Bits, x| E::add(lane, E::is_zero(x.bits())));
+        found.largest = largest.into_iter().max().unwrap_or_default();
+        found.smallest_less_one = smallest.into_iter().min().unwrap_or(E::NONE);
+        found.zeros = zeros.into_iter().map(E::count).sum();
+    }
+}
+
+struct Sum<'a, E>(&'a [E], &'a mut [f64; LANES]);
+
+impl<E: Magnitude> Vectorized for Sum<'_, E> {
+    #[inline(always)]
+    fn run(self) {
+        sweep(self.0, self.1, |lane: f64, x: E| lane + x.load().into());
+    }
+}
+
+struct SquaredDistances<'a, E>(&'a [E], f64, &'a mut [f64; LANES]);
+
+impl<E: Magnitude> Vectorized for SquaredDistances<'_, E> {
+    #[inline(always)]
+    fn run(self) {
+        let mean = self.1;
+        // not fused, so that every level rounds alike
+        sweep(self.0, self.2, |lane: f64, x: E| {
+            let distance = x.load().into() - mean;
+            lane + distance * distance
+        });
+    }
+}
