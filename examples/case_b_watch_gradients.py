@@ -1,8 +1,8 @@
 """Case B: when training goes wrong, look at the gradients.
 
-Follow mean and variance of every parameter's gradient after `backward`, look for anomalies
-(exploding, vanishing, NaN, inf) and leave out a step that would spoil the weights. And check a
-gradient that was written by hand by central differences.
+`oxistep.diagnostics` follows mean and variance of every parameter's gradient after `backward` and names
+anomalies (exploding, vanishing, dead, not finite); a step that would spoil the weights is left out. A
+gradient that was written by hand is checked by central differences. And how far each step moves each layer.
 """
 
 import math
@@ -11,32 +11,7 @@ import torch
 from torch import nn
 
 import oxistep.optim as optim
-
-
-def anomaly(gradient):
-    if gradient.isnan().any():
-        return "NaN"
-    if gradient.isinf().any():
-        return "inf"
-    size = gradient.abs().max().item()
-    if size > 1e3:
-        return "exploding"
-    if size < 1e-6:
-        return "vanishing"
-    return ""
-
-
-def gradient_table(model):
-    """Mean, variance and anomaly of every gradient: call it between `backward` and `step`."""
-    return {
-        name: {
-            "mean": p.grad.mean().item(),
-            "variance": p.grad.var(correction=0).item(),
-            "anomaly": anomaly(p.grad),
-        }
-        for name, p in model.named_parameters()
-        if p.grad is not None
-    }
+from oxistep.diagnostics import GradientMonitor, UpdateMonitor, check_gradients
 
 
 def network(activation, depth):
@@ -45,6 +20,14 @@ def network(activation, depth):
     for _ in range(depth - 2):
         layers += [nn.Linear(16, 16), activation()]
     return nn.Sequential(*layers, nn.Linear(16, 1))
+
+
+def gradient_table(model):
+    """Mean, variance, NaN, inf and anomaly of every gradient: call it between `backward` and `step`."""
+    monitor = GradientMonitor(model)
+    monitor.update()
+    shown = ("mean", "variance", "nan", "inf", "anomaly")
+    return {row["name"]: {key: row[key] for key in shown} for row in monitor.rows()}
 
 
 def first_gradients(model):
@@ -78,7 +61,8 @@ def watched_training(optim):
     """Sixty steps; batch 20 holds a NaN. The gradients show it, and the step is left out."""
     model = network(nn.Tanh, depth=3)
     optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    history, skipped, losses = [], [], []
+    gradients, updates = GradientMonitor(model), UpdateMonitor(optimizer, names=model)
+    skipped, losses = [], []
     for step in range(60):
         x = torch.randn(32, 4)
         y = torch.sin(x).sum(dim=1, keepdim=True)
@@ -87,27 +71,22 @@ def watched_training(optim):
         loss = nn.functional.mse_loss(model(x), y)
         optimizer.zero_grad()
         loss.backward()
-        table = gradient_table(model)
-        history.append(table)
-        if any(row["anomaly"] for row in table.values()):
+        gradients.update()
+        if gradients.anomalies():
             skipped.append(step)
             continue
         optimizer.step()
         losses.append(loss.item())
     weights = [value for p in model.parameters() for value in p.flatten().tolist()]
-    return {"history": history, "skipped": skipped, "losses": losses, "weights": weights}
-
-
-def central_differences(f, w, h=1e-5):
-    """The gradient of f at w, one coordinate at a time: (f(w + h) - f(w - h)) / 2h, in float64."""
-    w = w.double()
-    gradient = torch.empty_like(w)
-    for i in range(w.numel()):
-        ahead, behind = w.clone(), w.clone()
-        ahead[i] += h
-        behind[i] -= h
-        gradient[i] = (f(ahead) - f(behind)) / (2 * h)
-    return gradient
+    first_layer = [row for row in gradients.rows(None) if row["name"] == "0.weight"]
+    return {
+        "history": first_layer,
+        "skipped": skipped,
+        "found": [str(anomaly) for anomaly in gradients.anomalies(None)][:1],
+        "moved": {row["name"]: row["ratio"] for row in updates.rows()},
+        "losses": losses,
+        "weights": weights,
+    }
 
 
 def gradient_check():
@@ -115,14 +94,19 @@ def gradient_check():
     x = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
     y = 4.0
     w = torch.tensor([0.5, 1.5, -1.0], dtype=torch.float64)
-    right = 2 * (x @ w - y) * x
-    wrong = (x @ w - y) * x
-    numerical = central_differences(lambda w: (x @ w - y) ** 2, w)
 
-    def off(gradient):
-        return ((gradient - numerical).norm() / (gradient.norm() + numerical.norm())).item()
+    def loss(w):
+        return (x @ w - y) ** 2
 
-    return {"numerical": numerical.tolist(), "right_off_by": off(right), "wrong_off_by": off(wrong)}
+    right = check_gradients(loss, w, 2 * (x @ w - y) * x)
+    wrong = check_gradients(loss, w, (x @ w - y) * x)
+    return {
+        "right": bool(right),
+        "wrong": bool(wrong),
+        "right_off_by": right.entries[0].relative,
+        "wrong_off_by": wrong.entries[0].relative,
+        "report": str(wrong),
+    }
 
 
 def train(optim):
@@ -148,13 +132,16 @@ def main():
     training = result["training"]
     print("watched training: gradients of the first layer's weight")
     for step in (0, 19, 20, 21, 59):
-        row = training["history"][step]["0.weight"]
+        row = training["history"][step]
         print_row(f"step {step}", row, ", step left out" if step in training["skipped"] else "")
+    print(f"  found: {training['found'][0]}")
     print(f"  the loss fell from {training['losses'][0]:.3f} to {training['losses'][-1]:.3f}")
+    print("the last step moved")
+    for name, ratio in training["moved"].items():
+        print(f"  {name:10s} by {ratio:.1e} of its size")
 
-    check = result["check"]
-    print("hand-written gradient against central differences")
-    print(f"  right: off by {check['right_off_by']:.0e}   without the 2: off by {check['wrong_off_by']:.2f}")
+    print("hand-written gradient against central differences, the 2 forgotten")
+    print(result["check"]["report"])
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class History:
         return min(self.count, self._capacity)
 
     def last(self, n: int | None = None) -> tuple[NDArray[np.int64], Floats]:
-        """Steps and values (steps x layers x fields) of the last ``n`` measurements, oldest first; of all by default."""
+        """Steps and values (steps x layers x fields) of the last ``n`` measurements, oldest first; by default all."""
         n = len(self) if n is None else min(n, len(self))
         places = np.arange(self.count - n, self.count) % len(self._steps)
         return self._steps[places], self._values[places]

@@ -18,7 +18,8 @@ def is_tensor(value: object) -> bool:
 def named(parameters: Any) -> tuple[list[str], list[Any], bool]:
     """Names, objects, and whether they are torch's.
 
-    ``parameters`` may be a ``torch.nn.Module``, a dict from name to tensor or array, pairs of names and these, or only these.
+    ``parameters`` may be a ``torch.nn.Module``, a dict from name to tensor or array, pairs of names and these, or
+    only these.
     """
     if callable(getattr(parameters, "named_parameters", None)):
         pairs = list(parameters.named_parameters())

@@ -22,14 +22,15 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], lef
     for column in columns:
         drawn.add_column(column, justify="left" if column in left else "right", overflow="fold")
     for row in rows:
+        styles = ("bold red" if column == "anomaly" else "" for column in columns)
         # Text: names may have brackets, which rich would take for markup
-        drawn.add_row(*(Text(cell, style="bold red" if column == "anomaly" else "") for column, cell in zip(columns, row)))
+        drawn.add_row(*(Text(cell, style=style) for cell, style in zip(row, styles, strict=True)))
     terminal = sys.stdout.isatty()
     # a file has no width: nothing is folded there
     width = shutil.get_terminal_size().columns if terminal else 1000
-    console = Console(file=io.StringIO(), width=width, force_terminal=terminal, legacy_windows=False)
-    console.print(drawn)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).rstrip()  # type: ignore[attr-defined]
+    text = io.StringIO()
+    Console(file=text, width=width, force_terminal=terminal, legacy_windows=False).print(drawn)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).rstrip()
 
 
 def plain(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str] = ()) -> str:

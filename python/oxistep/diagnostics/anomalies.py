@@ -70,20 +70,20 @@ class Rules:
         with np.errstate(invalid="ignore"):  # NaN: no gradient, hence no anomaly
             grown = row["norm"] > self.growth * usual if usual is not None else np.zeros(len(broken), bool)
             suspects = (broken > 0) | (row["largest"] > self.exploding) | grown | (row["largest"] < self.vanishing)
-        for i in np.flatnonzero(suspects):
+        for i in np.flatnonzero(suspects).tolist():
             largest, norm = float(row["largest"][i]), float(row["norm"][i])
             if broken[i] > 0:
                 counts = f"{row['nan'][i]:.0f} NaN, {row['inf'][i]:.0f} inf of {row['elements'][i]:.0f}"
-                found.append((int(i), "not finite", float(broken[i]), counts))
+                found.append((i, "not finite", float(broken[i]), counts))
             if largest > self.exploding:
                 detail = f"largest magnitude {largest:.3g}, above {self.exploding:g}"
-                found.append((int(i), "exploding", largest, detail))
+                found.append((i, "exploding", largest, detail))
             elif grown[i] and usual is not None:
                 detail = f"norm {norm:.3g}, above {self.growth:g} times its median of {usual[i]:.3g}"
-                found.append((int(i), "exploding", norm, detail))
+                found.append((i, "exploding", norm, detail))
             if 0 < largest < self.vanishing:
                 detail = f"largest magnitude {largest:.3g}, below {self.vanishing:g}"
-                found.append((int(i), "vanishing", largest, detail))
+                found.append((i, "vanishing", largest, detail))
         for i, updates in enumerate(dead):
             if updates >= self.dead_after:
                 found.append((i, "dead", float(updates), f"all zero for {updates} update{'s' * (updates > 1)}"))

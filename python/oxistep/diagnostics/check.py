@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,8 @@ from oxistep.diagnostics._table import number, table
 
 Array = NDArray[Any]
 
-# The step that balances both errors of a central difference, relative to the size of x: the cube root of float64's epsilon.
+# The step that balances both errors of a central difference, relative to the size of x: the cube root of float64's
+# epsilon.
 _STEP = float(np.finfo(np.float64).eps) ** (1 / 3)
 
 
@@ -22,7 +24,8 @@ class WrongGradientError(AssertionError):
     """What :meth:`GradientCheck.raise_if_wrong` raises; its text is the report."""
 
 
-class GradientEntry(NamedTuple):
+@dataclass(frozen=True)
+class GradientEntry:
     """One derivative that was checked."""
 
     name: str
@@ -69,7 +72,8 @@ class GradientCheck:
 
     def __str__(self) -> str:
         verdict = "right" if self else "WRONG"
-        title = f"Gradient {verdict}: {self.wrong} of {self.checked} derivatives differ (rtol {self.rtol:g}, atol {self.atol:.2g})"
+        tolerances = f"rtol {self.rtol:g}, atol {self.atol:.2g}"
+        title = f"Gradient {verdict}: {self.wrong} of {self.checked} derivatives differ ({tolerances})"
         columns = ["input", "analytic", "numeric", "error", "relative", ""]
         rows = [
             [
@@ -111,21 +115,23 @@ def check_gradients(
 
     NumPy: ``function(x)`` gives a number, ``gradient`` is what you believe to be its gradient at ``x``. torch: with
     ``gradient`` the same; without it autograd's derivatives are checked, of every element of the output, and
-    ``torch.autograd.gradcheck`` is asked as well (which also tries undefined gradients, and whether backward gives the same
-    twice).
+    ``torch.autograd.gradcheck`` is asked as well (which also tries undefined gradients, and whether backward gives
+    the same twice).
 
-    The step is chosen for each element: ``h = eps^(1/3) max(|x|, 1)``, about 6e-6 near one, rounded so that ``x + h`` and
-    ``x - h`` are numbers exactly ``2h`` apart. Smaller ones lose digits in the difference, larger ones bend away from the
-    tangent; this one leaves about ten digits of smooth functions.
+    The step is chosen for each element: ``h = eps^(1/3) max(|x|, 1)``, about 6e-6 near one, rounded so that ``x + h``
+    and ``x - h`` are numbers exactly ``2h`` apart. Smaller ones lose digits in the difference, larger ones bend away
+    from the tangent; this one leaves about ten digits of smooth functions.
 
-    A derivative is right if ``|analytic - numeric| <= atol + rtol max(|analytic|, |numeric|)``. ``rtol`` leaves room for the
-    bend. ``atol`` is by default a hundred times what rounding alone does to the difference, ``100 eps max(|f|, 1) / h``: a
-    derivative of zero comes out as large as that, and no relative tolerance could forgive it. Gradients computed in float32
-    have seven digits: give ``rtol=1e-3``. At kinks (``abs``, ReLU at 0) differences say nothing.
+    A derivative is right if ``|analytic - numeric| <= atol + rtol max(|analytic|, |numeric|)``. ``rtol`` leaves room
+    for the bend. ``atol`` is by default a hundred times what rounding alone does to the difference, ``100 eps
+    max(|f|, 1) / h``: a derivative of zero comes out as large as that, and no relative tolerance could forgive it.
+    Gradients computed in float32 have seven digits: give ``rtol=1e-3``. At kinks (``abs``, ReLU at 0) differences say
+    nothing.
 
     Args:
-        function: called as ``function(x)``; with a tuple of inputs as ``function(*x)``. Must not change its arguments, and
-            must give the same for the same input. (NumPy arguments are float64 copies, changed in place between calls.)
+        function: called as ``function(x)``; with a tuple of inputs as ``function(*x)``. Must not change its
+            arguments, and must give the same for the same input. (NumPy arguments are float64 copies, changed in
+            place between calls.)
         x: an array or tensor, a tuple of them, or a dict from name (then ``function`` gets a dict). float64 is used
             throughout whatever the dtype.
         gradient: in the structure of ``x``, or a function that gives it (default: None, with torch only).
@@ -173,7 +179,7 @@ def check_gradients(
         from oxistep.diagnostics import _torch_check
 
         pairs = _torch_check.derivatives(function, inputs, places, step)
-        message = _torch_check.gradcheck_message(function, inputs, rtol, atol, step)
+        message = _torch_check.gradcheck_message(function, inputs, (rtol, atol), step, fast=elements is not None)
     else:
         pairs = _given(function, inputs, places, gradient, step)
     entries = []
@@ -265,7 +271,7 @@ def step_for(x: float, step: float | None) -> tuple[float, float, float]:
 
 
 def rounding_of(size: float, distance: float) -> float:
-    """A hundred times the error of a difference of two numbers of this size, divided by the distance between the points."""
+    """A hundred times the error of a difference of two numbers of this size, over the distance between the points."""
     return float(200 * np.finfo(np.float64).eps * max(size, 1.0) / distance)
 
 
@@ -312,14 +318,17 @@ def _as_array(grad: Any, value: Any, name: str) -> Array:
 def _as_number(value: Any) -> float:
     value = value.detach() if is_tensor(value) else np.asarray(value)
     if int(np.prod(value.shape)) != 1:
-        raise TypeError(f"function must give a single number to compare a gradient with, got shape {tuple(value.shape)}")
+        raise TypeError(
+            f"function must give a single number to compare a gradient with, got shape {tuple(value.shape)}"
+        )
     return float(value)
 
 
 def _badness(entry: GradientEntry) -> float:
-    if entry.error != entry.error:
-        return float("inf")
-    return entry.error / entry.allowed if entry.allowed else float("inf") * (entry.error > 0) if entry.error else 0.0
+    if entry.error == 0:
+        return 0.0
+    ratio = entry.error / entry.allowed if entry.allowed > 0 else math.inf
+    return math.inf if math.isnan(ratio) else ratio
 
 
 def _place(entry: GradientEntry) -> str:

@@ -23,29 +23,30 @@ FIELDS: tuple[str, ...] = GradientStatistics.fields()
 class GradientMonitor:
     """Follows mean, variance, norm and more of every parameter's gradient, and names what looks wrong.
 
-    Call :meth:`update` after ``backward``, or let :meth:`attach` do so before every step of an optimizer. One native pass
-    over the gradients' memory, less than ``torch.nn.utils.clip_grad_norm_`` takes; nothing of a gradient's size is made, and
-    the history is one array made at the start. The same bits whatever the number of threads.
+    Call :meth:`update` after ``backward``, or let :meth:`attach` do so before every step of an optimizer. One native
+    pass over the gradients' memory, less than ``torch.nn.utils.clip_grad_norm_`` takes; nothing of a gradient's size
+    is made, and the history is one array made at the start. The same bits whatever the number of threads.
 
-    Of each gradient: ``elements`` (how many), ``mean``, ``variance`` (over the number of elements, not one less), ``norm``
-    (Euclidean), ``smallest`` (the smallest magnitude that is not zero; 0 if all are), ``largest`` (magnitude), ``zeros``
-    (share of elements, 0 to 1), ``nan`` and ``inf`` (how many). With NaN or infinities among the elements, ``mean``,
-    ``variance``, ``norm``, ``smallest`` and ``largest`` are those of the finite ones; if none is finite they are NaN. A
-    parameter without a gradient has NaN everywhere. Sums are in float64 (float64 elements beyond 1e150 have an infinite norm
-    and variance). A complex element counts as two reals, its parts. Of a sparse gradient only the stored values count, as
-    backward leaves them: rows named twice are not summed.
+    Of each gradient: ``elements`` (how many), ``mean``, ``variance`` (over the number of elements, not one less),
+    ``norm`` (Euclidean), ``smallest`` (the smallest magnitude that is not zero; 0 if all are), ``largest``
+    (magnitude), ``zeros`` (share of elements, 0 to 1), ``nan`` and ``inf`` (how many). With NaN or infinities among
+    the elements, ``mean``, ``variance``, ``norm``, ``smallest`` and ``largest`` are those of the finite ones; if none
+    is finite they are NaN. A parameter without a gradient has NaN everywhere. Sums are in float64 (float64 elements
+    beyond 1e150 have an infinite norm and variance). A complex element counts as two reals, its parts. Of a sparse
+    gradient only the stored values count, as backward leaves them: rows named twice are not summed.
 
     Anomalies, see :meth:`anomalies`:
 
     - ``not finite``: there is a NaN or an infinity.
-    - ``exploding``: ``largest > exploding``; or ``norm > growth`` times the median of this parameter's norms in the updates
-      before that are kept, once there are ten.
+    - ``exploding``: ``largest > exploding``; or ``norm > growth`` times the median of this parameter's norms in the
+      updates before that are kept, once there are ten.
     - ``vanishing``: ``0 < largest < vanishing``.
     - ``dead``: every element has been zero in the last ``dead_after`` updates.
 
     Args:
-        parameters: a ``torch.nn.Module``; or tensors, or NumPy arrays, as a dict from name, as pairs of name and tensor
-            (``model.named_parameters()``), or alone, then named by their place. Of NumPy arrays only the names are kept.
+        parameters: a ``torch.nn.Module``; or tensors, or NumPy arrays, as a dict from name, as pairs of name and
+            tensor (``model.named_parameters()``), or alone, then named by their place. Of NumPy arrays only the names
+            are kept.
         history: how many updates are kept (default: 256), 72 bytes each for every parameter.
         exploding: largest magnitude that is not suspicious (default: 1e3); ``math.inf`` switches the rule off.
         growth: largest growth of a norm over its median that is not suspicious (default: 100).
@@ -108,8 +109,8 @@ class GradientMonitor:
             step: number of this update (default: one more than the last; the first is 0).
 
         Raises:
-            TypeError: for ``grads`` missing with NumPy or given with torch; for an array that is not of float16, float32 or
-                float64.
+            TypeError: for ``grads`` missing with NumPy or given with torch; for an array that is not of float16,
+                float32 or float64.
             ValueError: for gradients missing or unknown. Whatever is raised, nothing was recorded.
         """
         row = self._history.next()
@@ -205,7 +206,8 @@ class GradientMonitor:
             last: how many updates (default: 1); ``None`` for all that are kept.
 
         Returns:
-            list: dicts with ``step``, ``name``, the fields of the class, and ``anomaly``: kinds joined by a comma, or empty.
+            list: dicts with ``step``, ``name``, the fields of the class, and ``anomaly``: kinds joined by a comma, or
+                empty.
         """
         last = _count(last)
         kinds: dict[tuple[int, str], str] = {}
@@ -275,7 +277,7 @@ class GradientMonitor:
             ModuleNotFoundError: without matplotlib.
             ValueError: before the first update; for a field that is not measured.
         """
-        from oxistep.viz.gradients import gradients
+        from oxistep.viz import gradients
 
         return gradients(self, field)
 

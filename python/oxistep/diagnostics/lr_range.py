@@ -61,7 +61,7 @@ class LRRange:
         Raises:
             ModuleNotFoundError: without matplotlib.
         """
-        from oxistep.viz.learning_rate import lr_range
+        from oxistep.viz import lr_range
 
         return lr_range(self)
 
@@ -80,31 +80,33 @@ def lr_range_test(
 ) -> LRRange:
     """Train for some steps with a growing learning rate, watch the loss, and put everything back.
 
-    The rate of step k is ``lr_min (lr_max / lr_min)^(k / (steps - 1))``. With several parameter groups the largest rate is
-    this one, and the others keep their proportion to it. The test ends early when the smoothed loss is not finite or has
-    grown beyond ``divergence`` times the best so far (counted from zero, or for negative losses from the best).
-    Afterwards parameters, gradients, optimizer state, param groups, buffers of ``model``, and the random numbers of torch (all
-    devices), NumPy and Python are what they were, bit for bit, also if the closure raises.
+    The rate of step k is ``lr_min (lr_max / lr_min)^(k / (steps - 1))``. With several parameter groups the largest
+    rate is this one, and the others keep their proportion to it. The test ends early when the smoothed loss is not
+    finite or has grown beyond ``divergence`` times the best so far (counted from zero, or for negative losses from
+    the best). Afterwards parameters, gradients, optimizer state, param groups, buffers of ``model``, and the random
+    numbers of torch (all devices), NumPy and Python are what they were, bit for bit, also if the closure raises.
 
     Not put back: what the closure changes besides, such as the place in a data loader.
 
     Args:
-        closure: with an optimizer of ``oxistep.optim`` or ``torch.optim`` what its ``step`` takes: clear the gradients, compute
-            the loss, call ``backward``, return the loss. With one of ``oxistep.numpy``: return ``(loss, gradients)``. Without
-            an optimizer it is called as ``closure(lr)``, does a whole step, and nothing but random numbers is put back.
+        closure: with an optimizer of ``oxistep.optim`` or ``torch.optim`` what its ``step`` takes: clear the
+            gradients, compute the loss, call ``backward``, return the loss. With one of ``oxistep.numpy``: return
+            ``(loss, gradients)``. Without an optimizer it is called as ``closure(lr)``, does a whole step, and
+            nothing but random numbers is put back.
         optimizer: the optimizer (default: None).
-        model: a ``torch.nn.Module`` whose other parameters and buffers (running means, say) are put back too (default: None).
+        model: a ``torch.nn.Module`` whose other parameters and buffers (running means, say) are put back too
+            (default: None).
         lr_min: first rate (default: 1e-6).
         lr_max: last rate (default: 10).
         steps: how many (default: 100).
         smoothing: share of the average that a step keeps, 0 to below 1 (default: 0.9); 0 does not smooth.
         divergence: how many times its best the smoothed loss may be (default: 4).
-        generators: ``torch.Generator``, ``numpy.random.Generator`` or ``random.Random`` that the closure draws from, to be put
-            back as well (default: none).
+        generators: ``torch.Generator``, ``numpy.random.Generator`` or ``random.Random`` that the closure draws from,
+            to be put back as well (default: none).
 
     Returns:
-        LRRange: rates, losses and a suggestion, the steepest descent of the smoothed loss over the logarithm of the rate. It is
-        a place to start from, not an optimum.
+        LRRange: rates, losses and a suggestion, the steepest descent of the smoothed loss over the logarithm of the
+        rate. It is a place to start from, not an optimum.
 
     Raises:
         TypeError: for what is no optimizer, number or loss.
@@ -152,12 +154,12 @@ def lr_range_test(
             rates.append(rate)
             losses.append(loss)
             smoothed.append(now)
-            if not math.isfinite(loss) or now - min(best, 0.0) > divergence * max(abs(best), 1e-300) and k:
+            if not math.isfinite(loss) or (k and now - min(best, 0.0) > divergence * max(abs(best), 1e-300)):
                 diverged_at = rate
                 break
             best = min(best, now)
-    arrays = (np.array(values) for values in (rates, losses, smoothed))
-    return LRRange(*arrays, suggestion=_steepest(rates, smoothed), diverged_at=diverged_at)
+    suggestion = _steepest(rates, smoothed)
+    return LRRange(np.array(rates), np.array(losses), np.array(smoothed), suggestion, diverged_at)
 
 
 def _step_of(closure: Callable[..., Any], optimizer: Any) -> Callable[[float], Any]:

@@ -25,23 +25,24 @@ _watched: WeakSet[Any] = WeakSet()
 class UpdateMonitor:
     """Follows, for every parameter, how far each step of an optimizer moves it.
 
-    Of each parameter and step: ``update`` (norm of the difference between the parameter after the step and before it),
-    ``parameter`` (norm before the step), ``gradient`` (norm of the gradient as the rule takes it: unscaled, and clipped by
-    ``max_grad_norm``), ``ratio`` (``update / parameter``: about 1e-3 is a common rule of thumb for weights, much less means
-    that they hardly learn, much more that they are thrown about) and ``effective_lr`` (``update / gradient``: the learning
-    rate with which plain gradient descent would have made a step of the same length. For SGD without momentum and weight
-    decay it is ``lr``). Norms are Euclidean, in float64. A parameter that was not updated, having no gradient, has NaN.
+    Of each parameter and step: ``update`` (norm of the difference between the parameter after the step and before
+    it), ``parameter`` (norm before the step), ``gradient`` (norm of the gradient as the rule takes it: unscaled, and
+    clipped by ``max_grad_norm``), ``ratio`` (``update / parameter``: about 1e-3 is a common rule of thumb for
+    weights, much less means that they hardly learn, much more that they are thrown about) and ``effective_lr``
+    (``update / gradient``: the learning rate with which plain gradient descent would have made a step of the same
+    length. For SGD without momentum and weight decay it is ``lr``). Norms are Euclidean, in float64. A parameter that
+    was not updated, having no gradient, has NaN.
 
-    Native element-wise optimizers of ``oxistep.optim`` and those of ``oxistep.numpy`` measure inside the step, on tiles that
-    are in the cache anyway; the parameters come out with the same bits as without a monitor. What torch updates, Adafactor,
-    Muon, LBFGS and optimizers of ``torch.optim`` are compared with a copy of the parameter, which takes its memory once more.
-    With a sparse gradient the native path counts the rows that it names. A step that ``skip_nonfinite`` leaves out is not
-    recorded. Without a monitor a step costs what it always costs.
+    Native element-wise optimizers of ``oxistep.optim`` and those of ``oxistep.numpy`` measure inside the step, on
+    tiles that are in the cache anyway; the parameters come out with the same bits as without a monitor. What torch
+    updates, Adafactor, Muon, LBFGS and optimizers of ``torch.optim`` are compared with a copy of the parameter, which
+    takes its memory once more. With a sparse gradient the native path counts the rows that it names. A step that
+    ``skip_nonfinite`` leaves out is not recorded. Without a monitor a step costs what it always costs.
 
     Args:
         optimizer: of ``oxistep.optim``, ``torch.optim`` or ``oxistep.numpy``. One monitor at a time.
-        names: the model, or ``model.named_parameters()``, to name parameters by (default: the names that the optimizer was
-            given, else ``param_groups[g]['params'][i]``).
+        names: the model, or ``model.named_parameters()``, to name parameters by (default: the names that the
+            optimizer was given, else ``param_groups[g]['params'][i]``).
         history: how many steps are kept (default: 256), 24 bytes each for every parameter.
 
     Raises:
@@ -68,8 +69,7 @@ class UpdateMonitor:
         of_numpy = register is None and hasattr(type(optimizer), "_watch")
         if not isinstance(groups, list) or (register is None and not of_numpy):
             raise TypeError(
-                "expected an optimizer of oxistep.optim, torch.optim or oxistep.numpy, "
-                f"got {type(optimizer).__name__}"
+                f"expected an optimizer of oxistep.optim, torch.optim or oxistep.numpy, got {type(optimizer).__name__}"
             )
         if optimizer in _watched:
             raise ValueError("this optimizer has a monitor already; call its remove() first")
@@ -119,8 +119,8 @@ class UpdateMonitor:
         names = self._names()
         if len(names) != len(self._history.names):
             raise ValueError(
-                f"the optimizer has {len(names)} parameters now, had {len(self._history.names)} when its monitor was made; "
-                "remove() it and make another"
+                f"the optimizer has {len(names)} parameters now, had {len(self._history.names)} when its monitor was "
+                "made; remove() it and make another"
             )
         return self._history.next()
 
@@ -142,13 +142,16 @@ class UpdateMonitor:
 
     def _native_plan(self) -> Any:
         """The plan that will take the step, if one will."""
+        from oxistep._core import Plan
         from oxistep.optim import _native
 
         optimizer = self._optimizer
-        takes_plans = isinstance(optimizer, _native.NativeStep) and type(optimizer)._update is _native.NativeStep._update
+        takes_plans = (
+            isinstance(optimizer, _native.NativeStep) and type(optimizer)._update is _native.NativeStep._update
+        )
         if not takes_plans or _native._FORCED or _native._modes_want_operations():
             return None
-        return optimizer.__dict__.setdefault("_plan", _native._core.Plan(optimizer._rule))
+        return optimizer.__dict__.setdefault("_plan", Plan(optimizer._rule))
 
     def _copy(self, places: list[tuple[int, int]]) -> None:
         """Copies parameters that no kernel measures, before they are written."""
@@ -246,7 +249,7 @@ class UpdateMonitor:
             ModuleNotFoundError: without matplotlib.
             ValueError: before the first step; for a field that is not measured.
         """
-        from oxistep.viz.gradients import updates
+        from oxistep.viz import updates
 
         return updates(self, field)
 

@@ -1,4 +1,5 @@
-"""Pictures of what optimizers do, drawn with matplotlib: paths, loss curves, schedules, benchmarks.
+"""Pictures of what optimizers do, drawn with matplotlib: paths, loss curves, schedules, benchmarks,
+what the monitors of `oxistep.diagnostics` saw.
 
 Every function returns a ``matplotlib.figure.Figure`` and writes it where ``output=`` says. pyplot is not used, so
 nothing opens a window, and the colours are told apart by the colour-blind.
@@ -14,7 +15,19 @@ except ModuleNotFoundError as _error:
 from oxistep._bowl import bowl, eight
 from oxistep.viz._benchmark import benchmark
 from oxistep.viz._compare import compare
+from oxistep.viz._gradients import gradients, updates
+from oxistep.viz._learning_rate import lr_range
 from oxistep.viz._schedule import schedule
 from oxistep.viz._trajectories import trajectories
 
-__all__ = ["benchmark", "bowl", "compare", "eight", "schedule", "trajectories"]
+__all__ = [
+    "benchmark",
+    "bowl",
+    "compare",
+    "eight",
+    "gradients",
+    "lr_range",
+    "schedule",
+    "trajectories",
+    "updates",
+]

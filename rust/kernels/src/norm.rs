@@ -18,7 +18,7 @@ use crate::simd::{Level, Simd, Vectorized, prefetch, prefetch_address};
 /// them before it could vectorise it, and what it then finds is three times slower.
 pub(crate) const LANES: usize = 64;
 /// How many blocks ahead memory is prefetched.
-const AHEAD: usize = 16;
+pub(crate) const AHEAD: usize = 16;
 /// How many chunks ahead the beginnings of small tensors are prefetched.
 const PLACES_AHEAD: usize = 4;
 /// Elements gathered from a strided tensor at a time; a multiple of the lanes.

@@ -16,9 +16,9 @@
 use crate::driver::{CHUNK, SERIAL, Slice};
 use crate::element::{Element, bf16, f16};
 use crate::layout::Layout;
-use crate::norm::{LANES, pairwise, sweep};
+use crate::norm::{AHEAD, LANES, pairwise};
 use crate::pool::{Panic, Pool, Serial, for_each};
-use crate::simd::{Level, Vectorized, prefetch_address};
+use crate::simd::{Level, Vectorized, prefetch, prefetch_address};
 
 /// Elements of a tile; a multiple of the lanes.
 const TILE: usize = 2048;
@@ -345,9 +345,20 @@ impl<E: Magnitude> Vectorized for Magnitudes<'_, E> {
         // a lane counts at most a tile's share of zeros: 32 fit any of the integers
         let (mut largest, mut smallest, mut zeros) =
             ([E::Bits::default(); LANES], [E::NONE; LANES], [E::Bits::default(); LANES]);
-        sweep(x, &mut largest, |lane: E::Bits, x| lane.max(x.bits()));
-        sweep(x, &mut smallest, |lane: E::Bits, x| lane.min(E::previous(x.bits())));
-        sweep(x, &mut zeros, |lane: E::Bits, x| E::add(lane, E::is_zero(x.bits())));
+        let (rows, tail) = x.as_chunks::<LANES>();
+        let mut take = |l: usize, x: E| {
+            let bits = x.bits();
+            largest[l] = largest[l].max(bits);
+            smallest[l] = smallest[l].min(E::previous(bits));
+            zeros[l] = E::add(zeros[l], E::is_zero(bits));
+        };
+        for (r, row) in rows.iter().enumerate() {
+            // this sweep is the one that waits for memory
+            let per_line = 64 / size_of::<E>();
+            (0..LANES / per_line).for_each(|line| prefetch(x, (r + AHEAD) * LANES + line * per_line));
+            (0..LANES).for_each(|l| take(l, row[l]));
+        }
+        tail.iter().enumerate().for_each(|(l, &x)| take(l, x));
         found.largest = largest.into_iter().max().unwrap_or_default();
         found.smallest_less_one = smallest.into_iter().min().unwrap_or(E::NONE);
         found.zeros = zeros.into_iter().map(E::count).sum();
@@ -374,5 +385,19 @@ impl<E: Magnitude> Vectorized for SquaredDistances<'_, E> {
             let distance = x.load().into() - mean;
             lane + distance * distance
         });
+    }
+}
+
+/// Takes every element into the lane of its place; of a tile, which is near already.
+#[inline(always)]
+fn sweep<E: Copy>(x: &[E], lanes: &mut [f64; LANES], take: impl Fn(f64, E) -> f64) {
+    let (rows, tail) = x.as_chunks::<LANES>();
+    for row in rows {
+        for l in 0..LANES {
+            lanes[l] = take(lanes[l], row[l]);
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(tail) {
+        *lane = take(*lane, x);
     }
 }

@@ -1,0 +1,197 @@
+"""``oxistep.viz.gradients`` and ``updates``: what the monitors of `oxistep.diagnostics` recorded, layers x steps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize, SymLogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from oxistep.diagnostics import GradientMonitor, UpdateMonitor
+
+Floats = NDArray[np.float64]
+
+WIDTH = 9.0  # inches
+MOST_NAMES = 40  # of rows; with more, every second or third is named
+MOST_LINES = 7  # as many as colours; with more, only the quantiles are drawn
+DECADES = 12  # a range of colours beyond this shows nothing
+
+# The palette of M. Okabe and K. Ito, Color Universal Design (2008), without yellow, which is lost on white.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
+NOTHING, MARK = "#d9d9d9", "#D55E00"
+
+# Each field: what it is called, and whether it is shown on a logarithmic scale.
+GRADIENT_FIELDS = {
+    "elements": ("number of elements", True),
+    "mean": ("mean of the gradient", False),
+    "variance": ("variance of the gradient", True),
+    "norm": ("norm of the gradient", True),
+    "smallest": ("smallest magnitude but zero", True),
+    "largest": ("largest magnitude", True),
+    "zeros": ("share of zeros", False),
+    "nan": ("elements that are NaN", False),
+    "inf": ("elements that are infinite", False),
+}
+UPDATE_FIELDS = {
+    "update": ("norm of the update", True),
+    "parameter": ("norm of the parameter", True),
+    "gradient": ("norm of the gradient", True),
+    "ratio": ("size of the update relative to the parameter", True),
+    "effective_lr": ("effective learning rate", True),
+}
+
+
+def gradients(monitor: GradientMonitor, field: str = "norm") -> Figure:
+    """Draws one field of a gradient monitor: a heat map of parameters x steps, and lines below.
+
+    Crosses mark anomalies; grey is where there was no gradient, or nothing to show (on the logarithmic scale: zero).
+    Up to seven parameters have a line each, of more their median, quartiles and extremes are drawn.
+
+    Args:
+        monitor: with at least one update.
+        field: such as ``"norm"`` (default) or ``"mean"``, see ``GradientMonitor``.
+
+    Returns:
+        matplotlib.figure.Figure
+
+    Raises:
+        ValueError: nothing was recorded, or the field is not measured.
+
+    Example:
+        >>> import numpy as np
+        >>> from oxistep.diagnostics import GradientMonitor
+        >>> from oxistep.viz import gradients
+        >>> monitor = GradientMonitor({"w": np.zeros(2)})
+        >>> monitor.update({"w": np.array([3.0, 4.0])})
+        >>> figure = gradients(monitor)
+        >>> figure.axes[0].get_title()
+        'norm of the gradient'
+    """
+    steps, values = monitor.values(field)
+    places = {name: i for i, name in enumerate(monitor.names)}
+    # by place in the history, as step numbers may repeat
+    marks = [(steps.searchsorted(found.step), places[found.name]) for found in monitor.anomalies(None)]
+    return _picture(steps, values, monitor.names, *GRADIENT_FIELDS[field], marks)
+
+
+def updates(monitor: UpdateMonitor, field: str = "ratio") -> Figure:
+    """Draws one field of an update monitor: a heat map of parameters x steps, and lines below.
+
+    Args:
+        monitor: with at least one step.
+        field: such as ``"ratio"`` (default) or ``"effective_lr"``, see ``UpdateMonitor``.
+
+    Returns:
+        matplotlib.figure.Figure
+
+    Raises:
+        ValueError: nothing was recorded, or the field is not measured.
+
+    Example:
+        >>> import numpy as np
+        >>> from oxistep.diagnostics import UpdateMonitor
+        >>> from oxistep.numpy import SGD
+        >>> from oxistep.viz import updates
+        >>> optimizer = SGD({"w": np.ones(2)}, lr=0.1)
+        >>> monitor = UpdateMonitor(optimizer)
+        >>> optimizer.step({"w": np.ones(2)})
+        >>> updates(monitor, "effective_lr").axes[0].get_title()
+        'effective learning rate'
+    """
+    steps, values = monitor.values(field)
+    return _picture(steps, values, monitor.names, *UPDATE_FIELDS[field], [])
+
+
+def _picture(
+    steps: NDArray[np.int64],
+    values: Floats,
+    names: list[str],
+    title: str,
+    logarithmic: bool,
+    marks: list[tuple[Any, int]],
+) -> Figure:
+    if not len(steps):
+        raise ValueError("nothing was recorded yet")
+    rows = len(names)
+    heat_height = min(max(1.6, 0.24 * rows), 9.0)
+    figure = Figure(figsize=(WIDTH, heat_height + 3.2), layout="constrained")
+    heat, lines = figure.subplots(2, 1, height_ratios=(heat_height, 2.4), sharex=True)
+    shown = np.where(np.isfinite(values) & ((values > 0) | (not logarithmic)), values, np.nan)
+    _heat_map(figure, heat, steps, shown, names, logarithmic)
+    for t, i in marks:
+        heat.plot(steps[t], i, marker="x", color="white", markersize=6, markeredgewidth=3)
+        heat.plot(steps[t], i, marker="x", color=MARK, markersize=5, markeredgewidth=1.6)
+    heat.set_title(title + (", × = anomaly" if marks else ""), loc="left")
+    _lines(lines, steps, shown, names, logarithmic)
+    lines.set_xlabel("step")
+    lines.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def _heat_map(
+    figure: Figure, axes: Axes, steps: NDArray[np.int64], shown: Floats, names: list[str], logarithmic: bool
+) -> None:
+    # a cell reaches half way to its neighbours
+    middles = (steps[1:] + steps[:-1]) / 2
+    edges = np.concatenate([[steps[0] - 0.5], middles, [steps[-1] + 0.5]])
+    signed = bool((shown < 0).any())
+    mesh = axes.pcolormesh(
+        edges,
+        np.arange(len(names) + 1) - 0.5,
+        np.ma.masked_invalid(shown.T),
+        cmap="PuOr" if signed else "viridis",
+        norm=_norm(shown, logarithmic, signed),
+        rasterized=True,
+    )
+    axes.set_facecolor(NOTHING)
+    axes.invert_yaxis()
+    every = -(-len(names) // MOST_NAMES)
+    axes.set_yticks(range(0, len(names), every), [_short(name) for name in names[::every]], fontsize=8)
+    figure.colorbar(mesh, ax=axes, pad=0.01, aspect=30, fraction=0.05)
+
+
+def _norm(shown: Floats, logarithmic: bool, signed: bool) -> Normalize:
+    known = shown[np.isfinite(shown)]
+    if not len(known):
+        return Normalize(0, 1)
+    low, high = float(known.min()), float(known.max())
+    if logarithmic:
+        return LogNorm(max(low, high * 10.0**-DECADES), high) if low < high else LogNorm(low / 2, 2 * high)
+    if signed:
+        most = float(np.abs(known).max())
+        return SymLogNorm(max(most * 1e-3, float(np.finfo(float).tiny)), vmin=-most, vmax=most)
+    return Normalize(low, high) if low < high else Normalize(low - 0.5, high + 0.5)
+
+
+def _lines(axes: Axes, steps: NDArray[np.int64], shown: Floats, names: list[str], logarithmic: bool) -> None:
+    single = "o" if len(steps) == 1 else ""
+    if len(names) <= MOST_LINES:
+        for i, name in enumerate(names):
+            style = DASHES[i % len(DASHES)]
+            axes.plot(steps, shown[:, i], color=COLORS[i], linestyle=style, marker=single, label=_short(name))
+    else:
+        known = np.isfinite(shown).any(axis=1)
+        low, q1, median, q3, high = np.nanquantile(shown[known], [0, 0.25, 0.5, 0.75, 1], axis=1)
+        at = steps[known]
+        axes.fill_between(at, low, high, color=COLORS[5], alpha=0.3, linewidth=0, label="all parameters")
+        axes.fill_between(at, q1, q3, color=COLORS[0], alpha=0.4, linewidth=0, label="half of them")
+        axes.plot(at, median, color=COLORS[0], marker=single, label="median")
+    if logarithmic and np.isfinite(shown).any():
+        axes.set_yscale("log")
+    axes.grid(True, color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    # beside the plot: the lines may go anywhere in it
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), fontsize=8, frameon=False)
+
+
+def _short(name: str) -> str:
+    """The end of a long name, which says most."""
+    return name if len(name) <= 32 else f"…{name[-31:]}"

@@ -1,0 +1,59 @@
+"""``oxistep.viz.lr_range``: the loss over the learning rate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from oxistep.diagnostics import LRRange
+
+SMOOTHED, RAW, SUGGESTED = "#0072B2", "#999999", "#D55E00"
+ABOVE = 1.5  # how far above its start the loss is shown, as a multiple of how far it fell: divergence goes anywhere
+
+
+def lr_range(found: LRRange) -> Figure:
+    """Draws the loss of a learning-rate range test over the rate, with the suggested rate.
+
+    Args:
+        found: what ``oxistep.diagnostics.lr_range_test`` returned.
+
+    Returns:
+        matplotlib.figure.Figure
+
+    Example:
+        >>> import numpy as np
+        >>> from oxistep.diagnostics import LRRange
+        >>> from oxistep.viz import lr_range
+        >>> losses = np.array([3.0, 2.0, 1.0])
+        >>> figure = lr_range(LRRange(np.array([0.01, 0.1, 1.0]), losses, losses, 0.1, None))
+        >>> figure.axes[0].get_xlabel()
+        'learning rate'
+    """
+    figure = Figure(figsize=(8.0, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(found.rates, found.losses, color=RAW, linewidth=1, label="loss")
+    axes.plot(found.rates, found.smoothed, color=SMOOTHED, linewidth=2.2, label="smoothed")
+    finite = found.smoothed[np.isfinite(found.smoothed)]
+    if len(finite):
+        low, start = float(finite.min()), float(finite[0])
+        fall = max(start - low, 0.1 * abs(start), 1e-12)
+        axes.set_ylim(low - 0.15 * fall, start + ABOVE * fall)
+    if found.suggestion is not None:
+        height = float(np.interp(np.log(found.suggestion), np.log(found.rates), found.smoothed))
+        axes.axvline(found.suggestion, color=SUGGESTED, linestyle=(0, (5, 2)), linewidth=1.2)
+        label = f"steepest descent, lr = {found.suggestion:.2g}"
+        axes.plot(found.suggestion, height, "o", color=SUGGESTED, label=label)
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("loss")
+    title = "Learning-rate range test"
+    axes.set_title(title if found.diverged_at is None else f"{title}: diverged at {found.diverged_at:.2g}", loc="left")
+    axes.grid(True, color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.legend(loc="upper left", frameon=False)
+    return figure
