@@ -214,7 +214,7 @@ def test_numpy_optimizers(name):
             assert row["gradient"] == pytest.approx(np.linalg.norm(grad.astype(np.float64)), rel=1e-11)
     assert all(np.array_equal(params[key], copies[key]) for key in params)
     with pytest.raises(ValueError, match="shape"):
-        optimizer.step({key: np.ones(1) for key in params})
+        optimizer.step({key: np.ones(1, value.dtype) for key, value in params.items()})
     assert len(monitor) == 3
     monitor.remove()
     optimizer.step(grads)

@@ -18,7 +18,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], lef
         from rich.text import Text
     except ImportError:
         return plain(title, columns, rows, left)
-    drawn: Any = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn: Any = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         drawn.add_column(column, justify="left" if column in left else "right", overflow="fold")
     for row in rows:
@@ -29,7 +29,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], lef
     # a file has no width: nothing is folded there
     width = shutil.get_terminal_size().columns if terminal else 1000
     text = io.StringIO()
-    Console(file=text, width=width, force_terminal=terminal, legacy_windows=False).print(drawn)
+    console = Console(file=text, width=width, force_terminal=terminal, legacy_windows=False)
+    console.print(Text(title, style="bold"))
+    console.print(drawn)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).rstrip()
 
 

@@ -51,7 +51,9 @@ def norms_of(p: Tensor, old: Tensor) -> Any:
         return np.full(3, np.nan)
     if grad.layout != torch.strided:
         grad = grad.coalesce().values() if grad.layout == torch.sparse_coo else grad.values()
-    return np.array([_norm(p.detach() - old), _norm(old), _norm(grad)])
+    # float64 is exact here, a difference of half types would not be
+    wide = old if old.device.type == "mps" else old.to(torch.complex128 if old.is_complex() else torch.float64)
+    return np.array([_norm(p.detach() - wide), _norm(old), _norm(grad)])
 
 
 def _norm(x: Tensor) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 
 if TYPE_CHECKING:
-    from oxistep.diagnostics.check import Pair, Place, _Inputs
+    from oxistep.diagnostics.check import GradientEntry, Place, _Compare, _Inputs
 
 
 def wide(value: Tensor) -> Tensor:
@@ -20,59 +20,45 @@ def wide(value: Tensor) -> Tensor:
     return value.detach().to(torch.float64, copy=True)
 
 
-def derivatives(
-    function: Callable[..., Any], inputs: _Inputs, places: list[Place], step: float | None
-) -> Iterator[Pair]:
-    """Pairs of autograd's derivatives and differences, for every element of the output."""
-    from oxistep.diagnostics.check import rounding_of, step_for
-
+def entries(
+    function: Callable[..., Any], inputs: _Inputs, places: list[Place], compare: _Compare
+) -> Iterator[GradientEntry]:
+    """autograd's derivatives compared with differences, for every element of the output."""
     leaves = [value.requires_grad_() for value in map(wide, inputs.values)]
-    outputs = _outputs(inputs.call(function, list(leaves)))
-    shapes = [tuple(output.shape) for output in outputs]
-    flat = torch.cat([output.reshape(-1) for output in outputs])
+    found = _outputs(inputs.call(function, list(leaves)))
     rows = []
-    for output in flat:
+    for output in torch.cat([output.reshape(-1) for output in found]):
         grads: tuple[Any, ...] = (None,) * len(leaves)
         if output.requires_grad:
             grads = torch.autograd.grad(output, leaves, retain_graph=True, allow_unused=True)
         rows.append([torch.zeros_like(leaf) if g is None else g for g, leaf in zip(grads, leaves, strict=True)])
-    names = _output_places(shapes)
+    names = _output_places([tuple(output.shape) for output in found])
+
+    def outputs() -> Any:
+        return torch.cat([output.reshape(-1) for output in _outputs(inputs.call(function))]).double().cpu().numpy()
+
     with torch.no_grad():
         for k, index in places:
-            value = inputs.values[k]
-            before = value[index].item()
-            ahead, behind, distance = step_for(before, step)
-            try:
-                value[index] = ahead
-                f_ahead = torch.cat([output.reshape(-1) for output in _outputs(inputs.call(function))])
-                value[index] = behind
-                f_behind = torch.cat([output.reshape(-1) for output in _outputs(inputs.call(function))])
-            finally:
-                value[index] = before
-            numeric = ((f_ahead - f_behind) / distance).tolist()
-            sizes = torch.maximum(f_ahead.abs(), f_behind.abs()).tolist()
-            for o, (place, difference, size) in enumerate(zip(names, numeric, sizes, strict=True)):
-                analytic = rows[o][k][index].item()
-                yield inputs.names[k], index, place, analytic, difference, rounding_of(size, distance)
+            claimed = torch.stack([row[k][index] for row in rows]).double().cpu().numpy()
+            x = inputs.values[k][index].item()
+            yield from compare.entries(inputs.along(k, index, outputs), x, claimed, inputs.names[k], index, names)
 
 
 def gradcheck_message(
     function: Callable[..., Any],
     inputs: _Inputs,
-    tolerances: tuple[float, float | None],
-    step: float | None,
+    compare: _Compare,
     fast: bool,
 ) -> str:
     """What `torch.autograd.gradcheck` objects to; empty if nothing. `fast`: in one random direction."""
-    rtol, atol = tolerances
     leaves = tuple(value.requires_grad_() for value in map(wide, inputs.values))
     try:
         torch.autograd.gradcheck(
             lambda *values: tuple(_outputs(inputs.call(function, list(values)))),
             leaves,
-            eps=1e-6 if step is None else step,
-            atol=1e-5 if atol is None else atol,
-            rtol=max(rtol, 1e-3),  # its own, larger step is bent more
+            eps=1e-6 if compare.step is None else compare.step,
+            atol=1e-5 if compare.atol is None else compare.atol,
+            rtol=max(compare.rtol, 1e-3),  # its own, larger step is bent more
             fast_mode=fast,
         )
     except GradcheckError as error:

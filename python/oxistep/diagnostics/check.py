@@ -48,7 +48,7 @@ class GradientEntry:
     @property
     def wrong(self) -> bool:
         """Whether the error is larger than allowed, or not a number."""
-        return not self.error <= self.allowed
+        return not (self.error <= self.allowed and math.isfinite(self.error))
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,11 @@ def check_gradients(
     ``torch.autograd.gradcheck`` is asked as well (which also tries undefined gradients, and whether backward gives
     the same twice).
 
-    The step is chosen for each element: ``h = eps^(1/3) max(|x|, 1)``, about 6e-6 near one, rounded so that ``x + h``
-    and ``x - h`` are numbers exactly ``2h`` apart. Smaller ones lose digits in the difference, larger ones bend away
-    from the tangent; this one leaves about ten digits of smooth functions.
+    The step is chosen for each element: ``h = eps^(1/3) max(|x|, 1)``, about 6e-6 near one, rounded to a power of two
+    so that ``x + h`` and ``x - h`` are numbers exactly ``2h`` apart. Smaller ones lose digits in the difference,
+    larger ones bend away from the tangent; this one leaves about ten digits of smooth functions. Where that does not
+    confirm a derivative, a second difference over twice the distance takes the bend out (Richardson) before it is
+    called wrong.
 
     A derivative is right if ``|analytic - numeric| <= atol + rtol max(|analytic|, |numeric|)``. ``rtol`` leaves room
     for the bend. ``atol`` is by default a hundred times what rounding alone does to the difference, ``100 eps
@@ -137,8 +139,9 @@ def check_gradients(
         gradient: in the structure of ``x``, or a function that gives it (default: None, with torch only).
         rtol: relative tolerance (default: 1e-5).
         atol: absolute tolerance (default: see above).
-        step: ``h``, the same for all elements (default: see above).
-        elements: check so many elements of all inputs, drawn by chance (default: all). Each costs two calls.
+        step: ``h``, the same for all elements and without the second difference (default: see above).
+        elements: check so many elements of all inputs, drawn by chance (default: all). Each costs two
+            calls, or four where the first two do not confirm it.
         seed: of that draw (default: 0).
         worst: how many entries the report keeps (default: 10).
 
@@ -174,30 +177,22 @@ def check_gradients(
         raise TypeError("gradient: expected arrays or a function that gives them; only torch can find it by itself")
 
     places = inputs.places(elements, seed)
+    compare = _Compare(rtol, atol, step)
     message = ""
     if gradient is None:
         from oxistep.diagnostics import _torch_check
 
-        pairs = _torch_check.derivatives(function, inputs, places, step)
-        message = _torch_check.gradcheck_message(function, inputs, (rtol, atol), step, fast=elements is not None)
+        entries = list(_torch_check.entries(function, inputs, places, compare))
+        message = _torch_check.gradcheck_message(function, inputs, compare, fast=elements is not None)
     else:
-        pairs = _given(function, inputs, places, gradient, step)
-    entries = []
-    largest_atol = 0.0 if atol is None else atol
-    for name, index, output, analytic, numeric, rounding in pairs:
-        own = rounding if atol is None else atol
-        size = max(abs(analytic), abs(numeric))
-        error = abs(analytic - numeric)
-        relative = 0.0 if error == 0 else error / size
-        largest_atol = max(largest_atol, own)
-        entries.append(GradientEntry(name, index, output, analytic, numeric, error, relative, own + rtol * size))
+        entries = list(_given(function, inputs, places, gradient, compare))
+    largest_atol = compare.largest_atol
     entries.sort(key=_badness, reverse=True)
     wrong = sum(entry.wrong for entry in entries)
     return GradientCheck(len(entries), wrong, entries[:worst], rtol, largest_atol, message)
 
 
 Place = tuple[int, tuple[int, ...]]
-Pair = tuple[str, tuple[int, ...], tuple[int, ...] | None, Any, Any, float]
 
 
 class _Inputs:
@@ -241,6 +236,20 @@ class _Inputs:
             return list(gradient)
         return [gradient]
 
+    def along(self, k: int, index: tuple[int, ...], outputs: Callable[[], Array]) -> Callable[[float], Array]:
+        """The outputs as a function of one element, which is put back after each call."""
+        value = self.values[k]
+
+        def evaluate(x: float) -> Array:
+            before = value[index].item()
+            try:
+                value[index] = x
+                return outputs()
+            finally:
+                value[index] = before
+
+        return evaluate
+
     def places(self, elements: int | None, seed: int) -> list[Place]:
         """The elements to check: of which input, and where."""
         sizes = [int(np.prod(value.shape)) for value in self.values]
@@ -261,41 +270,69 @@ class _Inputs:
         return places
 
 
-def step_for(x: float, step: float | None) -> tuple[float, float, float]:
-    """The two points to either side of ``x`` and the distance between them."""
-    h = _STEP * max(abs(x), 1.0) if step is None else step
-    # Rounded to a power of two: both points are then exact, unless x is larger than h by all of float64's digits.
-    h = 2.0 ** round(np.log2(h)) if step is None else h
+@dataclass
+class _Compare:
+    """Differences, and what they say of claimed derivatives."""
+
+    rtol: float
+    atol: float | None
+    step: float | None
+    largest_atol: float = 0.0
+
+    def entries(
+        self,
+        evaluate: Callable[[float], Array],
+        x: float,
+        claimed: Array,
+        name: str,
+        index: tuple[int, ...],
+        outputs: list[tuple[int, ...] | None],
+    ) -> Iterator[GradientEntry]:
+        """An entry for each output of ``evaluate``, a function of one number."""
+        # Rounded to a power of two: both points are then exact, unless x is larger than h by all of float64's digits.
+        h = 2.0 ** round(math.log2(_STEP * max(abs(x), 1.0))) if self.step is None else self.step
+        numeric, rounding = _central(evaluate, x, h)
+        with np.errstate(invalid="ignore", over="ignore"):
+            confirmed = np.abs(claimed - numeric) <= self._allowed(claimed, numeric, rounding)
+            if self.step is None and not confirmed.all():
+                wider, wider_rounding = _central(evaluate, x, 2 * h)
+                refined = (4 * numeric - wider) / 3
+                numeric = np.where(confirmed | ~np.isfinite(refined), numeric, refined)
+                rounding = (4 * rounding + wider_rounding) / 3
+            allowed = self._allowed(claimed, numeric, rounding)
+        self.largest_atol = max(self.largest_atol, float(rounding.max()) if self.atol is None else self.atol)
+        for output, a, n, limit in zip(outputs, claimed.tolist(), numeric.tolist(), allowed.tolist(), strict=True):
+            error = abs(a - n)
+            relative = error / max(abs(a), abs(n)) if error else 0.0
+            yield GradientEntry(name, index, output, a, n, error, relative, limit)
+
+    def _allowed(self, claimed: Array, numeric: Array, rounding: Array) -> Array:
+        sizes = np.maximum(np.abs(claimed), np.abs(numeric))
+        allowed: Array = (rounding if self.atol is None else self.atol) + self.rtol * sizes
+        return allowed
+
+
+def _central(evaluate: Callable[[float], Array], x: float, h: float) -> tuple[Array, Array]:
+    """The central difference of every output, and a hundred times the rounding error in it."""
     ahead, behind = x + h, x - h
-    return ahead, behind, ahead - behind
-
-
-def rounding_of(size: float, distance: float) -> float:
-    """A hundred times the error of a difference of two numbers of this size, over the distance between the points."""
-    return float(200 * np.finfo(np.float64).eps * max(size, 1.0) / distance)
+    f_ahead, f_behind = evaluate(ahead), evaluate(behind)
+    sizes = np.maximum(np.maximum(np.abs(f_ahead), np.abs(f_behind)), 1.0)
+    with np.errstate(invalid="ignore"):
+        return (f_ahead - f_behind) / (ahead - behind), 200 * np.finfo(np.float64).eps * sizes / (ahead - behind)
 
 
 def _given(
-    function: Callable[..., Any], inputs: _Inputs, places: list[Place], gradient: Any, step: float | None
-) -> Iterator[Pair]:
-    """Pairs of given derivatives and differences."""
+    function: Callable[..., Any], inputs: _Inputs, places: list[Place], gradient: Any, compare: _Compare
+) -> Iterator[GradientEntry]:
+    """Given derivatives compared with differences."""
     grads = inputs.listed(inputs.call(gradient) if callable(gradient) else gradient)
     claimed = [
         _as_array(grad, value, name) for grad, value, name in zip(grads, inputs.values, inputs.names, strict=True)
     ]
     for k, index in places:
-        value = inputs.values[k]
-        before = float(value[index])
-        ahead, behind, distance = step_for(before, step)
-        try:
-            value[index] = ahead
-            f_ahead = _as_number(inputs.call(function))
-            value[index] = behind
-            f_behind = _as_number(inputs.call(function))
-        finally:
-            value[index] = before
-        rounding = rounding_of(max(abs(f_ahead), abs(f_behind)), distance)
-        yield inputs.names[k], index, None, float(claimed[k][index]), (f_ahead - f_behind) / distance, rounding
+        evaluate = inputs.along(k, index, lambda: np.array([_as_number(inputs.call(function))]))
+        x = float(inputs.values[k][index])
+        yield from compare.entries(evaluate, x, claimed[k][index].reshape(1), inputs.names[k], index, [None])
 
 
 def _wide(value: Any, name: str) -> Array:
