@@ -20,13 +20,14 @@ from rich.console import Console
 from rich.table import Table
 
 import oxistep
-from oxistep.bench.environment import environment
 from oxistep.diagnostics import GradientMonitor, UpdateMonitor
-from oxistep.bench.paired import Paired, contestant, measure
-from oxistep.bench.workloads import WORKLOADS, Shape
+
+from .environment import environment
+from .paired import Paired, Step, contestant, measure
+from .workloads import WORKLOADS, Shape
 
 SHAPES: dict[str, list[Shape]] = {
-    "2,000 x 64": 2000 * [(64,)],
+    "2,000 x 64": [(64,) for _ in range(2000)],
     "GPT-2 small": WORKLOADS["gpt2_small"].shapes,
     "one of 32 Mi": [(32 * 2**20,)],
 }
@@ -47,6 +48,7 @@ def check_statistics(monitor: GradientMonitor, made: list[torch.nn.Parameter]) -
     """Refuse to time what is wrong."""
     monitor.update()
     for row, p in list(zip(monitor.rows(), made, strict=True))[:200]:
+        assert p.grad is not None
         grad = p.grad.double()
         expected = {
             "mean": grad.mean(),
@@ -63,7 +65,7 @@ def gradients(shapes: list[Shape], seconds: float) -> Paired:
     made = parameters(shapes)
     monitor = GradientMonitor(made)
     check_statistics(monitor, made)
-    steps = {
+    steps: dict[str, Step] = {
         MONITOR: monitor.update,
         CLIP: lambda: torch.nn.utils.clip_grad_norm_(made, NOTHING_TO_CLIP),
         OWN_CLIP: lambda: oxistep.clip_grad_norm_(made, NOTHING_TO_CLIP),
@@ -101,7 +103,9 @@ def row(workload: str, ours: str, other: str, paired: Paired) -> dict[str, Any]:
 
 
 def main(arguments: list[str], program: str) -> int:
-    parser = argparse.ArgumentParser(prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=5.0, help="for each comparison (default: 5)")
     parser.add_argument("--output", type=Path, help="write the results as JSON")
     options = parser.parse_args(arguments)
@@ -110,19 +114,20 @@ def main(arguments: list[str], program: str) -> int:
         paired = gradients(shapes, options.seconds)
         rows += [row(workload, MONITOR, other, paired) for other in (CLIP, OWN_CLIP)]
         rows.append(row(workload, WATCHED, PLAIN, updates(shapes, options.seconds)))
-    if options.output:
-        options.output.write_text(json.dumps({"environment": environment(), "watching": rows}, indent=1))
-    table = Table("workload", "ours", "time", "other", "time", "other / ours (quartiles)")
+    table = Table("workload", "ours", "ms", "other", "ms", "ratio", "quartiles")
     for found in rows:
         table.add_row(
             found["workload"],
             found["ours"],
-            f"{found['ours_ns'] / 1e6:.3f} ms",
+            f"{found['ours_ns'] / 1e6:.3f}",
             found["other"],
-            f"{found['other_ns'] / 1e6:.3f} ms",
-            f"{found['median']:.2f} ({found['q1']:.2f} to {found['q3']:.2f})",
+            f"{found['other_ns'] / 1e6:.3f}",
+            f"{found['median']:.2f}",
+            f"{found['q1']:.2f} to {found['q3']:.2f}",
         )
     Console().print(table)
+    if options.output:
+        options.output.write_text(json.dumps({"environment": environment(), "watching": rows}, indent=1))
     missed = [found["workload"] for found in rows if found["other"] == CLIP and found["median"] < 1]
     for workload in missed:
         print(f"{workload}: watching the gradients costs more than torch's clip_grad_norm_")

@@ -130,7 +130,7 @@ def _picture(
     heat.set_title(title + (", × = anomaly" if marks else ""), loc="left")
     _lines(lines, steps, shown, names, logarithmic)
     lines.set_xlabel("step")
-    lines.xaxis.set_major_locator(MaxNLocator(integer=True))
+    lines.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     return figure
 
 
@@ -153,7 +153,8 @@ def _heat_map(
     axes.invert_yaxis()
     every = -(-len(names) // MOST_NAMES)
     axes.set_yticks(range(0, len(names), every), [_short(name) for name in names[::every]], fontsize=8)
-    figure.colorbar(mesh, ax=axes, pad=0.01, aspect=30, fraction=0.05)
+    # inside the room that the legend below needs anyway
+    figure.colorbar(mesh, cax=axes.inset_axes((1.012, 0.0, 0.018, 1.0)))
 
 
 def _norm(shown: Floats, logarithmic: bool, signed: bool) -> Normalize:
@@ -166,7 +167,7 @@ def _norm(shown: Floats, logarithmic: bool, signed: bool) -> Normalize:
     if signed:
         most = float(np.abs(known).max())
         return SymLogNorm(max(most * 1e-3, float(np.finfo(float).tiny)), vmin=-most, vmax=most)
-    return Normalize(low, high) if low < high else Normalize(low - 0.5, high + 0.5)
+    return Normalize(0.0, high if high > 0 else 1.0)
 
 
 def _lines(axes: Axes, steps: NDArray[np.int64], shown: Floats, names: list[str], logarithmic: bool) -> None:

@@ -38,9 +38,9 @@ def lr_range(found: LRRange) -> Figure:
     axes.plot(found.rates, found.smoothed, color=SMOOTHED, linewidth=2.2, label="smoothed")
     finite = found.smoothed[np.isfinite(found.smoothed)]
     if len(finite):
-        low, start = float(finite.min()), float(finite[0])
+        low, start = float(found.losses[np.isfinite(found.losses)].min()), float(finite[0])
         fall = max(start - low, 0.1 * abs(start), 1e-12)
-        axes.set_ylim(low - 0.15 * fall, start + ABOVE * fall)
+        axes.set_ylim(low - 0.05 * fall, start + ABOVE * fall)
     if found.suggestion is not None:
         height = float(np.interp(np.log(found.suggestion), np.log(found.rates), found.smoothed))
         axes.axvline(found.suggestion, color=SUGGESTED, linestyle=(0, (5, 2)), linewidth=1.2)
