@@ -116,10 +116,10 @@ class UpdateMonitor:
 
     def _row(self) -> Floats:
         """What the next step is written into; raises where a group was added."""
-        names = self._names()
-        if len(names) != len(self._history.names):
+        count = sum(len(group["params"]) for group in self._optimizer.param_groups)
+        if count != len(self._history.names):
             raise ValueError(
-                f"the optimizer has {len(names)} parameters now, had {len(self._history.names)} when its monitor was "
+                f"the optimizer has {count} parameters now, had {len(self._history.names)} when its monitor was "
                 "made; remove() it and make another"
             )
         return self._history.next()

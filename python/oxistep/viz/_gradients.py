@@ -70,7 +70,7 @@ def gradients(monitor: GradientMonitor, field: str = "norm") -> Figure:
         >>> monitor = GradientMonitor({"w": np.zeros(2)})
         >>> monitor.update({"w": np.array([3.0, 4.0])})
         >>> figure = gradients(monitor)
-        >>> figure.axes[0].get_title()
+        >>> figure.axes[0].get_title("left")
         'norm of the gradient'
     """
     steps, values = monitor.values(field)
@@ -101,7 +101,7 @@ def updates(monitor: UpdateMonitor, field: str = "ratio") -> Figure:
         >>> optimizer = SGD({"w": np.ones(2)}, lr=0.1)
         >>> monitor = UpdateMonitor(optimizer)
         >>> optimizer.step({"w": np.ones(2)})
-        >>> updates(monitor, "effective_lr").axes[0].get_title()
+        >>> updates(monitor, "effective_lr").axes[0].get_title("left")
         'effective learning rate'
     """
     steps, values = monitor.values(field)
