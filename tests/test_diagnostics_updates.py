@@ -293,3 +293,20 @@ def test_fields():
     assert "no step yet" in str(monitor)
     with pytest.raises(ValueError, match="expected one of update, parameter"):
         monitor.values("norm")
+
+
+def test_when_all_is_torchs(monkeypatch):
+    """As under OXISTEP_BACKEND=torch, and back again."""
+    from oxistep.optim import _native
+
+    params = parameters()
+    optimizer = oxistep.Adam(params)
+    monitor = UpdateMonitor(optimizer)
+    for seed, forced in enumerate([False, True, True, False]):
+        monkeypatch.setattr(_native, "_FORCED", forced)
+        set_gradients(params, seed)
+        before = [p.detach().clone() for p in params]
+        optimizer.step()
+        assert (monitor._plan is None) == forced
+        np.testing.assert_allclose(recorded(monitor), expected(before, params), rtol=1e-11, equal_nan=True)
+    assert len(monitor) == 4

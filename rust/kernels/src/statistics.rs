@@ -346,23 +346,31 @@ impl<E: Magnitude> Vectorized for Magnitudes<'_, E> {
         let (mut largest, mut smallest, mut zeros) =
             ([E::Bits::default(); LANES], [E::NONE; LANES], [E::Bits::default(); LANES]);
         let (rows, tail) = x.as_chunks::<LANES>();
-        let mut take = |l: usize, x: E| {
-            let bits = x.bits();
-            largest[l] = largest[l].max(bits);
-            smallest[l] = smallest[l].min(E::previous(bits));
-            zeros[l] = E::add(zeros[l], E::is_zero(bits));
-        };
         for (r, row) in rows.iter().enumerate() {
             // this sweep is the one that waits for memory
             let per_line = 64 / size_of::<E>();
-            (0..LANES / per_line).for_each(|line| prefetch(x, (r + AHEAD) * LANES + line * per_line));
-            (0..LANES).for_each(|l| take(l, row[l]));
+            for line in 0..LANES / per_line {
+                prefetch(x, (r + AHEAD) * LANES + line * per_line);
+            }
+            for l in 0..LANES {
+                take_magnitude(row[l], &mut largest[l], &mut smallest[l], &mut zeros[l]);
+            }
         }
-        tail.iter().enumerate().for_each(|(l, &x)| take(l, x));
+        for (l, &x) in tail.iter().enumerate() {
+            take_magnitude(x, &mut largest[l], &mut smallest[l], &mut zeros[l]);
+        }
         found.largest = largest.into_iter().max().unwrap_or_default();
         found.smallest_less_one = smallest.into_iter().min().unwrap_or(E::NONE);
         found.zeros = zeros.into_iter().map(E::count).sum();
     }
+}
+
+#[inline(always)]
+fn take_magnitude<E: Magnitude>(x: E, largest: &mut E::Bits, smallest: &mut E::Bits, zeros: &mut E::Bits) {
+    let bits = x.bits();
+    *largest = (*largest).max(bits);
+    *smallest = (*smallest).min(E::previous(bits));
+    *zeros = E::add(*zeros, E::is_zero(bits));
 }
 
 struct Sum<'a, E>(&'a [E], &'a mut [f64; LANES]);
