@@ -109,13 +109,12 @@ fn the_same_bits_for_any_threads_and_levels() {
 
 #[test]
 fn measurements_can_be_used_again() {
-    let mut parameters = vec![Parameter::new(every_rule()[0], COMBINATIONS[1], 100, Values::Scaled, &mut Random(1))];
+    let mut parameter = Parameter::new(every_rule()[0], COMBINATIONS[1], 100, Values::Scaled, &mut Random(1));
     let mut kept = Measured::default();
     for _ in 0..2 {
         kept.clear();
         assert_eq!(kept.moved().count(), 0);
         let mut step = Step::default();
-        let parameter = &mut parameters[0];
         step.constants(parameter.rule.constants(&mut parameter.scalars, true));
         step.push(parameter.tensors(), 1.0).unwrap();
         kept.pushed(&step);
