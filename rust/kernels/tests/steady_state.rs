@@ -7,7 +7,10 @@ use std::alloc::{GlobalAlloc, Layout as Memory, System};
 use std::cell::Cell;
 
 use common::{COMBINATIONS, Parameter, Random, Values, every_rule, levels};
+use oxistep_kernels::driver::Measured;
 use oxistep_kernels::pool::Serial;
+use oxistep_kernels::simd::Level;
+use oxistep_kernels::statistics::Statistics;
 use oxistep_kernels::{Layout, STREAMS, Step};
 
 /// Counts what this thread asks of the system's allocator; tests on other threads do not disturb.
@@ -94,5 +97,33 @@ fn filling_and_running_a_step_allocates_nothing_after_the_first() {
             assert_eq!(calls > 0, first, "{calls} calls at {level:?}");
             first = false;
         }
+    }
+}
+
+#[test]
+fn measuring_allocates_nothing_after_the_first_time() {
+    let mut parameters = parameters();
+    let (mut idle, mut measured): (Step<'static>, _) = (Step::default(), Measured::default());
+    let mut statistics: Statistics<'static> = Statistics::default();
+    for first in [true, false, false] {
+        let calls = allocations(|| {
+            let mut step = std::mem::take(&mut idle).recycle();
+            measured.clear();
+            for parameter in &mut parameters {
+                step.constants(parameter.rule.constants(&mut parameter.scalars, parameter.first));
+                parameter.first = false;
+                assert!(step.push(parameter.tensors(), 1.0).is_ok());
+                measured.pushed(&step);
+            }
+            assert!(step.run_measured(&mut measured, &Serial, Level::best()).is_ok());
+            assert_eq!(measured.moved().count(), measured.moved().filter(|moved| moved.param >= 0.0).count());
+            idle = step.recycle();
+            let mut found = std::mem::take(&mut statistics).recycle();
+            parameters.iter().for_each(|parameter| found.push(parameter.grad.slice(), parameter.layout.as_ref()));
+            assert!(found.compute(&Serial, Level::best()).is_ok());
+            assert_eq!(found.summaries().count(), parameters.len());
+            statistics = found.recycle();
+        });
+        assert_eq!(calls > 0, first, "{calls} calls");
     }
 }
