@@ -184,6 +184,9 @@ def _lines(axes: Axes, steps: NDArray[np.int64], shown: Floats, names: list[str]
         axes.fill_between(at, q1, q3, color=COLORS[0], alpha=0.4, linewidth=0, label="half of them")
         axes.plot(at, median, color=COLORS[0], marker=single, label="median")
     if logarithmic and np.isfinite(shown).any():
+        low, high = np.nanmin(shown), np.nanmax(shown)
+        if low == high:  # where matplotlib would warn
+            axes.set_ylim(low / 2, 2 * high)
         axes.set_yscale("log")
     axes.grid(True, color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
