@@ -67,11 +67,11 @@ impl GradientStatistics {
                 out.row(i).fill(f64::NAN);
                 continue;
             }
-            match torch.describe(gradient) {
-                Ok(described) if described.is_inside_storage() => {
+            match torch.plain(gradient)? {
+                Some(described) => {
                     self.parts.push((i, described.memory, layout(&[Some(described)]).map(Box::new)));
                 }
-                _ => left.push(i),
+                None => left.push(i),
             }
         }
         let mut statistics: Statistics<'_> = self.statistics.take().unwrap_or_default();
