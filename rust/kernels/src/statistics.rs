@@ -18,7 +18,7 @@ use crate::element::{Element, bf16, f16};
 use crate::layout::Layout;
 use crate::norm::{AHEAD, LANES, pairwise};
 use crate::pool::{Panic, Pool, Serial, for_each};
-use crate::simd::{Level, Vectorized, prefetch, prefetch_address};
+use crate::simd::{Level, Simd, Vectorized, prefetch, prefetch_address};
 
 /// Elements of a tile; a multiple of the lanes.
 const TILE: usize = 2048;
@@ -340,7 +340,7 @@ struct Magnitudes<'a, E: Magnitude>(&'a [E], &'a mut Bits<E>);
 
 impl<E: Magnitude> Vectorized for Magnitudes<'_, E> {
     #[inline(always)]
-    fn run(self) {
+    fn run(self, _: impl Simd) {
         let Self(x, found) = self;
         // a lane counts at most a tile's share of zeros: 32 fit any of the integers
         let (mut largest, mut smallest, mut zeros) =
@@ -377,7 +377,7 @@ struct Sum<'a, E>(&'a [E], &'a mut [f64; LANES]);
 
 impl<E: Magnitude> Vectorized for Sum<'_, E> {
     #[inline(always)]
-    fn run(self) {
+    fn run(self, _: impl Simd) {
         sweep(self.0, self.1, |lane: f64, x: E| lane + x.load().into());
     }
 }
@@ -386,7 +386,7 @@ struct SquaredDistances<'a, E>(&'a [E], f64, &'a mut [f64; LANES]);
 
 impl<E: Magnitude> Vectorized for SquaredDistances<'_, E> {
     #[inline(always)]
-    fn run(self) {
+    fn run(self, _: impl Simd) {
         let mean = self.1;
         // not fused, so that every level rounds alike
         sweep(self.0, self.2, |lane: f64, x: E| {

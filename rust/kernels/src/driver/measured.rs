@@ -13,7 +13,7 @@ use crate::element::Element;
 use crate::norm::{LANES, pairwise, sweep};
 use crate::pool::{Panic, Pool, Serial, for_each};
 use crate::rules::Constants;
-use crate::simd::{Level, Vectorized};
+use crate::simd::{Level, Simd, Vectorized};
 
 /// Elements of a tile; a multiple of the lanes.
 const TILE: usize = 1024;
@@ -147,7 +147,7 @@ struct Compare<'a, E>(&'a [E], &'a [E], &'a mut Lanes);
 
 impl<E: Element> Vectorized for Compare<'_, E> {
     #[inline(always)]
-    fn run(self) {
+    fn run(self, _: impl Simd) {
         let Self(old, new, lanes) = self;
         sweep(old, &mut lanes.param, |lane: f64, x| {
             let x: f64 = x.load().into();
@@ -176,7 +176,7 @@ struct Squares<'a, E>(&'a [E], &'a mut [f64; LANES]);
 
 impl<E: Element> Vectorized for Squares<'_, E> {
     #[inline(always)]
-    fn run(self) {
+    fn run(self, _: impl Simd) {
         sweep(self.0, self.1, |lane: f64, x: E| {
             let x: f64 = x.load().into();
             lane + x * x
