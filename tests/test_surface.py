@@ -155,6 +155,11 @@ def test_importing_oxistep_imports_no_torch():
     assert python("import sys, oxistep.numpy; print('torch' in sys.modules)") == "False"
 
 
+@pytest.mark.parametrize("module", ["optim", "numpy", "diagnostics", "viz"])
+def test_modules_are_reachable_after_importing_the_package(module):
+    assert python(f"import oxistep; print(oxistep.{module}.__name__)") == f"oxistep.{module}"
+
+
 def test_touching_a_class_imports_torch():
     assert python("import sys, oxistep; oxistep.Adam; print('torch' in sys.modules)") == "True"
 

@@ -112,7 +112,7 @@ if level := os.environ.get("OXISTEP_SIMD"):
 
 
 # Modules that are loaded when first touched.
-_MODULES = ("diagnostics",)
+_MODULES = ("diagnostics", "numpy", "optim", "viz")
 
 
 def __getattr__(name: str) -> Any:
