@@ -323,7 +323,9 @@ def faults(name, value):
     parts = sections(docstring)
     if not re.match(r"\S.*[.:]\n?(\n|$)", inspect.cleandoc(docstring)):
         found.append("the first line is no sentence")
-    parameters = [p for p in inspect.signature(value).parameters.values() if p.name not in ("self", "args", "kwargs")]
+    raised = inspect.isclass(value) and issubclass(value, Exception)  # of built-in classes Python knows no signature
+    signature = inspect.Signature() if raised else inspect.signature(value)
+    parameters = [p for p in signature.parameters.values() if p.name not in ("self", "args", "kwargs")]
     if parameters and not made_by_us(value):
         explained = arguments(parts.get("Args", ""))
         found += [f"Args: {p.name} is missing" for p in parameters if p.name not in explained]

@@ -102,7 +102,7 @@ def lr_range_test(
         smoothing: share of the average that a step keeps, 0 to below 1 (default: 0.9); 0 does not smooth.
         divergence: how many times its best the smoothed loss may be (default: 4).
         generators: ``torch.Generator``, ``numpy.random.Generator`` or ``random.Random`` that the closure draws from,
-            to be put back as well (default: none).
+            to be put back as well (default: ()).
 
     Returns:
         LRRange: rates, losses and a suggestion, the steepest descent of the smoothed loss over the logarithm of the

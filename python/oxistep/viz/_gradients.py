@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,20 +12,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from oxistep.viz import _style as style
+
 if TYPE_CHECKING:
     from oxistep.diagnostics import GradientMonitor, UpdateMonitor
 
 Floats = NDArray[np.float64]
 
-WIDTH = 9.0  # inches
 MOST_NAMES = 40  # of rows; with more, every second or third is named
-MOST_LINES = 7  # as many as colours; with more, only the quantiles are drawn
+MOST_LINES = 7  # as many as line() has colours; with more, only the quantiles are drawn
 DECADES = 12  # a range of colours beyond this shows nothing
 
-# The palette of M. Okabe and K. Ito, Color Universal Design (2008), without yellow, which is lost on white.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
-DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
-NOTHING, MARK = "#d9d9d9", "#D55E00"
+NOTHING, MARK = "#d9d9d9", style.VERMILION
 
 # Each field: what it is called, and whether it is shown on a logarithmic scale.
 GRADIENT_FIELDS = {
@@ -47,7 +46,7 @@ UPDATE_FIELDS = {
 }
 
 
-def gradients(monitor: GradientMonitor, field: str = "norm") -> Figure:
+def gradients(monitor: GradientMonitor, field: str = "norm", *, output: str | Path | None = None) -> Figure:
     """Draws one field of a gradient monitor: a heat map of parameters x steps, and lines below.
 
     Crosses mark anomalies; grey is where there was no gradient, or nothing to show (on the logarithmic scale: zero).
@@ -55,13 +54,16 @@ def gradients(monitor: GradientMonitor, field: str = "norm") -> Figure:
 
     Args:
         monitor: with at least one update.
-        field: such as ``"norm"`` (default) or ``"mean"``, see ``GradientMonitor``.
+        field: what is drawn, such as ``"mean"``; :class:`~oxistep.diagnostics.GradientMonitor` lists them
+            (default: "norm").
+        output: write the picture there (``.png``, ``.svg``, ``.pdf`` ...). Its folder is made if it is missing
+            (default: None).
 
     Returns:
-        matplotlib.figure.Figure
+        matplotlib.figure.Figure: the picture.
 
     Raises:
-        ValueError: nothing was recorded, or the field is not measured.
+        ValueError: nothing was recorded, the field is not measured, or ``output`` ends in no kind of picture.
 
     Example:
         >>> import numpy as np
@@ -73,25 +75,29 @@ def gradients(monitor: GradientMonitor, field: str = "norm") -> Figure:
         >>> figure.axes[0].get_title("left")
         'norm of the gradient'
     """
+    path = style.checked_output(output)
     steps, values = monitor.values(field)
     places = {name: i for i, name in enumerate(monitor.names)}
     # by place in the history, as step numbers may repeat
     marks = [(steps.searchsorted(found.step), places[found.name]) for found in monitor.anomalies(None)]
-    return _picture(steps, values, monitor.names, *GRADIENT_FIELDS[field], marks)
+    return style.write(_picture(steps, values, monitor.names, *GRADIENT_FIELDS[field], marks), path)
 
 
-def updates(monitor: UpdateMonitor, field: str = "ratio") -> Figure:
+def updates(monitor: UpdateMonitor, field: str = "ratio", *, output: str | Path | None = None) -> Figure:
     """Draws one field of an update monitor: a heat map of parameters x steps, and lines below.
 
     Args:
         monitor: with at least one step.
-        field: such as ``"ratio"`` (default) or ``"effective_lr"``, see ``UpdateMonitor``.
+        field: what is drawn, such as ``"effective_lr"``; :class:`~oxistep.diagnostics.UpdateMonitor` lists them
+            (default: "ratio").
+        output: write the picture there (``.png``, ``.svg``, ``.pdf`` ...). Its folder is made if it is missing
+            (default: None).
 
     Returns:
-        matplotlib.figure.Figure
+        matplotlib.figure.Figure: the picture.
 
     Raises:
-        ValueError: nothing was recorded, or the field is not measured.
+        ValueError: nothing was recorded, the field is not measured, or ``output`` ends in no kind of picture.
 
     Example:
         >>> import numpy as np
@@ -104,8 +110,9 @@ def updates(monitor: UpdateMonitor, field: str = "ratio") -> Figure:
         >>> updates(monitor, "effective_lr").axes[0].get_title("left")
         'effective learning rate'
     """
+    path = style.checked_output(output)
     steps, values = monitor.values(field)
-    return _picture(steps, values, monitor.names, *UPDATE_FIELDS[field], [])
+    return style.write(_picture(steps, values, monitor.names, *UPDATE_FIELDS[field], []), path)
 
 
 def _picture(
@@ -120,7 +127,7 @@ def _picture(
         raise ValueError("nothing was recorded yet")
     rows = len(names)
     heat_height = min(max(1.6, 0.24 * rows), 9.0)
-    figure = Figure(figsize=(WIDTH, heat_height + 3.2), layout="constrained")
+    figure = Figure(figsize=(style.WIDTH, heat_height + 3.2), layout="constrained")
     heat, lines = figure.subplots(2, 1, height_ratios=(heat_height, 2.4), sharex=True)
     shown = np.where(np.isfinite(values) & ((values > 0) | (not logarithmic)), values, np.nan)
     _heat_map(figure, heat, steps, shown, names, logarithmic)
@@ -174,15 +181,15 @@ def _lines(axes: Axes, steps: NDArray[np.int64], shown: Floats, names: list[str]
     single = "o" if len(steps) == 1 else ""
     if len(names) <= MOST_LINES:
         for i, name in enumerate(names):
-            style = DASHES[i % len(DASHES)]
-            axes.plot(steps, shown[:, i], color=COLORS[i], linestyle=style, marker=single, label=_short(name))
+            look = style.line(i)
+            axes.plot(steps, shown[:, i], color=look.color, linestyle=look.linestyle, marker=single, label=_short(name))
     else:
         known = np.isfinite(shown).any(axis=1)
         low, q1, median, q3, high = np.nanquantile(shown[known], [0, 0.25, 0.5, 0.75, 1], axis=1)
         at = steps[known]
-        axes.fill_between(at, low, high, color=COLORS[5], alpha=0.3, linewidth=0, label="all parameters")
-        axes.fill_between(at, q1, q3, color=COLORS[0], alpha=0.4, linewidth=0, label="half of them")
-        axes.plot(at, median, color=COLORS[0], marker=single, label="median")
+        axes.fill_between(at, low, high, color=style.SKY, alpha=0.3, linewidth=0, label="all parameters")
+        axes.fill_between(at, q1, q3, color=style.BLUE, alpha=0.4, linewidth=0, label="half of them")
+        axes.plot(at, median, color=style.BLUE, marker=single, label="median")
     if logarithmic and np.isfinite(shown).any():
         low, high = np.nanmin(shown), np.nanmax(shown)
         if low == high:  # where matplotlib would warn

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from oxistep.viz import _style as style
+
 if TYPE_CHECKING:
     from oxistep.diagnostics import LRRange
 
-SMOOTHED, RAW, SUGGESTED = "#0072B2", "#999999", "#D55E00"
+SMOOTHED, RAW, SUGGESTED = style.BLUE, style.GREY, style.VERMILION
 ABOVE = 1.5  # how far above its start the loss is shown, as a multiple of how far it fell: divergence goes anywhere
 
 
-def lr_range(found: LRRange) -> Figure:
+def lr_range(found: LRRange, *, output: str | Path | None = None) -> Figure:
     """Draws the loss of a learning-rate range test over the rate, with the suggested rate.
 
     Args:
         found: what ``oxistep.diagnostics.lr_range_test`` returned.
+        output: write the picture there (``.png``, ``.svg``, ``.pdf`` ...). Its folder is made if it is missing
+            (default: None).
 
     Returns:
-        matplotlib.figure.Figure
+        matplotlib.figure.Figure: the picture.
+
+    Raises:
+        ValueError: ``output`` ends in no kind of picture.
 
     Example:
         >>> import numpy as np
@@ -32,6 +40,7 @@ def lr_range(found: LRRange) -> Figure:
         >>> figure.axes[0].get_xlabel()
         'learning rate'
     """
+    path = style.checked_output(output)
     figure = Figure(figsize=(8.0, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.plot(found.rates, found.losses, color=RAW, linewidth=1, label="loss")
@@ -51,9 +60,9 @@ def lr_range(found: LRRange) -> Figure:
     axes.set_ylabel("loss")
     title = "Learning-rate range test"
     axes.set_title(title if found.diverged_at is None else f"{title}: diverged at {found.diverged_at:.2g}", loc="left")
-    axes.grid(True, color="#dddddd", linewidth=0.6)
+    axes.grid(True, **style.FAINT)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.legend(loc="upper left", frameon=False)
-    return figure
+    return style.write(figure, path)
