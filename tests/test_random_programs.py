@@ -110,6 +110,17 @@ def params_of(optimizer):
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
+def keep_scalars(optimizer, saved):
+    """Undoes what torch's load does to the numbers that it keeps in float32 itself.
+
+    It casts them to the parameter's dtype, so that a resumed run goes on otherwise than the one that was
+    saved. Ours goes on as that one (test_resume.py).
+    """
+    for k, p in enumerate(params_of(optimizer)):
+        for key in {"mu_product", "eta", "mu"} & saved["state"].get(k, {}).keys():
+            optimizer.state[p][key] = saved["state"][k][key].clone()
+
+
 class Player:
     """The program with one of the two modules; parameters in their dtypes, or `wide`: what these hold, in float64."""
 
@@ -150,6 +161,8 @@ class Player:
             flags = [group["foreach"] for group in self.optimizer.param_groups]
             self.optimizer = self.new([group["params"] for group in self.optimizer.param_groups])
             self.optimizer.load_state_dict(copy.deepcopy(state))
+            if type(self.optimizer).__module__.startswith("torch."):
+                keep_scalars(self.optimizer, state)
             for group, foreach in zip(self.optimizer.param_groups, flags, strict=True):
                 group["foreach"] = foreach
         elif step.before == "deepcopy":

@@ -99,8 +99,10 @@ class StateDtype(AllOrNothing):
                 self.state[p][key] = saved[key].to(dtype=value.dtype, device=p.device)
             if _of_dtype(saved, (p.dtype, self._state_dtype), self._scalars):
                 for key in self._scalars:
-                    if isinstance(value := saved.get(key), Tensor):
-                        self.state[p][key] = value.detach().clone().to(self.state[p][key].device)
+                    value, loaded = saved.get(key), self.state[p].get(key)
+                    # what torch need not cast it hands on as it is, and whoever loads in place counts on that
+                    if isinstance(value, Tensor) and isinstance(loaded, Tensor) and loaded.dtype != value.dtype:
+                        self.state[p][key] = value.detach().clone().to(loaded.device)
 
 
 def _of_dtype(saved: dict[str, Any], dtypes: tuple[torch.dtype | None, ...], scalars: tuple[str, ...]) -> bool:

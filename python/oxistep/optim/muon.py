@@ -189,18 +189,22 @@ def _update_matrices(rows: list[_Row], begun: list[_Row]) -> None:
     updates: list[Tensor | None] = [
         torch.empty_like(row.grad, dtype=torch.bfloat16) if row.group["nesterov"] else None for row in rows
     ]
-    begun += rows
-    _core.muon_momentum([row.grad for row in rows], buffers, updates, [float(row.group["momentum"]) for row in rows])
-    products, decays, alphas = [], [], []
-    for i, row in enumerate(rows):
+    momenta, decays, alphas, settings = [], [], [], []
+    for row in rows:  # whatever a group may lack is found before anything is written
         group = row.group
         lr: Any = group["lr"]
         lr = lr.squeeze() if isinstance(lr, Tensor) else lr
-        update = updates[i]
-        matrix = buffers[i] if update is None else update
-        products.append(_zeropower_via_newtonschulz(matrix, group["ns_coefficients"], group["ns_steps"], group["eps"]))
+        momenta.append(float(group["momentum"]))
         decays.append(float(1 - lr * group["weight_decay"]))
         alphas.append(float(-_adjust_lr(lr, group["adjust_lr_fn"], row.p.shape)))
+        settings.append((group["ns_coefficients"], group["ns_steps"], group["eps"]))
+    begun += rows
+    _core.muon_momentum([row.grad for row in rows], buffers, updates, momenta)
+    products = []
+    for i, setting in enumerate(settings):
+        update = updates[i]
+        matrix = buffers[i] if update is None else update
+        products.append(_zeropower_via_newtonschulz(matrix, *setting))
         del matrix, update
         updates[i] = None  # its memory is free for the next product
     _increment_version(params)
