@@ -197,10 +197,15 @@ def test_a_parameter_that_is_taken_out_of_its_group(name):
 @pytest.mark.parametrize("settled", [False, True])
 @each_class
 def test_lists_that_another_thread_changes_during_a_step(name, settled):
-    """The list of a group is changed, gradients and states dropped, while another thread takes steps: each is taken on
-    tensors that it keeps alive."""
+    """The list of a group is changed, gradients exchanged, states dropped, while another thread takes steps: each is
+    taken on tensors that it keeps alive.
+
+    The gradients are held here: torch releases the interpreter while it frees the last reference in `.grad`, which
+    still leads there, and whoever reads `.grad` meanwhile, torch's own step too, ends the process.
+    """
     params, optimizer = trained(name, shapes=((150_000,), (40,), (3,)), steps=3 if settled else 1)
     listed = optimizer.param_groups[0]["params"]
+    gradients = [[torch.ones_like(p), torch.zeros_like(p), p.grad] for p in params]
     stop = threading.Event()
 
     def meddle():
@@ -210,10 +215,10 @@ def test_lists_that_another_thread_changes_during_a_step(name, settled):
             p = listed.pop()
             p.grad = None
             optimizer.state.pop(p, None)
-            p.grad = torch.ones_like(p)
+            p.grad = gradients[1][k % 2]
             listed.append(p)
-            params[2].grad = torch.ones(3) if k % 2 else None
-            params[0].grad = torch.ones(150_000)
+            params[2].grad = gradients[2][0] if k % 2 else None
+            params[0].grad = gradients[0][k % 2]
 
     thread = threading.Thread(target=meddle)
     thread.start()
