@@ -135,3 +135,24 @@ def test_sgd_in_bfloat16(record_property, kwargs, flags):
         params[0].grad = values((40, 9), 10 * k, torch.bfloat16)
 
     check(record_property, (half, step), "SGD", {"lr": 0.1, **kwargs}, flags)
+
+
+@pytest.mark.parametrize("fused", [None, False, True])
+@pytest.mark.parametrize("default", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "Adagrad"])
+def test_the_counter_has_the_dtype_and_device_of_torchs(name, default, fused):
+    def counter(optim):
+        p = values((5,), 1).requires_grad_()
+        optimizer = getattr(optim, name)([p], fused=fused)
+        p.grad = values((5,), 2)
+        optimizer.step()
+        return optimizer.state[p]["step"]
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        ours, theirs = counter(oxistep.optim), counter(torch.optim)
+    finally:
+        torch.set_default_dtype(before)
+    assert (ours.dtype, ours.device, ours.shape) == (theirs.dtype, theirs.device, theirs.shape)
+    assert ours.item() == theirs.item() == 1
