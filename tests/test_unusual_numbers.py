@@ -22,6 +22,7 @@ USUAL = {
     "RAdam": {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1},
     "ASGD": {"lr": 0.1, "lambd": 1e-4, "alpha": 0.75, "t0": 2.0, "weight_decay": 0.1},
     "Rprop": {"lr": 0.1, "etas": (0.5, 1.2), "step_sizes": (1e-6, 50.0)},
+    "Adafactor": {"lr": 0.1, "beta2_decay": -0.8, "eps": (1e-8, 1e-3), "d": 1.0, "weight_decay": 0.1},
 }
 INFINITY = float("inf")
 NUMBERS = [0.0, -0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5, 10.0, 1e-300, 70000.0, -70000.0, 1e39, -1e39, 1e300, -1e300]
@@ -47,6 +48,9 @@ def unusual(optim, name, dtype, seed):
     for key in choose.sample(sorted(USUAL[name]), choose.choice([1, 1, 2, 3])):
         usual = USUAL[name][key]
         group[key] = choose.choice(NUMBERS)
+        if name == "Adafactor" and key == "lr":
+            # below zero it is multiplied by the parameter's size, and whether torch takes the product depends on that
+            group[key] = abs(group[key])
         if isinstance(usual, tuple):
             group[key] = choose.choice([(group[key], usual[1]), (usual[0], group[key])])
     if choose.random() < 0.3 and "step" in optimizer.state.get(p, {}):
@@ -146,6 +150,40 @@ def test_sparse_adam_and_sparse_adagrad_too():
     assert assert_agrees(scenario, "Adagrad", {"lr": 1e39}) is RuntimeError
 
 
+def test_a_power_that_overflows_though_its_parts_do_not():
+    def scenario(optim):
+        p = torch.ones(3, requires_grad=True)
+        optimizer = optim.ASGD([p], foreach=False)
+        set_gradients([p], 0)
+        optimizer.step()
+        optimizer.state[p]["step"].fill_(1e4)
+        optimizer.param_groups[0].update(lr=1e19, lambd=1e19, alpha=8.0)
+        before = result(optimizer)
+        refused = outcome(optimizer.step)
+        if optim is oxistep.optim:
+            assert_same(result(optimizer), before, exact=True)
+        return refused[0]
+
+    assert assert_agrees(scenario) is OverflowError
+
+
+def test_adafactor_of_a_matrix():
+    def scenario(optim, changed):
+        p = torch.ones(3, 2, requires_grad=True)
+        optimizer = optim.Adafactor([p], foreach=False)
+        set_gradients([p], 0)
+        optimizer.step()
+        optimizer.param_groups[0].update(changed)
+        before = result(optimizer)
+        refused = outcome(optimizer.step)
+        if optim is oxistep.optim:
+            assert_same(result(optimizer), before, exact=True)
+        return refused[0]
+
+    assert assert_agrees(scenario, {"d": 0.0}) is ZeroDivisionError
+    assert assert_agrees(scenario, {"beta2_decay": 1e300}) is OverflowError
+
+
 def test_states_are_not_made_where_the_first_step_is_refused():
     p = torch.ones(3)
     p.grad = torch.ones(3)
@@ -172,7 +210,9 @@ def test_numbers_at_the_edge_of_what_is_usual_stay_native(name):
             {"betas": (0.999, 0.9999)},
         ]
         for changed in edges:
-            group.update({key: value for key, value in changed.items() if key in group})
+            for key, value in changed.items():
+                if key in group and isinstance(group[key], tuple) == isinstance(value, tuple):
+                    group[key] = value
             set_gradients([p], seed)
             assert [row.path for row in oxistep.explain(optimizer)] == ["native"], group
 

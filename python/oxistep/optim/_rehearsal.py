@@ -3,7 +3,7 @@
 torch computes the constants of a step in Python, which raises where IEEE arithmetic goes on to infinity or NaN
 (``betas`` of one after construction, a learning rate beyond what the dtype holds), and in complex numbers under a root
 of a negative one. By then its own step has written half of what it writes. None of this depends on the values of
-tensors.
+tensors. (But for Adafactor with a learning rate below zero, which its constructor refuses.)
 """
 
 from collections import defaultdict

@@ -87,6 +87,12 @@ class Adafactor(NativeStep, _Adafactor):
             state["variance"] = torch.zeros_like(grad, memory_format=torch.preserve_format)
         return state
 
+    def _rehearse(self, g: int, p: Tensor, state: dict[str, Any] | None) -> None:
+        # the rehearsal's parameter is a vector, whose state goes by another name
+        if state and "row_var" in state:
+            state = {"step": state["step"], "variance": state["row_var"]}
+        super()._rehearse(g, p, state)
+
     def _torch_step(self, left: list[tuple[int, Tensor]]) -> None:
         for _, p in left:  # torch refuses these group by group, with earlier groups updated
             if p.grad is None:

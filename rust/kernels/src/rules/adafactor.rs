@@ -19,7 +19,7 @@
 //! the type of the tensor, so the last places differ. A step divides by the states as they are stored, like torch.
 
 use crate::element::Real;
-use crate::rule::{Hyperparameters, Rule, Scalars};
+use crate::rule::{Hyperparameters, Rule, Scalars, within};
 
 /// Hyperparameters.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +73,15 @@ impl Rule for Adafactor {
 
     fn scalars(&self) -> &'static [&'static str] {
         &["step"]
+    }
+
+    fn is_usual(&self, scalars: &Scalars, largest: f64) -> bool {
+        // eps1 is squared, d divides, and a power of t must not overflow
+        scalars.is_counted()
+            && self.beta2_decay <= 0.0
+            && self.d != 0.0
+            && within(largest.sqrt(), [self.eps1.unwrap_or(0.0)])
+            && within(largest, [self.lr, self.weight_decay, self.eps2, self.d])
     }
 
     fn constants(&self, scalars: &mut Scalars, _first: bool) -> Constants {

@@ -62,6 +62,7 @@ impl Rule for Asgd {
         // a root of a negative number, or a power beyond all bounds, are what must not come about
         scalars.is_counted()
             && self.lambd * self.lr >= 0.0
+            && self.lambd * self.lr * (scalars.get(0) + 1.0) <= 1e38
             && (0.0..=8.0).contains(&self.alpha)
             && within(largest, [self.lr, self.lambd, self.weight_decay, scalars.get(1), scalars.get(2)])
             && self.t0.is_finite()
