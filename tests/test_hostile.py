@@ -7,7 +7,9 @@ that goes on with an address it read before would write there. (Where nothing ke
 """
 
 import gc
+import warnings
 import weakref
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ import torch
 
 import oxistep
 import oxistep.numpy
+from oxistep import _core
+from oxistep.diagnostics import GradientMonitor
 from oxistep.optim import LBFGS, SGD, Adafactor, Adam, Muon, SparseAdam
 
 
@@ -176,6 +180,19 @@ class Flag:
         return False
 
 
+def test_a_sparse_parameter_that_comes_to_lie_in_the_gaps_of_others():
+    """Rows were looked up in memory without gaps. What came in its place is as long, but mostly other tensors'."""
+    p, q = torch.zeros(100, 4, requires_grad=True), torch.zeros(3, requires_grad=True)
+    optimizer = SGD([{"params": [p]}, {"params": [q]}], lr=0.1)
+    p.grad, q.grad = torch.ones_like(p).to_sparse(1), torch.ones(3).to_sparse()
+    trap, base = Trap(), torch.zeros(400)
+    trap.hook = lambda: setattr(p, "data", base.as_strided((2, 4), (396, 1)))
+    optimizer.param_groups[1]["fused"] = Flag(trap)
+    with pytest.raises(RuntimeError, match="was changed while this step was under way"):
+        optimizer.step()
+    assert not base.any()
+
+
 def test_a_flag_that_only_sparse_gradients_ask_for(way, settings):
     params, optimizer = trained(in_groups(SGD, **settings))
     trap = Trap()
@@ -331,6 +348,18 @@ def test_a_gradient_that_is_measured_lies_inside_its_storage(max_grad_norm):
     assert all(map(torch.equal, before, params))
 
 
+@tells_storages
+def test_gradients_that_could_not_be_looked_at_are_let_go():
+    params = [torch.ones(10, requires_grad=True) for _ in range(2)]
+    set_gradients(params)
+    monitor, first = GradientMonitor(params), weakref.ref(params[0].grad)
+    shrink(params[1].grad)
+    with pytest.raises(RuntimeError, match=BEYOND):
+        monitor.update()
+    params[0].grad = None
+    assert first() is None
+
+
 def test_sizes_beyond_counting_of_a_tensor_without_elements():
     shape = (2**40, 0, 2**40)
     p = torch.empty(shape, requires_grad=True)
@@ -373,3 +402,132 @@ def test_a_misaligned_counter():
     optimizer.state[0][0]["step"] = memory[1:5].view(np.float32).reshape(())
     with pytest.raises(TypeError, match="aligned"):
         optimizer.step(grads)
+
+
+# ---- warnings and finalizers: Python code that runs unasked ----
+
+
+def test_a_warning_that_runs_code(way, settings, monkeypatch):
+    """torch warns when a tensor that is no leaf is asked for a gradient that it lacks; users may show warnings their way."""
+    still = torch.zeros(3)
+    params, optimizer = trained(lambda params: SGD([params[0], still, params[1]], lr=0.1, **settings))
+    still.add_(torch.ones(3, requires_grad=True))
+    trap, swap = Trap(), Swap(params[0])
+    monkeypatch.setattr(warnings, "showwarning", lambda *_: trap())
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        step_with(trap, swap, optimizer, "plain")
+    assert swap.then is not None or way != "checked"
+
+
+def test_a_property_in_the_place_of_grad(way, settings, monkeypatch):
+    params, optimizer = trained(in_groups(SGD, **settings))
+    trap, swap = Trap(), Swap(params[0])
+
+    def grad(tensor):
+        if tensor is params[1]:
+            trap()
+        return torch._C.TensorBase.grad.__get__(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "grad", property(grad))
+    step_with(trap, swap, optimizer)
+
+
+class Cycle:
+    """Garbage that only the collector finds; then it runs code."""
+
+    def __init__(self, code):
+        self.code, self.itself = code, self
+
+    def __del__(self):
+        self.code()
+
+
+@contextmanager
+def collecting_after(objects):
+    """The collector starts when so many more objects are made."""
+    before = gc.get_threshold()
+    gc.collect()
+    gc.set_threshold(objects)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+CHANGES = {"clamp": lambda grads: _core.clamp(grads, -0.5, 0.5), "scale": lambda grads: _core.scale(grads, 0.5)}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_finalizer_while_gradients_are_changed(change):
+    """Asked directly: the functions of Python around these make more objects before, and so collect earlier."""
+    for objects in range(1, 12):
+        params = [torch.ones(1000, requires_grad=True) for _ in range(2)]
+        set_gradients(params)
+        grads = [p.grad for p in params]
+        swap = Swap(grads[0])
+        with collecting_after(objects):
+            Cycle(swap)
+            change(grads)
+        swap.check("plain")
+
+
+class Name(str):
+    """A name that runs code when an error might want to tell it."""
+
+    def code(self):
+        pass
+
+    def __repr__(self):
+        self.code()
+        return super().__repr__()
+
+
+def test_a_name_that_runs_code_while_gradients_are_looked_at():
+    grads = [np.ones(1000, np.float32) for _ in range(2)]
+    name = Name("b")
+    monitor = GradientMonitor({"a": grads[0], name: grads[1]})
+    monitor.update(grads)
+    name.code = lambda: grads[0].resize(10**6, refcheck=False)
+    with pytest.raises(RuntimeError, match="was reshaped or resized"):
+        monitor.update(grads)
+    assert len(monitor.rows(None)) == 2
+
+
+def test_a_finalizer_while_states_of_arrays_are_stored(monkeypatch):
+    arrays = [np.ones(1000, np.float32) for _ in range(2)]
+    optimizer = oxistep.numpy.Adam(arrays, lr=0.1)
+    new_state, trap, within = optimizer._new_state, Trap(), []
+
+    def make(array, group):
+        state = new_state(array, group)
+        if array is arrays[1]:
+            trap.hook = lambda: (within.append(True), arrays[0].resize(10**6, refcheck=False))
+            Cycle(trap)
+        return state
+
+    monkeypatch.setattr(optimizer, "_new_state", make)
+    with collecting_after(1):
+        optimizer.step([np.ones(1000, np.float32)] * 2)
+        trap.hook = None
+    assert not within, "an array was resized between the checks and the writes"
+    assert arrays[0].shape == (1000,)
+    assert np.all(arrays[0] < 1)
+
+
+# ---- lazily negated counters ----
+
+
+@tells_storages
+def test_a_counter_that_stands_for_its_negative():
+    def stepped(optim):
+        p = torch.ones(5, requires_grad=True)
+        optimizer = optim.ASGD([p], lr=0.1)
+        p.grad = torch.ones(5)
+        optimizer.step()
+        optimizer.state[p]["eta"] = torch.tensor([1 - 0.5j], dtype=torch.complex64).conj().imag[0]
+        assert optimizer.state[p]["eta"].is_neg()
+        optimizer.step()
+        return p.detach()
+
+    assert torch.equal(stepped(oxistep.optim), stepped(torch.optim))

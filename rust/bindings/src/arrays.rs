@@ -19,6 +19,7 @@ use pyo3::prelude::*;
 use pyo3::type_object::PyTypeInfo;
 use pyo3::types::{PyDict, PyList};
 
+use crate::collector::CollectorRests;
 use crate::error::panicked_over;
 use crate::fault;
 use crate::group::{Group, Keys};
@@ -83,6 +84,7 @@ pub(crate) fn step_arrays(
         }
         first_row += params.len();
     }
+    let rests = CollectorRests::new(py);
     check_unchanged(&items)?;
     let mut measuring = updates.map(|out| Measuring::new(out, first_row)).transpose()?;
     let set_apart = overlapping_extents(&items);
@@ -111,8 +113,9 @@ pub(crate) fn step_arrays(
             // SAFETY: the items hold the numpy crate's borrows of all their arrays until this function returns, which
             // are exclusive for what is written; extents of arrays that lie between each other's elements were set
             // apart, so the slices do not overlap. The arrays are kept alive by the borrows, and `check_unchanged` found
-            // their memory where it was after the last Python code of this thread ran. That other threads do not resize
-            // arrays of a step under way is left to the caller.
+            // their memory where it was after the last Python code of this thread ran: the collector rests, and storing
+            // states under keys that are strings runs none. That other threads do not resize arrays of a step under way is
+            // left to the caller.
             unsafe { item.tensors() }
         };
         fault::point("push array")?;
@@ -124,6 +127,7 @@ pub(crate) fn step_arrays(
     }
     store_fresh_states(&items)?;
     let small = step.elements() < driver::SERIAL;
+    drop(rests);
     let mut measured = measuring.as_mut().map(|measuring| &mut measuring.measured);
     let mut run = || {
         with_pool(|pool| match &mut measured {
@@ -172,17 +176,20 @@ fn store_fresh_states(items: &[(usize, Item<'_>)]) -> PyResult<()> {
 /// Whether all arrays are what they were when they were borrowed: making states runs Python code.
 fn check_unchanged(items: &[(usize, Item<'_>)]) -> PyResult<()> {
     for (_, item) in items {
-        for (array, view) in &item.watched {
-            if array.shape() != view.shape() || array.strides() != view.strides() || data(array) != data(view) {
-                return Err(PyRuntimeError::new_err(format!(
-                    "an array of {} (the parameter, its gradient or a state) was reshaped or resized while this step was \
-                     under way; nothing was updated",
-                    item.name
-                )));
-            }
+        if item.watched.iter().any(|(array, view)| !is_unchanged(array, view)) {
+            return Err(PyRuntimeError::new_err(format!(
+                "an array of {} (the parameter, its gradient or a state) was reshaped or resized while this step was under \
+                 way; nothing was updated",
+                item.name
+            )));
         }
     }
     Ok(())
+}
+
+/// Whether an array is what it was when this view of it was borrowed.
+pub(crate) fn is_unchanged(array: &Bound<'_, PyUntypedArray>, view: &Bound<'_, PyUntypedArray>) -> bool {
+    array.shape() == view.shape() && array.strides() == view.strides() && data(array) == data(view)
 }
 
 /// The address of an array's first element.
@@ -278,7 +285,7 @@ macro_rules! dtypes {
                 None
             }
 
-            fn untyped(&self) -> &Bound<'py, PyUntypedArray> {
+            pub(crate) fn untyped(&self) -> &Bound<'py, PyUntypedArray> {
                 match self { $(
                     Self::$Variant(Lent::Read(array)) => array.as_untyped(),
                     Self::$Variant(Lent::Write(array)) => array.as_untyped(),

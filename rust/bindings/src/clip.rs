@@ -15,6 +15,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList};
 
+use crate::collector::CollectorRests;
 use crate::error::{panicked, panicked_reading};
 use crate::plan::modules;
 use crate::tensors::{DType, Described, Memory, layout};
@@ -156,8 +157,9 @@ pub(crate) fn grad_norm<'py>(
         }
     }
     let Some(dtype) = gradients.dtype() else { return Ok((None, left)) };
-    // SAFETY: `objects` keeps the tensors alive, whatever others do to the list, and no Python code has run since they were described. That nobody writes
-    // to gradients while their norm is computed is what torch, too, leaves to its callers.
+    // SAFETY: `objects` keeps the tensors alive, whatever others do to the list, and no Python code has run since they were
+    // described: only plain tensors were asked. That nobody writes to gradients while their norm is computed is what torch,
+    // too, leaves to its callers.
     let norm = unsafe { gradients.norm(py, order)? };
     Ok((Some(zero_dim(py, norm, dtype)?), left))
 }
@@ -197,6 +199,7 @@ fn change(tensors: &Bound<'_, PyList>, change: Change, complex: bool) -> PyResul
     let modules = modules(py)?;
     let objects: Vec<_> = tensors.iter().collect();
     let mut parts = Vec::with_capacity(objects.len());
+    let rests = CollectorRests::new(py);
     for tensor in &objects {
         match modules.torch.plain(tensor)? {
             Some(d)
@@ -220,11 +223,12 @@ fn change(tensors: &Bound<'_, PyList>, change: Change, complex: bool) -> PyResul
     modules.increment_version.call1(py, (tensors,))?;
     let mut changes = Changes::default();
     for (memory, layout) in &parts {
-        // SAFETY: `objects` keeps the tensors alive, and counting their versions runs no Python code that could change them.
-        // Their intervals do not overlap, so each slice is the only one; that nobody else uses gradients while they are
+        // SAFETY: `objects` keeps the tensors alive, and no Python code has run since they were described: the collector rests
+        // while their versions are counted. Their intervals do not overlap, so each slice is the only one; that nobody else uses gradients while they are
         // clipped is what torch, too, leaves to its callers.
         changes.push(unsafe { memory.slice_mut() }, layout.as_ref());
     }
+    drop(rests);
     let small = changes.elements() < driver::SERIAL;
     let run = || with_pool(|pool| changes.run(change, pool, Level::current()));
     let done = if small { run() } else { py.detach(run) };

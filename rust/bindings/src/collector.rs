@@ -13,7 +13,8 @@ use pyo3::prelude::*;
 static RESTING: AtomicUsize = AtomicUsize::new(0);
 static WAS_ENABLED: AtomicBool = AtomicBool::new(false);
 
-/// While one of these lives the collector does not start by itself. Not to be held while the interpreter is released.
+/// While one of these lives the collector does not start by itself. It is not held while kernels write without the
+/// interpreter. (It is while the norm of a large step is taken: what another thread tells the collector just then is lost.)
 pub(crate) struct CollectorRests<'py>(PhantomData<Python<'py>>);
 
 impl<'py> CollectorRests<'py> {

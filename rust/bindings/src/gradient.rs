@@ -55,6 +55,12 @@ impl GradAttribute {
     }
 }
 
+/// Whether torch has warned when it was asked for the gradient of this tensor, which has none: a warning is shown by Python code,
+/// the user's if there is any.
+pub(crate) fn warns_of_missing_grad(tensor: &Bound<'_, PyAny>) -> PyResult<bool> {
+    Ok(!tensor.getattr(pyo3::intern!(tensor.py(), "is_leaf"))?.is_truthy()?)
+}
+
 /// Gradients as torch's C++ code holds them.
 ///
 /// `c10::TensorImpl::grad()` is no part of the stable ABI. So it is looked up by its name, tried on tensors of which the

@@ -303,11 +303,15 @@ impl Item {
             }
         }
         let streams = again.iter().take_while(|d| d.is_some()).count();
+        let mut all = again[..streams].iter().flatten();
         same = same
-            && (self.rows.is_some()
-                || self.whole.holds(&again)
-                || again[..streams].iter().flatten().all(|d| Some(d.shape.sizes) == again[0].map(|p| p.shape.sizes))
-                    && layout(&again[..streams]).as_ref() == self.layout.as_deref());
+            && if self.rows.is_some() {
+                all.all(|d| d.shape.is_contiguous())
+            } else {
+                self.whole.holds(&again)
+                    || all.all(|d| Some(d.shape.sizes) == again[0].map(|p| p.shape.sizes))
+                        && layout(&again[..streams]).as_ref() == self.layout.as_deref()
+            };
         if let Some(name) = self.python_counter {
             // counting replaces this object, at a time when no Python code may run any more
             let is_number =

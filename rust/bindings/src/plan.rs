@@ -27,6 +27,7 @@ use crate::collector::CollectorRests;
 use crate::error::panicked_over;
 use crate::factored::{self, Whole};
 use crate::fault;
+use crate::gradient::warns_of_missing_grad;
 use crate::group::{Group, Keys};
 use crate::guard::Guard;
 use crate::item::{Item, Look, Reason, Route};
@@ -294,7 +295,7 @@ impl Plan {
         let torch = &modules(py)?.torch;
         self.forget();
         self.places.clear();
-        self.foreign = false;
+        self.foreign = !torch.grad_is_torchs(py);
         let groups = optimizer.getattr(pyo3::intern!(py, "param_groups"))?;
         let state = optimizer.getattr(pyo3::intern!(py, "state"))?;
         let state = state.cast::<PyDict>().map_err(|_| PyTypeError::new_err("optimizer.state must be a dict"))?;
@@ -326,6 +327,7 @@ impl Plan {
                 self.foreign |= !torch.is_plain(&param);
                 let grad = param.getattr(pyo3::intern!(py, "grad"))?;
                 if grad.is_none() {
+                    self.foreign |= warns_of_missing_grad(&param)?;
                     if !make_states {
                         skipped.push((g as u32, i as u32));
                     }

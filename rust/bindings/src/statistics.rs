@@ -1,11 +1,11 @@
 //! Statistics of gradients, for `oxistep.diagnostics`.
 #![allow(unsafe_code)]
 
-use numpy::{PyReadwriteArray2, PyUntypedArrayMethods};
+use numpy::{PyReadwriteArray2, PyUntypedArray, PyUntypedArrayMethods};
 use oxistep_kernels::simd::Level;
 use oxistep_kernels::statistics::{Statistics, Summary};
 use oxistep_kernels::{Layout, driver};
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
@@ -24,7 +24,7 @@ const FIELDS: [&str; 9] = ["elements", "mean", "variance", "norm", "smallest", "
 #[derive(Default)]
 pub(crate) struct GradientStatistics {
     statistics: Option<Statistics<'static>>,
-    /// The gradients, which it keeps alive while it reads them.
+    /// Room for the gradients, which it keeps alive while it reads them.
     held: Vec<Py<PyAny>>,
     parts: Vec<(usize, Memory, Option<Box<Layout>>)>,
 }
@@ -53,15 +53,15 @@ impl GradientStatistics {
         let py = tensors.py();
         let torch = &modules(py)?.torch;
         let mut out = rows_of(out, tensors.len())?;
-        self.held.clear();
         self.parts.clear();
+        let mut held = std::mem::take(&mut self.held); // let go of whatever is raised
         for tensor in tensors.iter() {
             let gradient = if of_grad { tensor.getattr(pyo3::intern!(py, "grad"))? } else { tensor };
-            self.held.push(gradient.unbind());
+            held.push(gradient.unbind());
         }
         let mut left = Vec::new();
         let rests = CollectorRests::new(py);
-        for (i, gradient) in self.held.iter().enumerate() {
+        for (i, gradient) in held.iter().enumerate() {
             let gradient = gradient.bind(py);
             if gradient.is_none() {
                 out.row(i).fill(f64::NAN);
@@ -87,7 +87,8 @@ impl GradientStatistics {
             self.parts.iter().zip(statistics.summaries()).for_each(|((i, ..), summary)| write(out.row(*i), &summary));
         }
         self.statistics = Some(statistics.recycle());
-        self.held.clear();
+        held.clear();
+        self.held = held;
         done.map(|()| left)
     }
 
@@ -103,19 +104,25 @@ impl GradientStatistics {
             return Err(PyValueError::new_err("as many names as arrays are wanted"));
         }
         let mut out = rows_of(out, arrays.len())?;
-        let mut parts = Vec::with_capacity(arrays.len());
+        let (mut given, mut parts) = (Vec::with_capacity(arrays.len()), Vec::with_capacity(arrays.len()));
         for (i, (array, name)) in arrays.iter().zip(names).enumerate() {
             if array.is_none() {
                 continue;
             }
-            let array = arrays::accept(&array, &format!("the gradient of {}", name.repr()?), false)?;
-            let (extents, layout) = arrays::place(std::slice::from_ref(&array));
-            parts.push((i, array, extents[0], layout));
+            let accepted = arrays::accept(&array, &format!("the gradient of {}", name.repr()?), false)?;
+            let (extents, layout) = arrays::place(std::slice::from_ref(&accepted));
+            given.push(array.cast_into::<PyUntypedArray>()?);
+            parts.push((i, accepted, extents[0], layout));
+        }
+        // asking for a name or a class may have run Python code
+        if !given.iter().zip(&parts).all(|(given, (_, array, ..))| arrays::is_unchanged(given, array.untyped())) {
+            return Err(PyRuntimeError::new_err("a gradient was reshaped or resized while gradients were looked at"));
         }
         let mut statistics: Statistics<'_> = self.statistics.take().unwrap_or_default();
         for (_, array, extent, layout) in &parts {
             // SAFETY: `parts` holds the numpy crate's shared borrows of all arrays until this function returns, so nothing
-            // that keeps its account writes to them; the slices end with `recycle`.
+            // that keeps its account writes to them; they are alive, and were found where they were since Python code of this
+            // thread last ran. The slices end with `recycle`.
             statistics.push(unsafe { array.slice(*extent) }, layout.as_ref());
         }
         let done = compute(py, &mut statistics);

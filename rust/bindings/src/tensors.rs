@@ -1,7 +1,7 @@
 //! torch tensors: the only place where a pointer of torch's becomes a slice.
 //!
-//! A tensor is described afresh at every step through torch's DLPack exchange table. [`Memory`] is what the description
-//! says, checked; [`Memory::slice`] and [`Memory::slice_mut`] are where it is believed.
+//! A tensor is described afresh at every step: through the C functions of torch's stable ABI (`shim.rs`), before torch 2.14
+//! and for whatever is not strided and on the CPU through its DLPack exchange table. [`Memory`] is what the description says, checked; [`Memory::slice`] and [`Memory::slice_mut`] are where it is believed.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
@@ -194,8 +194,9 @@ impl Memory {
     /// The tensor that was described lives and owns its memory, unchanged, for all of `'a`, and nothing writes to the
     /// memory in `'a`.
     pub(crate) unsafe fn slice<'a>(&self) -> Slice<'a> {
-        // SAFETY: `describe` has checked pointer and alignment, and `extent` follows from the tensor's own sizes and
-        // strides, which torch keeps within its storage; lifetime and aliasing are the caller's (contract).
+        // SAFETY: `understood` has checked pointer and alignment. `extent` follows from the tensor's own sizes and strides, and
+        // was found to lie within its storage (`whole`); where torch does not tell of storages, that nobody has shrunk one is
+        // what SECURITY.md says is trusted. Lifetime and aliasing are the caller's (contract).
         unsafe {
             match self.dtype {
                 DType::F64 => Slice::F64(raw(self.data, self.extent)),
@@ -334,11 +335,16 @@ impl Torch {
         Ok(self.grad.as_ref().filter(|grad| no_mode && grad.holds(self.parameter.bind(py))))
     }
 
+    /// Whether reading `.grad` of plain tensors is torch's own code, and no property's that was put in its place.
+    pub(crate) fn grad_is_torchs(&self, py: Python<'_>) -> bool {
+        self.grad.as_ref().is_some_and(|grad| grad.holds(self.parameter.bind(py)))
+    }
+
     /// Describes a tensor, or says why it is left to torch. Changes nothing. The description borrows from the object,
     /// so the caller keeps it alive; it must not run Python code that could reshape it while using the description.
     #[inline(always)]
     pub(crate) fn describe<'t>(&self, object: &'t Bound<'_, PyAny>) -> Result<Described<'t>, Unfit> {
-        let described = self.describe_values(object)?;
+        let described = self.describe_bits(object)?;
         // A lazily negated real tensor is a view of the imaginary parts of a conjugated one, so not all of its storage.
         // Asking costs a call: only those are asked that could be one. (Where the storage is not known, dense tensors of
         // several elements are taken for what they seem.)
@@ -468,9 +474,18 @@ impl Torch {
         whole(shim, shim.tensor_in(object), memory).map_or(Some(false), |whole| whole.map(|_| true))
     }
 
-    /// Describes a counter: as [`Torch::describe`], without asking whether it is lazily negated.
+    /// Describes a counter: as [`Torch::describe`], but where storages are not known it is not asked whether it is lazily
+    /// negated, since a single element gives no hint.
     #[inline(always)]
     pub(crate) fn describe_values<'t>(&self, object: &'t Bound<'_, PyAny>) -> Result<Described<'t>, Unfit> {
+        let described = self.describe_bits(object)?;
+        let suspicious = described.whole.is_some() && described.may_be_lazy();
+        if suspicious && is_lazy(object, described.memory.complex) { Err(Unfit::Lazy) } else { Ok(described) }
+    }
+
+    /// Describes what stands in a tensor's memory, whether or not its elements stand for their negatives or conjugates.
+    #[inline(always)]
+    fn describe_bits<'t>(&self, object: &'t Bound<'_, PyAny>) -> Result<Described<'t>, Unfit> {
         let mut described = understood(self.raw(object)?)?;
         if let Some(shim) = &self.shim {
             described.whole = whole(shim, shim.tensor_in(object), &described.memory)?;

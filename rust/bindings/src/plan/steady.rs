@@ -6,12 +6,13 @@
 //! touched for each of them: this is where that is kept low.
 //!
 //! From the moment the parameters' lists are read no Python code runs, and no other thread runs any, until the interpreter
-//! is released for a large step or for making the norm's tensor. So objects are borrowed from the lists and dicts that hold
+//! is released for a large step or for making the norm's tensor. (Where torch warns when it is asked for a gradient, the
+//! attempt ends.) So objects are borrowed from the lists and dicts that hold
 //! them; `held` keeps what the step uses alive where the interpreter is released.
 #![allow(unsafe_code)]
 
 use oxistep_kernels::simd::Level;
-use oxistep_kernels::{MAX_SCALARS, MAX_STATES, Precision, Scalars, Step, Tensors, driver};
+use oxistep_kernels::{AnyRule, MAX_SCALARS, MAX_STATES, Precision, Scalars, Step, Tensors, driver};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -20,6 +21,7 @@ use super::{ITEMS_AHEAD, Plan, modules, read_rule};
 use crate::collector::CollectorRests;
 use crate::factored::Whole;
 use crate::fault;
+use crate::gradient::warns_of_missing_grad;
 use crate::group::{Group, Keys};
 use crate::guard::Guard;
 use crate::item::{Item, Route, served};
@@ -175,13 +177,20 @@ impl Plan {
                 }
                 fault::point("steady parameter")?;
                 let held;
-                let described = if self.steady.holding { Err(()) } else { torch.describe_grad(&param) };
-                let (grad, g) = match described {
+                let (grad, g) = match torch.describe_grad(&param) {
                     Ok(None) => continue,
-                    Ok(Some(described)) => (None, described),
+                    Ok(Some(described)) if !self.steady.holding => (None, described),
+                    Ok(Some(described)) => {
+                        held = grad.of(&param)?;
+                        (Some(&held), described)
+                    }
                     Err(()) => {
+                        let param = param.to_owned(); // what a warning runs may take it out of the list
                         held = grad.of(&param)?;
                         if held.is_none() {
+                            if warns_of_missing_grad(&param)? {
+                                return Ok(false);
+                            }
                             continue;
                         }
                         let Some(described) = torch.describe_known(&held) else { return Ok(false) };
@@ -353,7 +362,7 @@ impl Plan {
 
 /// What the parameters of a group have in common.
 struct One {
-    rule: oxistep_kernels::AnyRule,
+    rule: AnyRule,
     factor: f64,
     single_lr: bool,
     names: Names,
@@ -369,7 +378,7 @@ struct Names {
 }
 
 impl Names {
-    fn of(py: Python<'_>, rule: &oxistep_kernels::AnyRule, keys: &mut Keys) -> Self {
+    fn of(py: Python<'_>, rule: &AnyRule, keys: &mut Keys) -> Self {
         let (states, counters) = (rule.states(), rule.scalars());
         let mut strings = [std::ptr::null_mut(); MAX_STATES + MAX_SCALARS];
         for (string, name) in strings.iter_mut().zip(states.iter().chain(counters)) {
