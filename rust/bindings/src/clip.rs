@@ -224,8 +224,8 @@ fn change(tensors: &Bound<'_, PyList>, change: Change, complex: bool) -> PyResul
     let mut changes = Changes::default();
     for (memory, layout) in &parts {
         // SAFETY: `objects` keeps the tensors alive, and no Python code has run since they were described: the collector rests
-        // while their versions are counted. Their intervals do not overlap, so each slice is the only one; that nobody else uses gradients while they are
-        // clipped is what torch, too, leaves to its callers.
+        // while their versions are counted. Their intervals do not overlap, so each slice is the only one; that nobody else
+        // uses gradients while they are clipped is what torch, too, leaves to its callers.
         changes.push(unsafe { memory.slice_mut() }, layout.as_ref());
     }
     drop(rests);

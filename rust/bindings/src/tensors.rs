@@ -1,7 +1,8 @@
 //! torch tensors: the only place where a pointer of torch's becomes a slice.
 //!
-//! A tensor is described afresh at every step: through the C functions of torch's stable ABI (`shim.rs`), before torch 2.14
-//! and for whatever is not strided and on the CPU through its DLPack exchange table. [`Memory`] is what the description says, checked; [`Memory::slice`] and [`Memory::slice_mut`] are where it is believed.
+//! A tensor is described afresh at every step: through the C functions of torch's stable ABI (`shim.rs`); before torch 2.14,
+//! and for whatever is not strided and on the CPU, through its DLPack exchange table. [`Memory`] is what the description says,
+//! checked; [`Memory::slice`] and [`Memory::slice_mut`] are where it is believed.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
