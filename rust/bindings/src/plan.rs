@@ -6,6 +6,8 @@
 //! Pointers, dtypes, sizes and hyperparameters are read afresh.
 #![allow(unsafe_code)]
 
+mod checks;
+mod states;
 mod steady;
 mod versions;
 mod watch;
@@ -469,109 +471,6 @@ impl Plan {
 
     fn count_versions(&self, py: Python<'_>) -> PyResult<()> {
         self.versions.as_ref().map_or(Ok(()), |versions| versions.count(py, &self.nearby))
-    }
-
-    /// Whether a tensor that is to be written natively was made in inference mode.
-    fn find_inference_tensor(&self, py: Python<'_>) -> PyResult<bool> {
-        for item in self.items.iter().filter(|item| item.route == Route::Native) {
-            for tensor in item.written_tensors() {
-                if tensor.call_method0(py, pyo3::intern!(py, "is_inference"))?.is_truthy(py)? {
-                    return Ok(true);
-                }
-            }
-        }
-        Ok(false)
-    }
-
-    /// Refuses to write what was made in inference mode outside of it, as torch does.
-    fn check_inference_mode(&self, py: Python<'_>) -> PyResult<()> {
-        if self.holds_inference_tensor && !py.import("torch")?.call_method0("is_inference_mode_enabled")?.is_truthy()? {
-            return Err(PyRuntimeError::new_err(
-                "Inplace update to inference tensor outside InferenceMode is not allowed. Make the parameter, and take \
-                 the first step or load states, outside torch.inference_mode(), or step inside it",
-            ));
-        }
-        Ok(())
-    }
-
-    /// Whether every tensor lies inside its storage. Where torch's C functions do not tell, asking costs calls of Python:
-    /// then it is done when the list of parameters changes, and at every step under `OXISTEP_CHECK=1`.
-    fn check_storages(&self, py: Python<'_>) -> PyResult<()> {
-        for item in &self.items {
-            for (object, memory) in item.tensors_and_memory() {
-                if modules(py)?.torch.is_inside_storage(object.bind(py), &memory) == Some(true) {
-                    continue;
-                }
-                let storage = object.bind(py).call_method0("untyped_storage")?;
-                let start: usize = storage.call_method0("data_ptr")?.extract()?;
-                let bytes: usize = storage.call_method0("nbytes")?.extract()?;
-                let (first, end) = memory.interval();
-                if first < end && (first < start || end > start + bytes) {
-                    return Err(PyRuntimeError::new_err(format!(
-                        "a tensor of param_groups[{}]['params'][{}] (the parameter, its gradient or a state) reaches beyond \
-                         its storage of {bytes} bytes, which was resized; nothing was updated",
-                        item.group, item.index
-                    )));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Puts states made for this step where torch keeps them. If that fails, those already stored are taken out again.
-    fn store_fresh_states(&mut self, optimizer: &Bound<'_, PyAny>) -> PyResult<()> {
-        let py = optimizer.py();
-        let state = optimizer.getattr(pyo3::intern!(py, "state"))?;
-        let store = |item: &Item| {
-            fault::point("store states")?;
-            match (&item.fresh, &item.entry) {
-                (Some(fresh), Some(entry)) => entry.bind(py).update(fresh.bind(py).as_mapping()),
-                (Some(fresh), None) => state.set_item(&item.param, fresh),
-                (None, _) => Ok(()),
-            }
-        };
-        for (k, item) in self.items.iter().enumerate() {
-            if let Err(error) = store(item) {
-                self.take_out_fresh_states(optimizer, k + 1)?;
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes the states made for the first `count` items out of `optimizer.state` again.
-    fn take_out_fresh_states(&self, optimizer: &Bound<'_, PyAny>, count: usize) -> PyResult<()> {
-        let py = optimizer.py();
-        let state = optimizer.getattr(pyo3::intern!(py, "state"))?;
-        for item in &self.items[..count] {
-            match (&item.fresh, &item.entry) {
-                (Some(fresh), Some(entry)) => {
-                    // an entry without states may hold `None` under their names
-                    let had = item.nothing_under.as_ref().map(|keys| keys.bind(py));
-                    for key in fresh.bind(py).keys() {
-                        drop(match had.map_or(Ok(false), |keys| keys.contains(&key)) {
-                            Ok(true) => entry.bind(py).set_item(key, py.None()),
-                            _ => entry.bind(py).del_item(key),
-                        });
-                    }
-                }
-                (Some(_), None) => drop(state.del_item(&item.param)),
-                (None, _) => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Sets counters that are Python integers to what they were, plus `more`.
-    fn set_python_counters(&self, py: Python<'_>, more: u64) -> PyResult<()> {
-        for item in &self.items {
-            let (Some(name), Some(entry)) = (item.python_counter, item.entry.as_ref().or(item.fresh.as_ref())) else {
-                continue;
-            };
-            fault::point("counter")?;
-            entry.bind(py).set_item(name, item.scalar_values.get(0) as u64 + more)?;
-        }
-        Ok(())
     }
 
     /// Updates the native parameters.
