@@ -1,8 +1,10 @@
 """Steps like the last one take a short way. What happens on it must be what would have happened on the long one."""
 
 import gc
+import warnings
 import weakref
 
+import numpy as np
 import pytest
 import torch
 
@@ -99,6 +101,32 @@ def test_a_storage_that_was_shrunk_is_seen_at_every_step(what, make):
         optimizer.step()
     assert all(map(torch.equal, others, params[:1] + params[2:]))
     assert [optimizer.state[q]["step"].item() for q in params] == steps
+
+
+@tells_storages
+def test_a_learning_rate_computed_with_numpy_keeps_the_short_way(monkeypatch):
+    """On the long way `.grad` is asked of every parameter; of one that is no leaf, and has none, that gives a warning."""
+    shown = []
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *_: shown.append(message))
+
+    def warned(lr):
+        p, q, still = torch.zeros(3, requires_grad=True), torch.zeros(2, requires_grad=True), torch.zeros(3)
+        optimizer = Adam([p, still, q])
+        still.add_(torch.ones(3, requires_grad=True))
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            for step in range(5):
+                if step == 2:
+                    shown.clear()
+                optimizer.param_groups[0]["lr"] = lr(0.5**step)
+                p.grad, q.grad = torch.ones(3), torch.ones(2)
+                optimizer.step()
+        return len(shown), p.tolist()
+
+    assert warned(torch.tensor)[0] == 3
+    expected = warned(float)
+    assert expected[0] == 0
+    assert warned(np.float64) == expected
 
 
 def test_the_collector_is_as_it_was():

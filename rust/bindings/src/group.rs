@@ -1,9 +1,11 @@
 //! Reading the hyperparameters of a param group.
 
+use numpy::PyArrayDescrMethods;
 use oxistep_kernels::{AnyRule, Hyperparameters, Kind};
 use pyo3::exceptions::{PyKeyError, PyTypeError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyString, PyTuple};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyString, PyTuple, PyType};
 
 /// Python strings made once, for looking names up in dicts.
 #[derive(Default)]
@@ -63,14 +65,24 @@ impl<'py> Group<'_, 'py> {
     }
 }
 
-/// Whether it is a float or an integer of Python's own.
+/// Whether it is a number of which reading runs no foreign code: a float or an integer of Python's own, or NumPy's float64,
+/// which is a float and what schedules computed with NumPy give.
 pub(crate) fn is_number(value: &Bound<'_, PyAny>) -> bool {
-    value.is_exact_instance_of::<PyFloat>() || value.is_exact_instance_of::<PyInt>()
+    value.is_exact_instance_of::<PyFloat>() || value.is_exact_instance_of::<PyInt>() || is_numpy_float(value)
+}
+
+fn is_numpy_float(value: &Bound<'_, PyAny>) -> bool {
+    static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    let py = value.py();
+    let class = || CLASS.get_or_init(py, || numpy::dtype::<f64>(py).typeobj().unbind());
+    value.is_instance_of::<PyFloat>() && value.get_type().is(class())
 }
 
 /// A number given as one, or as a tensor or array of one element.
 pub(crate) fn number(value: &Bound<'_, PyAny>, key: &str) -> PyResult<f64> {
-    if let Ok(float) = value.cast_exact::<PyFloat>() {
+    if let Ok(float) = value.cast::<PyFloat>()
+        && is_number(value)
+    {
         return Ok(float.value());
     }
     let py = value.py();
@@ -95,8 +107,9 @@ impl Hyperparameters for Group<'_, '_> {
             Some(lr) if key == "lr" => Ok(lr),
             _ => {
                 let value = self.value(key)?;
-                self.foreign |= !is_number(&value);
-                if key == "lr" && !value.is_exact_instance_of::<PyFloat>() {
+                let foreign = !is_number(&value);
+                self.foreign |= foreign;
+                if key == "lr" && foreign {
                     let size = value.getattr_opt(pyo3::intern!(value.py(), "element_size"))?;
                     self.single_lr = size.map_or(Ok(8), |size| size.call0()?.extract::<usize>())? < 8;
                 }
