@@ -408,7 +408,7 @@ def test_a_misaligned_counter():
 
 
 def test_a_warning_that_runs_code(way, settings, monkeypatch):
-    """torch warns when a tensor that is no leaf is asked for a gradient it lacks; users may show warnings their way."""
+    """torch warns when a tensor that is no leaf is asked for a gradient; users may show warnings their way."""
     still = torch.zeros(3)
     params, optimizer = trained(lambda params: SGD([params[0], still, params[1]], lr=0.1, **settings))
     still.add_(torch.ones(3, requires_grad=True))
