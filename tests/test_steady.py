@@ -105,7 +105,7 @@ def test_a_storage_that_was_shrunk_is_seen_at_every_step(what, make):
 
 @tells_storages
 def test_a_learning_rate_computed_with_numpy_keeps_the_short_way(monkeypatch):
-    """On the long way `.grad` is asked of every parameter; of one that is no leaf, and has none, that gives a warning."""
+    """On the long way every parameter is asked for `.grad`; of one that is no leaf, and has none, torch warns."""
     shown = []
     monkeypatch.setattr(warnings, "showwarning", lambda message, *_: shown.append(message))
 
