@@ -48,7 +48,7 @@ def train(Adam, steps=300, samples=1000, features=50, batch=100):
         rows = rng.integers(samples, size=batch)
         begin = time.perf_counter()
         error = 1 / (1 + np.exp(-(x[rows] @ w + b))) - y[rows]
-        grads = [x[rows].T @ error / batch, np.array(error.mean())]
+        grads = [x[rows].T @ error / batch, error.mean()]
         before = time.perf_counter()
         optimizer.step(grads)
         end = time.perf_counter()

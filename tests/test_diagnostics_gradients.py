@@ -149,6 +149,8 @@ def test_numpy_arrays(dtype):
     monitor.update(arrays)
     for row in monitor.rows():
         assert_is(row, plainly(torch.from_numpy(arrays[row["name"]].copy())))
+    monitor.update({**arrays, "scalar": dtype(0.25)})  # as NumPy's own reductions return it
+    assert_is(monitor.rows()[3], plainly(torch.tensor(0.25)))
     monitor.update([None, *list(arrays.values())[1:]])
     assert math.isnan(monitor.rows()[0]["norm"])
 

@@ -226,7 +226,7 @@ def test_a_parameter_given_twice():
             (TypeError, ValueError),
             "byte|swap|>f8|native",
         ),
-        (lambda: np.float64(1), TypeError, "scalar"),
+        (lambda: np.float64(1), ValueError, r"has shape \(\), expected \(2,\)"),
         (lambda: 1.0, TypeError, "float"),
         (lambda: [1.0, 2.0], TypeError, "list"),
         (masked, TypeError, "masked"),

@@ -95,6 +95,39 @@ def test_add_param_group():
     assert (a[0], b[0]) == (0.5, 0.0)
 
 
+@every_class
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_the_gradient_of_a_number_may_be_a_numpy_scalar(cls, hyper, dtype):
+    """What NumPy's own reductions return: `error.mean()`."""
+    a, b = (np.array(1.5, dtype) for _ in "ab")
+    first, second = cls({"b": a}, **hyper), cls([b], **hyper)
+    for k in range(3):
+        grad = np.arange(1 + k, 4 + k, dtype=dtype).mean()
+        assert type(grad) is dtype
+        first.step({"b": grad})
+        second.step([np.array(grad)])
+    assert same_bits(a, b)
+    assert a != 1.5
+    before = snapshot(first)
+    other = np.float32 if dtype is np.float64 else np.float64
+    for wrong, text in ((other(1), "dtype"), (np.int64(1), "dtype"), (np.bool_(True), "dtype"), (1.0, "float")):
+        with pytest.raises(TypeError, match=rf"gradient of params\['b'\].*{text}"):
+            first.step({"b": wrong})
+    assert snapshot(first) == before
+
+
+@every_class
+def test_a_gradient_is_only_read(cls, hyper):
+    a, b = (np.arange(3.0) for _ in "ab")
+    fixed = np.array([1.0, 2.0, 3.0])
+    fixed.flags.writeable = False
+    first, second = cls([a], **hyper), cls([b], **hyper)
+    for read_only, same in ((fixed, fixed.copy()), (np.broadcast_to(2.0, (3,)), np.full(3, 2.0))):
+        first.step([read_only])
+        second.step([same])
+    assert same_bits(a, b)
+
+
 def test_an_empty_group_is_allowed():
     w = np.ones(2)
     optimizer = SGD([{"params": []}, {"params": [w]}], lr=1)

@@ -92,7 +92,7 @@ def step_arrays(
     rule: str,
     groups: list[dict[str, Any]],
     lrs: list[float],
-    grads: list[list[NDArray[Any] | None]],
+    grads: list[list[NDArray[Any] | np.generic | None]],
     state: list[list[dict[str, NDArray[Any]]]],
     new_state: Callable[[NDArray[Any], dict[str, Any]], dict[str, NDArray[Any]]],
     updates: NDArray[np.float64] | None = None,

@@ -17,7 +17,8 @@ Array = NDArray[Any]
 Group = dict[str, Any]
 State = dict[str, Array]
 Params = Iterable[Array] | Mapping[str, Array] | Iterable[Group]
-Grads = Sequence[Array | None] | Mapping[str, Array | None]
+Grad = Array | np.generic | None
+Grads = Sequence[Grad] | Mapping[str, Grad]
 
 # How torch runs a step. It does not change what is computed, so a checkpoint loads without these.
 _TORCH_ONLY = {"foreach", "fused", "capturable", "differentiable"}
@@ -85,7 +86,8 @@ class Optimizer:
         Args:
             grads: the gradients in the structure of the parameters: a list for a list, a dict with the same
                 keys for a dict, and for groups one of these per group. Each has its parameter's shape and
-                dtype, in any layout. None leaves that parameter and its state as they are.
+                dtype, in any layout, and is only read; for a parameter without dimensions a NumPy scalar will
+                do. None leaves that parameter and its state as they are.
 
         Raises:
             TypeError: a gradient is not an array or has another dtype than its parameter, or `grads` is of
@@ -335,7 +337,7 @@ class Optimizer:
             raise ValueError(f"Invalid learning rate: {lr}{where}")
         return float(lr)
 
-    def _listed(self, grads: Any) -> list[list[Array | None]]:
+    def _listed(self, grads: Any) -> list[list[Grad]]:
         groups = self.param_groups
         if not self._grouped:
             return [_list_of_group(grads, groups[0], "grads")]
@@ -424,7 +426,7 @@ def _check_parameter(array: Any, name: str) -> None:
         raise ValueError(f"{name} is not aligned in memory; use .copy()")
 
 
-def _list_of_group(grads: Any, group: Group, what: str) -> list[Array | None]:
+def _list_of_group(grads: Any, group: Group, what: str) -> list[Grad]:
     """Return the gradients of one group as a list in the order of its parameters."""
     names = group.get("param_names")
     if names is None:

@@ -142,6 +142,23 @@ pub(crate) struct Extent {
     start: usize,
 }
 
+/// Whether it is a number of one of NumPy's own types.
+fn is_scalar(object: &Bound<'_, PyAny>) -> PyResult<bool> {
+    if object.get_type().is(PyUntypedArray::type_object(object.py())) {
+        return Ok(false);
+    }
+    object.is_instance(&object.py().import("numpy")?.getattr("generic")?)
+}
+
+/// A gradient as an array: NumPy's own functions return scalars where there are no dimensions (`error.mean()`).
+pub(crate) fn gradient<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    if is_scalar(object)? {
+        object.py().import("numpy")?.call_method1("asarray", (object,))
+    } else {
+        Ok(object.clone())
+    }
+}
+
 /// Refuses what is no plain ndarray.
 fn plain(object: &Bound<'_, PyAny>, name: &str) -> PyResult<()> {
     let py = object.py();
@@ -150,7 +167,7 @@ fn plain(object: &Bound<'_, PyAny>, name: &str) -> PyResult<()> {
         return Ok(());
     }
     if object.cast::<PyUntypedArray>().is_err() {
-        let hint = if object.is_instance(&py.import("numpy")?.getattr("generic")?)? {
+        let hint = if is_scalar(object)? {
             "a NumPy scalar cannot be changed in place: use np.array(value)"
         } else {
             "convert it with np.asarray"

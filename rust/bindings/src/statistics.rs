@@ -109,6 +109,7 @@ impl GradientStatistics {
             if array.is_none() {
                 continue;
             }
+            let array = arrays::gradient(&array)?;
             let accepted = arrays::accept(&array, &format!("the gradient of {}", name.repr()?), false)?;
             let (extents, layout) = arrays::place(std::slice::from_ref(&accepted));
             given.push(array.cast_into::<PyUntypedArray>()?);

@@ -10,7 +10,7 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::{Array, Buffer, Extent, accept, place, plain, private_view};
+use super::{Array, Buffer, Extent, accept, gradient, place, plain, private_view};
 use crate::fault;
 use crate::group::Keys;
 use crate::keys::has_plain_keys;
@@ -55,6 +55,7 @@ impl<'py> Look<'_, 'py> {
         if !has_plain_keys(&entry) {
             return Err(strange_keys(name));
         }
+        let grad = &gradient(grad)?;
         // the state is made before the gradient is borrowed, which may be what `new_state` looks at
         plain(grad, &grad_name)?;
         let absent = match (names.first(), scalar_names.is_empty()) {
