@@ -6,12 +6,15 @@ import torch
 import oxistep
 import oxistep.optim
 from scenarios import (
+    FORCED,
+    PATH,
     SHAPES,
     assert_agrees,
     assert_same,
     draw,
     each_class,
     make,
+    outcome,
     result,
     torch_updates_raise,
     train,
@@ -91,3 +94,43 @@ def test_flags_that_choose_among_torchs_own_paths_change_nothing(name, flag):
         train(plain)
         train(flagged)
     assert_same(result(flagged), result(plain), exact=True)
+
+
+REFUSED_BY_FUSED = {
+    "integers": lambda: torch.arange(3),
+    "complex numbers": lambda: torch.ones(3, dtype=torch.complex64),
+    "a device without memory": lambda: torch.ones(3, device="meta"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED_BY_FUSED)
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_refuses_what_torchs_fused_refuses(name, what):
+    """At the first step and, switched on later, at that one; nothing else is updated."""
+
+    def scenario(optim, later):
+        p = REFUSED_BY_FUSED[what]()
+        p.grad = torch.ones_like(p)
+        optimizer = make(optim, name, [p], **({} if later else {"fused": True}))
+        if later:
+            if what == "complex numbers":
+                for _ in range(3):
+                    optimizer.step()
+            optimizer.param_groups[0]["fused"] = True
+        if optim is torch.optim:
+            return outcome(optimizer.step)
+        (w,) = draw((4,))
+        w.grad = torch.ones(4)
+        optimizer.add_param_group({"params": [w]})
+        before = result(optimizer)["params"][1]
+        assert [row.path for row in oxistep.explain(optimizer)] == ["torch", PATH]
+        came = outcome(optimizer.step)
+        if not FORCED:
+            assert torch.equal(w, before)
+        return came
+
+    for later in (False, True):
+        came = assert_agrees(scenario, later)
+        assert issubclass(came[0], RuntimeError), came
+        if not later:
+            assert came[1].startswith("`fused=True` requires all the params to be floating point Tensors"), came

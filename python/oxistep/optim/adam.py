@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.optim.adam import adam as adam
-from torch.optim.optimizer import _device_dtype_check_for_fused
 
 from oxistep.optim._native import NativeStep, zero_step, zeros
 
@@ -74,8 +73,6 @@ class Adam(NativeStep, torch.optim.Adam):
     _torch: ClassVar[type[torch.optim.Optimizer]] = torch.optim.Adam
 
     def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        if group["fused"]:
-            _device_dtype_check_for_fused(p)
         state = {"step": zero_step(p, group), "exp_avg": zeros(p), "exp_avg_sq": zeros(p)}
         if group["amsgrad"]:
             state["max_exp_avg_sq"] = zeros(p)

@@ -12,7 +12,7 @@ use pyo3::types::{PyDict, PyInt, PyList};
 
 use crate::factored::Whole;
 use crate::fault;
-use crate::group::Keys;
+use crate::group::{Keys, is_fused};
 use crate::keys::has_plain_keys;
 use crate::nearby::Nearby;
 use crate::rows::{NamedRows, take_rows};
@@ -132,6 +132,9 @@ impl Item {
             Ok(_) if takes == Gradients::Sparse && !is_sparse => return left("the gradient is not sparse"),
             Ok(pair) => pair,
         };
+        if pair.0.memory.complex && is_fused(look.values)? {
+            return left("the parameter is complex, which fused=True refuses");
+        }
 
         self.whole = match Whole::of(look.rule, &pair.0, &pair.1) {
             Ok(whole) => whole,

@@ -6,8 +6,8 @@
 
 use oxistep_kernels::{Slice, SparseRows};
 use pyo3::prelude::*;
-use pyo3::types::PyBool;
 
+use crate::group::is_fused;
 use crate::item::{Look, Reason};
 use crate::tensors::{DType, Memory};
 
@@ -45,9 +45,7 @@ pub(crate) fn take_rows<'py>(
     if !grad.getattr(pyo3::intern!(py, "is_sparse"))?.is_truthy()? {
         return Ok(Err("the gradient has no plain memory".into()));
     }
-    // anything but None and False may be an object of which asking runs Python code
-    let fused = look.values.get_item("fused")?;
-    if fused.is_some_and(|fused| !fused.is_none() && !fused.is(PyBool::new(py, false))) {
+    if is_fused(look.values)? {
         return Ok(Err("the gradient is sparse, which fused=True refuses".into()));
     }
     let Ok(described) = look.torch.describe(param) else {

@@ -22,7 +22,7 @@ use crate::collector::CollectorRests;
 use crate::factored::Whole;
 use crate::fault;
 use crate::gradient::warns_of_missing_grad;
-use crate::group::{Group, Keys};
+use crate::group::{Group, Keys, is_fused};
 use crate::guard::Guard;
 use crate::item::{Item, Route, served};
 use crate::keys::has_plain_keys;
@@ -38,6 +38,8 @@ const PATIENCE: u32 = 4;
 pub(super) struct Steady {
     /// The next step may be tried in this way.
     ready: bool,
+    /// One of the parameters of the last step was complex.
+    complex: bool,
     /// The last step was large: the interpreter is released.
     large: bool,
     failures: u32,
@@ -132,6 +134,7 @@ impl Plan {
         };
         self.steady.objects.clear();
         self.steady.objects.extend(self.items.iter().flat_map(Item::state_addresses));
+        self.steady.complex = self.items.iter().any(|item| item.memory[0].is_some_and(|memory| memory.complex));
         self.steady.large = elements >= driver::SERIAL;
         self.steady.general += 1;
         self.steady.ready = (self.steady.failures < PATIENCE || self.steady.general.is_multiple_of(64))
@@ -159,6 +162,9 @@ impl Plan {
                 return Ok(false);
             }
             fault::point("steady group")?;
+            if self.steady.complex && is_fused(&values)? {
+                return Ok(false);
+            }
             let Some(params) = values.get_item(pyo3::intern!(py, "params"))? else { return Ok(false) };
             let Ok(params) = params.cast_into::<PyList>() else { return Ok(false) };
             let mut group = Group { values: &values, keys: &mut self.keys, lr: None, single_lr: false, foreign: false };
