@@ -162,7 +162,7 @@ test-python: $(INSTALLED) ## the Python tests, against the installed wheel
 	cd $(OUTSIDE) && OMP_WAIT_POLICY=$${OMP_WAIT_POLICY-passive} $(PY) -m pytest -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) $(addprefix $(CURDIR)/,$(TESTS)) $(PYTEST_ARGS)
 
 # The files that judge results, and not which path led to them.
-FALLBACK := $(patsubst %,tests/test_%.py,checkpoints clients cuda every_class groups hooks optim_db schedules)
+FALLBACK := $(patsubst %,tests/test_%.py,autograd checkpoints clients cuda every_class grad_scaler groups hooks optim_db schedules)
 
 .PHONY: test-fallback
 test-fallback: ## Python tests of behaviour once more, with everything left to torch (OXISTEP_BACKEND=torch)

@@ -411,6 +411,36 @@ except ZeroDivisionError:
     assert done.stdout == "torch's\n", done.stderr
 
 
+@pytest.mark.parametrize("what", ["parameter", "gradient", "state"])
+@pytest.mark.parametrize("name", ["Adam", "Muon"])
+def test_a_shrunk_storage_is_refused_on_torchs_path_too(name, what, monkeypatch):
+    """torch's for-loop would write where no memory is."""
+    p, q = torch.ones(50, 20), torch.ones(5, 4)
+    optimizer = getattr(oxistep.optim, name)([q, p], lr=0.1)
+    p.grad, q.grad = torch.ones(50, 20), torch.ones(5, 4)
+    optimizer.step()
+    monkeypatch.setattr("oxistep.optim._native._FORCED", True)
+    monkeypatch.setattr("oxistep.optim.muon._FORCED", True)
+    optimizer.step()
+    before = q.clone()
+    state = next(value for value in optimizer.state[p].values() if value.dim())
+    shrunk = {"parameter": p, "gradient": p.grad, "state": state}[what]
+    shrunk.untyped_storage().resize_(8)
+    with pytest.raises(RuntimeError, match=r"param_groups\[0\]\['params'\]\[1\].*storage of 8 bytes"):
+        optimizer.step()
+    assert torch.equal(q, before)
+
+
+def test_what_is_no_tensor_is_refused_in_torchs_words(monkeypatch):
+    monkeypatch.setattr("oxistep.optim._native._FORCED", True)
+    texts = []
+    for optim in (oxistep.optim, torch.optim):
+        optimizer = optim.Adam([torch.ones(3)], lr=0.1)
+        optimizer.param_groups[0]["params"].append(7)
+        texts.append(outcome(optimizer.step))
+    assert texts[0] == texts[1]
+
+
 def test_an_unknown_backend_is_refused():
     done = run("import oxistep.optim", OXISTEP_BACKEND="cuda")
     assert "ValueError: OXISTEP_BACKEND: expected 'native' or 'torch', got 'cuda'" in done.stderr

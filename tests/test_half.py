@@ -1,5 +1,6 @@
 """bfloat16 and float16: at least as accurate as torch's for-loop, and states kept in float32 on request."""
 
+import contextlib
 import copy
 import functools
 import io
@@ -7,9 +8,11 @@ import pickle
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import oxistep
 import oxistep.optim
+from oxistep.optim import _native
 from scenarios import WHOLE, each_class, each_elementwise_class, torch_updates_raise
 
 HALF = [torch.bfloat16, torch.float16]
@@ -245,6 +248,63 @@ def test_without_the_option_states_load_as_in_torch(name):
 def test_other_state_dtypes_are_refused(name, wrong):
     with pytest.raises(ValueError, match=r"state_dtype: expected torch\.float32 .* or None, got "):
         make(oxistep.optim, name, [torch.ones(2)], state_dtype=wrong)
+
+
+class Labelled(torch.Tensor):
+    """A subclass, which is torch's to update."""
+
+
+@each_class
+@each_half
+@pytest.mark.parametrize("why", ["a subclass", "a flag", "a mode", "OXISTEP_BACKEND"])
+@pytest.mark.parametrize("when", ["from the start", "later"])
+def test_the_option_is_not_ignored_where_torch_takes_the_step(name, dtype, why, when, monkeypatch):
+    """torch would make states of the half type: refused before any write."""
+    optimizer = trained(name, dtype, steps=3 if when == "later" else 0, state_dtype=torch.float32)
+    w = torch.ones(3, requires_grad=True)
+    optimizer.add_param_group({"params": [w]})
+    params = params_of(optimizer)
+    for p in [*params, w]:
+        p.grad = torch.ones_like(p)
+    mode = contextlib.nullcontext()
+    if why == "a subclass":
+        params[1] = torch.ones((), dtype=dtype).as_subclass(Labelled)
+        params[1].grad = torch.ones((), dtype=dtype)
+    elif why == "a flag":
+        optimizer.param_groups[0]["differentiable"] = True
+    elif why == "a mode":
+        mode = Passing()
+    else:
+        monkeypatch.setattr(_native, "_FORCED", True)
+    before = everything(optimizer) if when == "later" and why != "a subclass" else [p.clone() for p in params]
+    with (
+        mode,
+        pytest.raises(RuntimeError, match=r"state_dtype=torch\.float32: the torch\.\w+ parameter param_groups\[0\]"),
+    ):
+        optimizer.step()
+    if when == "later" and why != "a subclass":
+        assert_bits(everything(optimizer), before)
+    else:
+        assert all(map(torch.equal, before, params))
+    assert torch.equal(w, torch.ones(3))
+    if why == "a flag":
+        optimizer.param_groups[0]["differentiable"] = False
+        optimizer.step()
+        assert not torch.equal(w, torch.ones(3))
+
+
+class Passing(TorchDispatchMode):
+    """Sees every operation and changes nothing."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+def test_without_states_there_is_nothing_to_refuse():
+    p = torch.ones(3, dtype=torch.bfloat16).as_subclass(Labelled)
+    p.grad = torch.ones(3, dtype=torch.bfloat16)
+    oxistep.optim.SGD([p], lr=0.5, state_dtype=torch.float32).step()
+    assert p.tolist() == [0.5] * 3
 
 
 @each_class

@@ -211,12 +211,15 @@ def attempt(optim, kind):
     params[1].grad = grad
     if kind == "momentum-tensor":
         optimizer.param_groups[0]["momentum"] = torch.tensor(0.5)
+    if kind in ("state-none", "state-without-buffer"):
+        for p in params:
+            optimizer.state[p]["momentum_buffer" if kind == "state-none" else "label"] = None
     if kind == "ns-steps":
         optimizer.param_groups[0]["ns_steps"] = 100
     if kind == "coefficients":
         optimizer.param_groups[0]["ns_coefficients"] = (1.0, 2.0)
     path = oxistep.explain(optimizer)[1].path if optim is oxistep.optim else "torch"
-    assert path == "torch"
+    assert path == ("native" if optim is oxistep.optim and kind == "state-without-buffer" else "torch")
     try:
         optimizer.step()
     except Exception as error:  # the kind and the words are compared
@@ -238,6 +241,8 @@ def attempt(optim, kind):
         "sparse",
         "overlapping",
         "momentum-tensor",
+        "state-none",
+        "state-without-buffer",
         "ns-steps",
         "coefficients",
     ],

@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import math
+import random
 
 import pytest
 import torch
@@ -199,14 +201,18 @@ def half_run(cls, kwargs, dtype, arithmetic, seed):
 
 @pytest.mark.parametrize(("info", "dtype", "kwargs"), HALF_ENTRIES)
 def test_mean_error_of_half_types_is_not_above_torchs(info, dtype, kwargs):
-    """At several learning rates around the entry's: at a single one few values decide on which side all roundings fall.
+    """At many learning rates around the entry's.
 
-    (Rprop's 0.01 in float16 is 5 % on the wrong side, AdamW's 1e-3 with a decay of 0.1 in bfloat16 2 %.)
+    A step that is as large for all elements (Rprop's, the first of AdamW) is so many units in the last place of all
+    parameters between two powers of two, and they are all rounded to the same side: at a single learning rate one
+    choice decides. Where the exact step is close to half a unit, either library may be the luckier one, whatever the
+    number of elements and seeds (at Rprop's 0.01 in float16 torch by 4 %, at 0.011 and 0.012 oxistep by 1 to 2 %).
     """
     errors = {}
     lr = kwargs.get("lr", info.optim_cls([torch.ones(1)]).defaults["lr"])
-    for seed, factor in enumerate((0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)):
-        kwargs = {**kwargs, "lr": lr * factor}
+    draw = random.Random(0)
+    for seed in range(16):
+        kwargs = {**kwargs, "lr": lr * math.exp(draw.uniform(-1, 1))}
         exact, _ = half_run(info.optim_cls, {**kwargs, "foreach": False}, dtype, torch.float64, seed)
         theirs, _ = half_run(info.optim_cls, {**kwargs, "foreach": False}, dtype, dtype, seed)
         mine, optimizer = half_run(ours(info), kwargs, dtype, dtype, seed)

@@ -1,5 +1,6 @@
 """docs/torch-parity.md: every line of its tables is true, and every case here has a line."""
 
+import copy
 import re
 from collections import UserDict
 from pathlib import Path
@@ -118,6 +119,7 @@ TORCHS = {
     "lr that requires grad": lambda: SGD([ones(3)], lr=torch.tensor(0.1, requires_grad=True)),
     "hyperparameter that is no number": lambda: with_group(lambda: SGD([ones(3)]), lr="fast"),
     "float32 lr of a float64 parameter": lambda: SGD([ones(3, dtype=torch.float64)], lr=torch.tensor(0.1)),
+    "complex parameter with fused=True": lambda: SGD([ones(3, dtype=torch.complex64)], fused=True),
     "unusual numbers": lambda: with_group(lambda: Adam([ones(3)]), betas=(1.0, 0.9)),
     "other devices": lambda: Adam([ones(3, device="meta")]),
     "subclass of Tensor": lambda: Adam([given(torch.ones(3).as_subclass(Labelled))]),
@@ -154,6 +156,52 @@ TORCHS = {
     "state entry that is no dict": lacking_a_dict,
     "torch's own classes": lambda: torch.optim.LBFGS([ones(3)]),
 }
+
+
+def step(optimizer):
+    optimizer.step()
+    return optimizer
+
+
+def after_parameters_became_half(optim):
+    p = ones(3)
+    optimizer = step(optim.Adam([p]))
+    p.grad = None
+    p.data = p.data.bfloat16()
+    p.grad = torch.ones_like(p)
+    return step(optimizer)
+
+
+def without(key):
+    def make(optim):
+        optimizer = optim.Adam([ones(3)])
+        del optimizer.param_groups[0][key]
+        return step(optimizer)
+
+    return make
+
+
+def a_copy_of_lbfgs(optim):
+    copied = copy.deepcopy(optim.LBFGS([torch.ones(3)]))
+    (p,) = copied.param_groups[0]["params"]
+    copied.step(lambda: given(p).sum())
+    return copied
+
+
+# Each for both modules, with what torch raises.
+KINDER = {
+    "half gradient of a float32 parameter": [
+        (lambda optim: step(optim.Adam([with_data(ones(3, dtype=torch.half), torch.ones(3))])), RuntimeError)
+    ],
+    "float32 states of parameters that became half": [(after_parameters_became_half, RuntimeError)],
+    "parameter without elements in Adafactor": [(lambda optim: step(optim.Adafactor([ones(0, 3)])), ZeroDivisionError)],
+    "a group that lacks a flag": [
+        (without(key), KeyError) for key in ("maximize", "foreach", "fused", "capturable", "differentiable")
+    ],
+    "a copy of LBFGS": [(a_copy_of_lbfgs, AttributeError)],
+}
+
+
 # Cases that need more than an optimizer; each has a test of its own below.
 OTHERS = {"a mode that sees operations", "misaligned memory", "parameter named twice"}
 
@@ -161,6 +209,15 @@ OTHERS = {"a mode that sees operations", "misaligned memory", "parameter named t
 def test_the_page_and_these_cases_are_the_same():
     assert set(table("Native")) == set(NATIVE)
     assert set(table("torch's")) == set(TORCHS) | OTHERS
+    assert set(table("Kinder than torch")) == set(KINDER)
+
+
+@pytest.mark.parametrize("what", KINDER)
+def test_kinder_than_torch(what):
+    for make, error in KINDER[what]:
+        with pytest.raises(error):
+            make(torch.optim)
+        assert {row.path for row in oxistep.explain(make(oxistep.optim))} == {"native"}
 
 
 @pytest.mark.parametrize("what", NATIVE)

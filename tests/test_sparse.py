@@ -248,6 +248,49 @@ def test_fused_refuses_as_torch_does(name):
     assert isinstance(assert_agrees(scenario), tuple)
 
 
+# ---- parameters that begin inside their storage ----
+
+
+def inside_a_storage(shape):
+    base = torch.zeros(40)
+    p = base[7 : 7 + torch.Size(shape).numel()].view(shape)
+    p.grad = torch.ones(shape).to_sparse()
+    return base, p
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 2)])
+@pytest.mark.parametrize("name", ["SGD", "Adagrad"])
+def test_rows_of_a_parameter_that_begins_inside_its_storage(name, shape):
+    """torch (2.15) counts the offset twice where the gradient has no dense dimensions, and writes elsewhere."""
+    base, p = inside_a_storage(shape)
+    optimizer = getattr(oxistep.optim, name)([p], lr=0.1)
+    assert paths(optimizer) == ["native"]
+    optimizer.step()
+    torch.testing.assert_close(p, torch.full(shape, -0.1))
+    assert base.count_nonzero() == p.numel()
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 2)])
+def test_what_torch_would_add_elsewhere_is_refused(shape):
+    base, p = inside_a_storage(shape)
+    (q,) = draw((3,))
+    q.grad = torch.ones(3)
+    before = q.detach().clone()
+    optimizer = oxistep.optim.SGD([q, p], lr=0.1, momentum=0.9)
+    assert paths(optimizer) == ["native", "torch"]
+    with pytest.raises(RuntimeError, match=r"param_groups\[0\]\['params'\]\[1\].* begins inside its storage"):
+        optimizer.step()
+    assert not base.any()
+    assert torch.equal(q, before)
+    assert not optimizer.state
+    with torch.no_grad():
+        alone = p.clone()
+    alone.grad = p.grad
+    optimizer.param_groups[0]["params"][1] = alone
+    optimizer.step()
+    torch.testing.assert_close(alone, torch.full(shape, -0.1))
+
+
 # ---- corrupt indices ----
 
 # Never stepped: torch's own kernels do not check these either, and may write where they point.

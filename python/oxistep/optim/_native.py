@@ -146,8 +146,9 @@ class NativeStep(MaxGradNorm):
     def _update(self, unscale: Callable[[], None] | None = None) -> None:
         if _FORCED or ((_dispatch_modes() or _function_modes()) and _modes_want_operations()):
             self._refuse_if_torn()
+            everything = self._everything()
             if self._guarded_by_torch(unscale):
-                self._torch_step([(g, p) for g, group in enumerate(self.param_groups) for p in group["params"]])
+                self._torch_step(everything)
             return
         try:
             plan = self.__dict__["_plan"]
@@ -163,6 +164,14 @@ class NativeStep(MaxGradNorm):
             raise self._tear(f"a kernel of oxistep panicked ({message}; please report this)", params) from None
         if self._guarded:
             self._note_norm(norm)
+
+    def _everything(self) -> list[tuple[int, Tensor]]:
+        """All parameters, checked as what is left to torch."""
+        everything = [(g, p) for g, group in enumerate(self.param_groups) for p in group["params"]]
+        if _FORCED:
+            check_storages(self, everything)  # a mode would see these calls
+        self._refuse_narrow_states(everything)
+        return everything
 
     def _explain(self) -> list[tuple[int, int, str, str]]:
         rows = _core.Plan(self._rule).explain(self)
@@ -230,7 +239,8 @@ class NativeStep(MaxGradNorm):
         for g, p in left:
             # torch's fused CPU kernels are wrong on strided tensors, foreach is no faster than the loop; what they
             # refuse, they shall refuse
-            by_loop = p.device.type == "cpu" and not (p.is_complex() or (p.grad is not None and p.grad.is_sparse))
+            grad = p.grad  # asked for first, so that what is no tensor raises as in torch
+            by_loop = p.device.type == "cpu" and p.is_floating_point() and not (grad is not None and grad.is_sparse)
             if (g, by_loop) not in copies:
                 copy = copies[g, by_loop] = {**groups[g], "params": []}
                 if by_loop:
@@ -245,6 +255,7 @@ class NativeStep(MaxGradNorm):
     def _check_left(self, left: list[tuple[int, Tensor]]) -> None:
         """What the native plan calls before anything is written, with the parameters that torch will update."""
         check_storages(self, left)
+        self._refuse_narrow_states(left)
 
     def _rehearse(self, g: int, p: Tensor, state: dict[str, Any] | None) -> None:
         """What the native plan calls, before it writes, where torch may refuse the hyperparameters."""

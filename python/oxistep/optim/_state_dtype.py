@@ -6,6 +6,7 @@ move any more: the change is less than half a unit in the last place. The option
 """
 
 import inspect
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from oxistep.optim._all_or_nothing import AllOrNothing
+from oxistep.optim._storages import place
 
 _HALF = (torch.float16, torch.bfloat16)
 _PARAMETER = inspect.Parameter(
@@ -62,6 +64,28 @@ class StateDtype(AllOrNothing):
             if isinstance(value, Tensor) and value.dtype in _HALF
         }
 
+    def _narrows_states(self, group: dict[str, Any]) -> bool:
+        """Whether torch's step makes states in the parameter's dtype in this group."""
+        return True
+
+    def _refuse_narrow_states(self, left: Iterable[tuple[int, Tensor]]) -> None:
+        """Refuses what torch would update: its step makes states in the parameter's dtype, and takes no others.
+
+        Raises:
+            RuntimeError: naming the group and the parameter.
+        """
+        if self._state_dtype is None:
+            return
+        for g, p in left:
+            if p.grad is None or p.dtype not in _HALF or p.device.type != "cpu":
+                continue
+            if self._narrows_states(self.param_groups[g]):
+                raise RuntimeError(
+                    f"state_dtype={self._state_dtype}: the {p.dtype} parameter {place(self, g, p)} is left to torch's "
+                    "step, which keeps states in the parameter's dtype (oxistep.explain tells why it is torch's); "
+                    "nothing was updated"
+                )
+
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         if self._state_dtype is not None:
@@ -97,7 +121,7 @@ class StateDtype(AllOrNothing):
             saved = loading["state"].get(saved_id, {})
             for key, value in self._in_state_dtype(p, self.state.get(p, {})).items():
                 self.state[p][key] = saved[key].to(dtype=value.dtype, device=p.device)
-            if _of_dtype(saved, (p.dtype, self._state_dtype), self._scalars):
+            if saved and _of_dtype(saved, (p.dtype, self._state_dtype), self._scalars):
                 for key in self._scalars:
                     value, loaded = saved.get(key), self.state[p].get(key)
                     # what torch need not cast it hands on as it is, and whoever loads in place counts on that

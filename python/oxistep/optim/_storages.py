@@ -1,4 +1,4 @@
-"""Tensors that torch's part of a step will touch must have memory: torch's operations do not look."""
+"""What torch's part of a step will touch must lie where torch's operations think it does: they do not look."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,7 +12,8 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 def check_storages(optimizer: Any, left: Iterable[tuple[int, Tensor]]) -> None:
     """Refuses parameters whose own, gradient's or states' storage was freed or shrunk (``untyped_storage().resize_``).
 
-    torch's for-loop would read and write there all the same, and the process may end.
+    torch's for-loop would read and write there all the same, and the process may end. So it would where it adds a
+    coalesced sparse tensor without dense dimensions to one that begins inside its storage: it counts the offset twice.
 
     Args:
         optimizer: the optimizer.
@@ -26,13 +27,24 @@ def check_storages(optimizer: Any, left: Iterable[tuple[int, Tensor]]) -> None:
         states = entry.values() if isinstance(entry, Mapping) else ()
         for tensor in (p, getattr(p, "grad", None), *states):
             if type(tensor) in _PLAIN and (missing := _missing_bytes(tensor)):
-                params = optimizer.param_groups[g]["params"]
-                i = next((i for i, q in enumerate(params) if q is p), "?")
                 raise RuntimeError(
-                    f"a tensor of param_groups[{g}]['params'][{i}] (the parameter, its gradient or a state) reaches "
+                    f"a tensor of {place(optimizer, g, p)} (the parameter, its gradient or a state) reaches "
                     f"{missing} bytes beyond its storage of {tensor.untyped_storage().nbytes()} bytes, which was freed "
                     "or resized; nothing was updated"
                 )
+        if _is_added_elsewhere(p):
+            raise RuntimeError(
+                f"torch would add the sparse gradient of {place(optimizer, g, p)}, which has no dense dimensions, "
+                "to memory that is not the parameter's, since this begins inside its storage: clone it, or give "
+                "the gradient a dense dimension; nothing was updated"
+            )
+
+
+def place(optimizer: Any, g: int, p: Tensor) -> str:
+    """What an error calls a parameter."""
+    params = optimizer.param_groups[g]["params"]
+    i = next((i for i, q in enumerate(params) if q is p), "?")
+    return f"param_groups[{g}]['params'][{i}]"
 
 
 def _missing_bytes(tensor: Tensor) -> int:
@@ -44,3 +56,10 @@ def _missing_bytes(tensor: Tensor) -> int:
         return 0
     reach = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return max(0, int(tensor.storage_offset() + reach + 1) * tensor.element_size() - has)
+
+
+def _is_added_elsewhere(p: Tensor) -> bool:
+    grad = getattr(p, "grad", None)
+    if type(grad) is not Tensor or not grad.is_sparse or grad.dense_dim() or p.device.type != "cpu":
+        return False
+    return type(p) in _PLAIN and int(p.storage_offset()) != 0 and p.is_contiguous()

@@ -84,9 +84,9 @@ class Muon(NativeStep, torch.optim.Muon):
     def _update(self, unscale: Callable[[], None] | None = None) -> None:
         self._refuse_if_torn()
         if _FORCED or ((_dispatch_modes() or _function_modes()) and _modes_want_operations()):
-            if not self._guarded_by_torch(unscale):
-                return
-            self._torch_step([(g, p) for g, group in enumerate(self.param_groups) for p in group["params"]])
+            everything = self._everything()
+            if self._guarded_by_torch(unscale):
+                self._torch_step(everything)
             return
         rows = self._rows()
         native: list[_Row] = []
@@ -147,7 +147,7 @@ class Muon(NativeStep, torch.optim.Muon):
         unfit = _core.muon_unfit(
             [row.p for row in rows], [row.grad for row in rows], [row.state.get("momentum_buffer") for row in rows]
         )
-        return [by_group[row.g] or reason or row.locked() for row, reason in zip(rows, unfit, strict=True)]
+        return [by_group[row.g] or reason or row.because() for row, reason in zip(rows, unfit, strict=True)]
 
     def _explain(self) -> list[tuple[int, int, str, str]]:
         everything = None
@@ -176,10 +176,14 @@ class _Row:
     def __init__(self, g: int, p: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         self.g, self.p, self.grad, self.state, self.group = g, p, grad, state, group
 
-    def locked(self) -> str | None:
-        """Outside of inference mode torch refuses to write what was made in it."""
-        buffer = self.state.get("momentum_buffer")
-        return "its state was made in inference mode" if buffer is not None and buffer.is_inference() else None
+    def because(self) -> str | None:
+        """Why its state is left to torch, which refuses it."""
+        if "momentum_buffer" not in self.state:
+            return None
+        buffer = self.state["momentum_buffer"]
+        if buffer is None:
+            return 'its state lacks "momentum_buffer"'
+        return "its state was made in inference mode" if buffer.is_inference() else None
 
 
 def _update_matrices(rows: list[_Row], begun: list[_Row]) -> None:

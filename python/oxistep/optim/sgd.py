@@ -73,6 +73,9 @@ class SGD(NativeStep, torch.optim.SGD):
             return {"momentum_buffer": torch.empty_like(grad, dtype=p.dtype)}
         return {"momentum_buffer": torch.empty_strided(p.shape, _strides(p, grad, group), dtype=p.dtype)}
 
+    def _narrows_states(self, group: dict[str, Any]) -> bool:
+        return bool(group["momentum"] != 0)
+
 
 def _strides(p: Tensor, grad: Tensor, group: dict[str, Any]) -> tuple[int, ...]:
     """The strides of what torch clones, which its operations choose: asked of tensors without memory."""
