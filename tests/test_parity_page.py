@@ -163,6 +163,12 @@ def step(optimizer):
     return optimizer
 
 
+def step_with(lbfgs):
+    (p,) = lbfgs.param_groups[0]["params"]
+    lbfgs.step(lambda: given(p).sum())
+    return lbfgs
+
+
 def after_parameters_became_half(optim):
     p = ones(3)
     optimizer = step(optim.Adam([p]))
@@ -182,10 +188,7 @@ def without(key):
 
 
 def a_copy_of_lbfgs(optim):
-    copied = copy.deepcopy(optim.LBFGS([torch.ones(3)]))
-    (p,) = copied.param_groups[0]["params"]
-    copied.step(lambda: given(p).sum())
-    return copied
+    return step_with(copy.deepcopy(optim.LBFGS([torch.ones(3)])))
 
 
 # Each for both modules, with what torch raises.
@@ -194,7 +197,10 @@ KINDER = {
         (lambda optim: step(optim.Adam([with_data(ones(3, dtype=torch.half), torch.ones(3))])), RuntimeError)
     ],
     "float32 states of parameters that became half": [(after_parameters_became_half, RuntimeError)],
-    "parameter without elements in Adafactor": [(lambda optim: step(optim.Adafactor([ones(0, 3)])), ZeroDivisionError)],
+    "parameters without elements in Adafactor, LBFGS": [
+        (lambda optim: step(optim.Adafactor([ones(0, 3)])), ZeroDivisionError),
+        (lambda optim: step_with(optim.LBFGS([torch.ones(0, 3)])), RuntimeError),
+    ],
     "a group that lacks a flag": [
         (without(key), KeyError) for key in ("maximize", "foreach", "fused", "capturable", "differentiable")
     ],
