@@ -255,6 +255,22 @@ def test_what_is_not_served_is_torchs(kind):
         assert all(map(torch.equal, ours, theirs))
 
 
+def test_a_native_parameter_that_shares_memory_with_one_that_torch_updates():
+    """torch goes through both in the order of the list; what is native would come after what is not."""
+    results = []
+    for optim in (oxistep.optim, torch.optim):
+        (base,) = draw(torch.float32, 0, [(4, 3)])
+        p, q = base.detach(), base.detach()
+        p.grad, (row,) = draw(torch.float32, 1, [(4, 3)])[0], draw(torch.float32, 2, [(1, 3)])
+        q.grad = row.expand(4, 3)
+        optimizer = optim.Muon([p, q], lr=0.1)
+        if optim is oxistep.optim:
+            assert [row.path for row in oxistep.explain(optimizer)] == ["torch", "torch"]
+        optimizer.step()
+        results.append(base)
+    assert torch.equal(*results)
+
+
 def test_version_counters_move_once():
     (p,) = draw(torch.float32, 0, [(4, 3)])
     p.requires_grad_().grad = torch.ones_like(p)

@@ -118,7 +118,7 @@ TORCHS = {
     "capturable=True": lambda: Adam([ones(3)], capturable=True),
     "lr that requires grad": lambda: SGD([ones(3)], lr=torch.tensor(0.1, requires_grad=True)),
     "hyperparameter that is no number": lambda: with_group(lambda: SGD([ones(3)]), lr="fast"),
-    "float32 lr of a float64 parameter": lambda: SGD([ones(3, dtype=torch.float64)], lr=torch.tensor(0.1)),
+    "float32 lr of a float64 parameter": lambda: Adam([ones(3, dtype=torch.float64)], lr=torch.tensor(0.1)),
     "complex parameter with fused=True": lambda: SGD([ones(3, dtype=torch.complex64)], fused=True),
     "unusual numbers": lambda: with_group(lambda: Adam([ones(3)]), betas=(1.0, 0.9)),
     "other devices": lambda: Adam([ones(3, device="meta")]),
@@ -246,6 +246,21 @@ def assert_torchs(what, optimizer):
 @pytest.mark.parametrize("what", TORCHS)
 def test_torchs(what):
     assert_torchs(what, TORCHS[what]())
+
+
+@pytest.mark.parametrize("optimizer_class", [SGD, Adam])
+@pytest.mark.parametrize("case", ["lr", "gradient"])
+def test_what_explain_says_before_states_are_made_is_what_the_step_does(optimizer_class, case):
+    p = ones(3, dtype=torch.float64)
+    if case == "gradient":
+        p.data = torch.ones(3, dtype=torch.complex128)
+    optimizer = optimizer_class([p], lr=torch.tensor(0.1, dtype=torch.float32 if case == "lr" else torch.float64))
+    (row,) = oxistep.explain(optimizer)
+    left = []
+    optimizer._torch_step = lambda rows: left.extend(rows)
+    optimizer.step()
+    assert (row.path == "torch") == bool(left)
+    assert row.path == "torch"
 
 
 def test_a_mode_that_sees_operations():

@@ -22,6 +22,10 @@ pub(crate) type Reason = Cow<'static, str>;
 
 const NO_KERNEL: &str = "no kernel for this combination of dtypes";
 
+const NOT_ALL_COMPLEX: &str = "parameter, gradient and states are not all complex";
+
+const SINGLE_LR: &str = "lr is a float32 tensor: torch computes constants of a float64 step in float32";
+
 const UNUSUAL: &str = "a hyperparameter or counter is outside its usual range, torch decides what that means";
 
 /// Who updates a parameter.
@@ -161,6 +165,12 @@ impl Item {
             if !look.make_states {
                 // states not yet made overlap nothing; their dtype is the parameter's
                 let (param, grad) = (pair.0.memory, pair.1.memory);
+                if look.single_lr && param.dtype == DType::F64 {
+                    return left(SINGLE_LR);
+                }
+                if param.complex != grad.complex {
+                    return left(NOT_ALL_COMPLEX);
+                }
                 (self.memory[0], self.memory[1]) = (Some(param), Some(grad));
                 return if served(param.dtype, grad.dtype, Some(param.dtype)) {
                     Ok(self.settle_unusual(look, param.dtype, grad.dtype == param.dtype))
@@ -219,11 +229,11 @@ impl Item {
         }
         let dtype = |k: usize| described[k].map(|d| d.memory.dtype);
         if look.single_lr && param.memory.dtype == DType::F64 {
-            return left("lr is a float32 tensor: torch computes constants of a float64 step in float32");
+            return left(SINGLE_LR);
         }
         let complex = |k: usize| described[k].map(|d| d.memory.complex);
         if (1..2 + names.len()).any(|k| complex(k) != complex(0)) {
-            return left("parameter, gradient and states are not all complex");
+            return left(NOT_ALL_COMPLEX);
         }
         if (2..2 + names.len()).any(|k| dtype(k) != dtype(2))
             || !served(param.memory.dtype, grad.memory.dtype, dtype(2))

@@ -32,7 +32,13 @@ pub(crate) fn muon_unfit(
     for ((param, grad), buffer) in params.iter().zip(&grads).zip(&buffers) {
         let buffer = (!buffer.is_none()).then_some(buffer);
         reasons.push(match unfit(torch, param, grad, buffer)? {
-            Err(reason) => Some(reason),
+            Err(reason) => {
+                // what torch updates must not be memory of what is native either
+                let memory = |object: &Bound<'_, PyAny>| torch.describe(object).ok().map(|found| found.memory);
+                spans.extend(memory(param).iter().chain(&buffer.and_then(memory)).map(Span::written));
+                spans.extend(memory(grad).iter().map(Span::read));
+                Some(reason)
+            }
             Ok(_) if inference(param)? => Some("it was made in inference mode"),
             Ok((param, grad, buffer)) => {
                 spans.extend([Span::written(&param), Span::read(&grad)]);
