@@ -22,10 +22,10 @@ pytest.importorskip("matplotlib")
 ESCAPE = "\x1b"
 
 
-def python(*arguments, missing=(), **environment):
-    """A fresh interpreter, from which modules can be missing."""
+def python(*arguments, missing=(), code="", **environment):
+    """A fresh interpreter, from which modules can be missing, and in which `code` runs first."""
     hidden = "".join(f"sys.modules[{name!r}] = None; " for name in missing)
-    code = f"import sys; {hidden}from oxistep.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = f"import sys; {hidden}{code}from oxistep.cli import main; sys.exit(main(sys.argv[1:]))"
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         capture_output=True,
@@ -86,6 +86,10 @@ def test_every_option_has_a_help():
     (["bench", "--quick", "--brief"], "not allowed with argument"),
     (["bench", "--quick", "--workload", "flat"], "no such cell"),
     (["bench", "--output", "."], "is a folder"),
+    (["bench", "--output", ""], "a file is wanted, got an empty name"),
+    (["bench", "--workload", "mlp", "--optimizer", "SparseAdam"], "SparseAdam takes sparse gradients alone"),
+    (["bench", "--workload", "mlp", "--optimizer", "Muon"], "Muon takes matrices alone"),
+    (["bench", "--workload", "embedding", "--optimizer", "Adam"], "Adam takes no sparse gradients"),
     (["trajectories"], "required: --output"),
     (["trajectories", "--output", "x.txt"], "must end in one of"),
     (["trajectories", "--output", "x.png", "--steps", "ten"], "--steps: expected a positive whole number"),
@@ -96,6 +100,8 @@ def test_every_option_has_a_help():
     (["trajectories", "--output", "x.png", "--optimizer", "Adam,lrr=1"], "unexpected keyword argument 'lrr'"),
     (["trajectories", "--output", "x.png", "--optimizer", "Adam,lr=-1"], "Invalid learning rate"),
     (["trajectories", "--output", "x.png", "--library", "numpy", "--optimizer", "LBFGS"], "has no 'LBFGS'"),
+    (["trajectories", "--output", "x.png", "--optimizer", "SparseAdam"], "does not support dense gradients"),
+    (["trajectories", "--output", "x.png", "--start", "1e300", "0"], "that float32 can hold"),
     (["trajectories", "--output", f"{__file__}/x.png"], "is not a folder"),
     (["explain"], "required: CHECKPOINT"),
     (["explain", "not-there.pt"], "there is no file"),
@@ -124,6 +130,25 @@ def test_missing_extras_are_named(command, missing, extras):
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith(f"oxistep {command[0]}: this needs ")
     assert done.stderr.endswith(f"pip install '{extras}'\n") and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_an_output_that_may_not_be_written(capsys, tmp_path):
+    tmp_path.chmod(0o500)
+    code, _, errors = here(capsys, "bench", "--output", tmp_path / "r.json")
+    assert code == 2 and "permission denied" in errors
+
+
+def test_forbidden_outputs_are_asked_for(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    code, _, errors = here(capsys, "bench", "--output", tmp_path / "r.json")
+    assert code == 2 and "cannot be written: permission denied" in errors
+
+
+def test_without_standard_output():
+    """As under pythonw, or in a service."""
+    done = python("info", missing=["torch"], code="sys.stdout = None; ")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_interrupted(capsys, monkeypatch):

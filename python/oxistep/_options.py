@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from pathlib import Path
 
 
@@ -29,6 +30,17 @@ def positive(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """A number from 0 to below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"expected a share, a number from 0 to below 1, got {text!r}")
+    return value
+
+
 def finite(text: str) -> float:
     """A number that is neither infinite nor NaN."""
     try:
@@ -43,19 +55,26 @@ def finite(text: str) -> float:
 def new_file(text: str) -> Path:
     """A path that can become a file; folders that are missing are made when it is written."""
     path = Path(text)
-    if not text or path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is a folder, a file is wanted")
+    _no_folder(text)
     existing = next(folder for folder in path.absolute().parents if folder.exists())
     if not existing.is_dir():
         raise argparse.ArgumentTypeError(f"{str(existing)!r} is not a folder")
+    if not os.access(path if path.exists() else existing, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written: permission denied")
     return path
 
 
 def present_file(text: str) -> Path:
     """A file that is there."""
+    _no_folder(text)
     path = Path(text)
     if not path.exists():
         raise argparse.ArgumentTypeError(f"there is no file {text!r}")
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is a folder, a file is wanted")
     return path
+
+
+def _no_folder(text: str) -> None:
+    if not text:
+        raise argparse.ArgumentTypeError("a file is wanted, got an empty name")
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder, a file is wanted")

@@ -15,6 +15,8 @@ import argparse
 import importlib
 import sys
 
+from oxistep.cli._terminal import ended, need
+
 COMMANDS = {
     "run": "run",
     "memory": "memory",
@@ -34,9 +36,14 @@ def main(argv: list[str] | None = None, program: str = "python -m oxistep.bench"
     )
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
     command = parser.parse_args(argv[:1]).command
-    module = importlib.import_module(f".{COMMANDS[command]}", __package__)
-    code: int = module.main(argv[1:], f"{program} {command}")
-    return code
+
+    def run() -> int:
+        need("torch", "rich", *(("jinja2", "matplotlib") if command == "page" else ()))
+        module = importlib.import_module(f".{COMMANDS[command]}", __package__)
+        code: int = module.main(argv[1:], f"{program} {command}")
+        return code
+
+    return ended(f"{program} {command}", run)
 
 
 if __name__ == "__main__":

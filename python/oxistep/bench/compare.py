@@ -18,6 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
+from .._options import share
 from . import results, tables
 from .implementations import OURS
 from .tables import plain
@@ -91,11 +92,11 @@ def arguments(argv: list[str] | None, program: str | None) -> argparse.Namespace
     parser = argparse.ArgumentParser(
         prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("old", type=Path, help="JSON written by `run` before the change")
-    parser.add_argument("new", type=Path, help="JSON written by `run` after it")
+    parser.add_argument("old", type=results.present, help="JSON written by `run` before the change")
+    parser.add_argument("new", type=results.present, help="JSON written by `run` after it")
     parser.add_argument(
         "--threshold",
-        type=float,
+        type=share,
         default=THRESHOLD,
         help="how much of a ratio may be lost, as a share (default: %(default)s)",
     )

@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
+from .._options import positive
 from . import results
 from .implementations import IMPLEMENTATIONS, OURS
 from .models import MODELS, Model
@@ -113,8 +113,10 @@ def arguments(argv: list[str] | None, program: str | None) -> argparse.Namespace
         prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", action="append", choices=MODELS, help="only this (repeatable)")
-    parser.add_argument("--seconds", type=float, default=25, help="for each model (default: %(default)s)")
-    parser.add_argument("--into", type=Path, help="add the section `end_to_end` to this file of results")
+    parser.add_argument("--seconds", type=positive, default=25, help="for each model (default: %(default)s)")
+    parser.add_argument(
+        "--into", type=results.extensible, metavar="FILE", help="add the section `end_to_end` to this file of results"
+    )
     return parser.parse_args(argv)
 
 

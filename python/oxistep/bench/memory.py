@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from .._options import count
 from . import results
 from .implementations import IMPLEMENTATIONS, OURS, Task
 from .optimizer_table import OPTIMIZERS, Optimizer
@@ -80,8 +81,10 @@ def arguments(argv: list[str] | None, program: str | None) -> argparse.Namespace
     parser = argparse.ArgumentParser(
         prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--mebi", type=int, default=32, help="Mi elements of the parameters (default: %(default)s)")
-    parser.add_argument("--into", type=Path, help="add the section `memory` to this file of results")
+    parser.add_argument("--mebi", type=count, default=32, help="Mi elements of the parameters (default: %(default)s)")
+    parser.add_argument(
+        "--into", type=results.extensible, metavar="FILE", help="add the section `memory` to this file of results"
+    )
     return parser.parse_args(argv)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from .._options import new_file
 from . import figures, results
 from .implementations import OURS
 from .wording import duration, floor_rows, label, machine, missing, ratio, sections, size
@@ -27,8 +28,10 @@ def arguments(argv: list[str] | None, program: str | None) -> argparse.Namespace
     parser = argparse.ArgumentParser(
         prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("results", type=Path, help="JSON written by `run`, and added to by the other commands")
-    parser.add_argument("page", type=Path, help="the HTML file to write")
+    parser.add_argument(
+        "results", type=results.present, help="JSON written by `run`, and added to by the other commands"
+    )
+    parser.add_argument("page", type=new_file, help="the HTML file to write")
     return parser.parse_args(argv)
 
 

@@ -11,6 +11,8 @@ from .record import CellName, Record
 from .workloads import SIZES, TENSORS, WORKLOADS
 
 _CLIPPING = [name for name, optimizer in OPTIMIZERS.items() if optimizer.clip]
+# Classes of torch that take sparse gradients.
+SPARSE = ("SGD", "Adagrad", "SparseAdam")
 _SWEEPS = {*SIZES, *TENSORS}
 
 # Parameters from which on a cell needs more time: a round of all contestants on 128 Mi takes a second.
@@ -19,6 +21,19 @@ _LARGE = 2**22
 
 def grid(workloads: list[str], optimizers: list[str], dtypes: list[str]) -> list[CellName]:
     return [CellName(w, o, d) for w in workloads for d in dtypes for o in optimizers]
+
+
+def refused(cell: CellName) -> str | None:
+    """Why torch itself takes no such step."""
+    workload, optimizer = WORKLOADS[cell.workload], OPTIMIZERS[cell.optimizer]
+    name = optimizer.torch_class
+    if workload.rows and (name not in SPARSE or optimizer.clip):
+        return f"{cell.optimizer} takes no sparse gradients, which {cell.workload} has"
+    if name == "SparseAdam" and not workload.rows:
+        return f"SparseAdam takes sparse gradients alone, and {cell.workload} has dense ones"
+    if name == "Muon" and any(len(shape) != 2 for shape in workload.shapes):
+        return f"Muon takes matrices alone, and {cell.workload} has tensors of other shapes"
+    return None
 
 
 def sweeps() -> list[CellName]:

@@ -6,18 +6,47 @@ their own names: `memory`, `threads`, `end_to_end`.
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
+
+from .._options import new_file, present_file
 
 SCHEMA = 2
 
 
 def read(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text())
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:  # neither text nor JSON
+        content = None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise ValueError(f"{path} is no result of this benchmark (expected schema {SCHEMA}); measure again")
     return content
+
+
+def present(text: str) -> Path:
+    """An option's value: a file of results with measured cells."""
+    path = present_file(text)
+    if "cells" not in _checked(path):
+        raise argparse.ArgumentTypeError(f"{text!r} has no cells: `run --output` writes them")
+    return path
+
+
+def extensible(text: str) -> Path:
+    """An option's value: a file of results to add to, refused before hours were spent on what to add."""
+    path = new_file(text)
+    if path.exists():
+        _checked(path)
+    return path
+
+
+def _checked(path: Path) -> dict[str, Any]:
+    try:
+        return read(path)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def write(path: Path, content: dict[str, Any]) -> None:

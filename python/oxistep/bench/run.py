@@ -26,7 +26,7 @@ from .environment import environment
 from .implementations import IMPLEMENTATIONS, OURS
 from .optimizer_table import OPTIMIZERS
 from .options import add_options
-from .plan import Plan, brief, full, grid, quick
+from .plan import Plan, brief, full, grid, quick, refused
 from .report import print_report
 from .workloads import DTYPES, WORKLOADS
 
@@ -55,6 +55,10 @@ def planned(options: argparse.Namespace) -> Plan:
     ]
     if not cells:
         raise ValueError("no such cell in the chosen grid; leave out --quick or --brief, or name a --workload")
+    if options.optimizer is None:
+        cells = [cell for cell in cells if not refused(cell)]
+    elif whys := list(dict.fromkeys(filter(None, map(refused, cells)))):
+        raise ValueError("; ".join(whys))
     small = options.brief or options.quick
     compiled = not small if options.compile is None else options.compile
     minutes = options.minutes or (1.5 if options.quick else 0.35 if options.brief else None)

@@ -13,12 +13,12 @@ import argparse
 import os
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
+from .._options import count, positive
 from . import results
 from .implementations import IMPLEMENTATIONS, OURS
 from .optimizer_table import OPTIMIZERS
@@ -78,10 +78,14 @@ def arguments(argv: list[str] | None, program: str | None) -> argparse.Namespace
     parser = argparse.ArgumentParser(
         prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--most", type=int, default=os.cpu_count() or 1, help="threads (default: %(default)s)")
-    parser.add_argument("--mebi", type=int, default=64, help="Mi elements of the parameter (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=10, help="for each number of threads (default: %(default)s)")
-    parser.add_argument("--into", type=Path, help="add the section `threads` to this file of results")
+    parser.add_argument("--most", type=count, default=os.cpu_count() or 1, help="threads (default: %(default)s)")
+    parser.add_argument("--mebi", type=count, default=64, help="Mi elements of the parameter (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=positive, default=10, help="for each number of threads (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--into", type=results.extensible, metavar="FILE", help="add the section `threads` to this file of results"
+    )
     return parser.parse_args(argv)
 
 

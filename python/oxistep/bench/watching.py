@@ -12,18 +12,18 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 import oxistep
 from oxistep.diagnostics import GradientMonitor, UpdateMonitor
 
+from .._options import new_file, positive
 from .environment import environment
 from .paired import Paired, Step, contestant, measure
+from .tables import plain, show
 from .workloads import WORKLOADS, Shape
 
 SHAPES: dict[str, list[Shape]] = {
@@ -106,27 +106,28 @@ def main(arguments: list[str], program: str) -> int:
     parser = argparse.ArgumentParser(
         prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=5.0, help="for each comparison (default: 5)")
-    parser.add_argument("--output", type=Path, help="write the results as JSON")
+    parser.add_argument("--seconds", type=positive, default=5.0, help="for each comparison (default: 5)")
+    parser.add_argument("--output", type=new_file, metavar="FILE", help="write the results as JSON")
     options = parser.parse_args(arguments)
     rows = []
     for workload, shapes in SHAPES.items():
         paired = gradients(shapes, options.seconds)
         rows += [row(workload, MONITOR, other, paired) for other in (CLIP, OWN_CLIP)]
         rows.append(row(workload, WATCHED, PLAIN, updates(shapes, options.seconds)))
-    table = Table("workload", "ours", "ms", "other", "ms", "ratio", "quartiles")
+    table = plain("workload", "ours", "other", "ms", "other's ms", "ratio", "quartiles", left=3)
     for found in rows:
         table.add_row(
             found["workload"],
             found["ours"],
-            f"{found['ours_ns'] / 1e6:.3f}",
             found["other"],
+            f"{found['ours_ns'] / 1e6:.3f}",
             f"{found['other_ns'] / 1e6:.3f}",
             f"{found['median']:.2f}",
             f"{found['q1']:.2f} to {found['q3']:.2f}",
         )
-    Console().print(table)
+    show(Console(highlight=False), table)
     if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps({"environment": environment(), "watching": rows}, indent=1))
     missed = [found["workload"] for found in rows if found["other"] == CLIP and found["median"] < 1]
     for workload in missed:

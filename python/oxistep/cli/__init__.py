@@ -6,13 +6,12 @@ Parsed by argparse, because ``oxistep info`` and every help must work where no e
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from types import ModuleType
 
 from oxistep import __version__
 from oxistep.cli import bench, demo, explain, info, trajectories
-from oxistep.cli._terminal import RefusalError, UsageError
+from oxistep.cli._terminal import UsageError, ended
 
 COMMANDS: dict[str, ModuleType] = {
     "info": info,
@@ -70,19 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     options = parser().parse_args(argv)
     options.argv = argv
-    code = 1
     try:
-        code = COMMANDS[options.command].run(options)
-        sys.stdout.flush()
+        return ended(f"oxistep {options.command}", lambda: COMMANDS[options.command].run(options))
     except UsageError as error:
         options.usage_of.error(str(error))
-    except RefusalError as error:
-        print(f"oxistep {options.command}: {error}", file=sys.stderr)
-    except BrokenPipeError:  # as when `head` has seen enough; Python would complain once more while it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        print(f"oxistep {options.command}: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print(f"oxistep {options.command}: interrupted", file=sys.stderr)
-        code = 130
-    return code

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +23,25 @@ class RefusalError(Exception):
 
 class UsageError(Exception):
     """Arguments that do not go together; printed below the usage, exit status 2."""
+
+
+def ended(program: str, command: Callable[[], int]) -> int:
+    """Run a command to its exit status; what stops it is one line on the error stream, never a traceback."""
+    code = 1
+    try:
+        code = command()
+        if sys.stdout is not None:  # as it is where the program was started without one
+            sys.stdout.flush()
+    except RefusalError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+    except BrokenPipeError:  # as when `head` has seen enough; Python would complain once more while it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        code = 130
+    return code
 
 
 def need(*modules: str) -> None:

@@ -85,17 +85,17 @@ def run(options: argparse.Namespace) -> int:
     import numpy as np
 
     from oxistep import viz
-    from oxistep.viz._descent import track_of
+    from oxistep.viz._descent import checked_start, track_of
     from oxistep.viz._surface import Surface
 
     library = _library(options.library)
     made = viz.eight(library) if options.optimizer is None else _optimizers(options.optimizer, library)
     function, usual_start, _ = FUNCTIONS[options.function]
     function = viz.bowl if options.function == "bowl" else function
-    start = np.array(options.start or usual_start, np.float64)
     try:
+        start = checked_start(options.start or usual_start)
         tracks = {name: track_of(name, make, Surface(function), start, options.steps) for name, make in made.items()}
-    except (ValueError, TypeError) as error:  # an argument that the optimizer refuses
+    except (ValueError, TypeError, RuntimeError) as error:  # an argument or a gradient that the optimizer refuses
         raise UsageError(str(error)) from None
     # What diverged is recorded with the point that is not finite, and drawn so.
     paths = {name: np.vstack([t.points, [np.nan, np.nan]]) if t.diverged else t.points for name, t in tracks.items()}

@@ -25,8 +25,10 @@ class Track(NamedTuple):
 def checked_start(start: ArrayLike) -> Points:
     """The point where all begin."""
     point = np.asarray(start, np.float64)
-    if point.shape != (2,) or not np.isfinite(point).all():
-        raise ValueError(f"start must be two finite numbers, got {start!r}")
+    with np.errstate(over="ignore"):
+        fits = np.isfinite(point.astype(np.float32)).all()
+    if point.shape != (2,) or not fits:
+        raise ValueError(f"start must be two finite numbers that float32 can hold, got {start!r}")
     return point
 
 
