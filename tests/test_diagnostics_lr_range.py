@@ -269,3 +269,19 @@ def test_numpy_closures_return_a_pair():
     with pytest.raises(TypeError, match=r"it must return \(loss, gradients\)"):
         lr_range_test(lambda: 1.0, optimizer)
     assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_scatter_is_not_taken_for_a_fall(seed):
+    """Of losses that only scatter the smoothed one wanders up and down: no rate follows from that."""
+    rng = np.random.default_rng(seed)
+    noise = lambda lr: 1.0 + 0.3 * rng.standard_normal()  # noqa: E731
+    assert lr_range_test(noise, divergence=1e9).suggestion is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_fall_is_found_in_scatter(seed):
+    rng = np.random.default_rng(seed)
+    falls = lambda lr: 3.0 - 2.0 / (1 + 0.01 / lr) + (1e3 if lr > 2 else 0.0) + 0.1 * rng.standard_normal()  # noqa: E731
+    found = lr_range_test(falls)
+    assert found.suggestion is not None and 0.003 < found.suggestion < 0.2  # half of it has fallen at 0.01

@@ -16,6 +16,8 @@ from oxistep.diagnostics import GradientMonitor, UpdateMonitor, lr_range_test
 
 pytest.importorskip("matplotlib")
 
+from oxistep.viz._style import short
+
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
@@ -64,6 +66,54 @@ def test_anomalies_are_marked_where_they_were(tmp_path):
     assert "× = anomaly" in heat.get_title(loc="left")
 
 
+def test_names_that_differ_are_told_apart():
+    inner = "self_attention.query_key_value_projection.weight"
+    monitor = watched([f"model.transformer.encoder.layers.{k}.{inner}" for k in range(12)], 2)
+    heat, *_ = monitor.plot().axes
+    labels = [label.get_text() for label in heat.get_yticklabels()]
+    assert len(set(labels)) == 12 and all(len(label) <= 32 for label in labels)
+    assert labels[3].startswith("…3.self") and labels[3].endswith("weight")
+    assert short(["a.weight", "a.bias"]) == ["a.weight", "a.bias"]
+    assert short(["only.one." + "x" * 40]) == ["only.one.xxxxxx…" + "x" * 16]
+
+
+def test_where_there_is_nothing_to_show_the_picture_says_so():
+    monitor = GradientMonitor({"a": np.zeros(1)})
+    for _ in range(3):
+        monitor.update({"a": np.full(2, math.nan)})
+    heat, lines = monitor.plot().axes  # no bar of colours
+    assert [text.get_text() for text in lines.texts] == ["nothing to show: all is zero, NaN, infinite or missing"]
+    assert list(heat.get_lines()[-1].get_xdata()) == [0, 1, 2]  # the anomalies
+
+
+def test_rounding_does_not_fill_the_picture():
+    monitor = GradientMonitor({"a": np.zeros(1)})
+    for k in range(5):
+        monitor.update({"a": np.array([1.0 + 1e-15 * k])})
+    heat, lines, *_ = monitor.plot().axes
+    bottom, top = lines.get_ylim()
+    assert top > 3 * bottom
+    assert heat.collections[0].norm.vmax > 3 * heat.collections[0].norm.vmin
+
+
+def test_crosses_do_not_hide_small_cells():
+    def size(count):
+        monitor = GradientMonitor({f"p{k}": np.zeros(1) for k in range(count)})
+        monitor.update({f"p{k}": np.array([math.inf if k == 0 else 1.0]) for k in range(count)})
+        return monitor.plot().axes[0].get_lines()[-1].get_markersize()
+
+    assert size(3) == 5.0 and size(200) < 2.5
+
+
+def test_pictures_are_written_where_output_says(tmp_path):
+    monitor = watched(["a"], 2)
+    monitor.plot(output=tmp_path / "deep" / "g.png")
+    lr_range_test(lambda lr: 1.0 / (1 + 100 * lr)).plot(output=tmp_path / "l.svg")
+    assert (tmp_path / "deep" / "g.png").stat().st_size > 5000 and (tmp_path / "l.svg").stat().st_size > 5000
+    with pytest.raises(ValueError, match="must end in one of"):
+        monitor.plot(output=tmp_path / "g.txt")
+
+
 @pytest.mark.parametrize("field", ["ratio", "effective_lr", "update", "parameter", "gradient"])
 def test_updates(field, tmp_path):
     model = torch.nn.Linear(3, 2)
@@ -73,6 +123,13 @@ def test_updates(field, tmp_path):
         model(torch.ones(1, 3)).sum().backward()
         optimizer.step()
     drawn(monitor.plot(field), tmp_path)
+
+
+def test_a_range_test_says_what_it_did_not_find():
+    figure = lr_range_test(lambda lr: math.inf).plot()
+    assert [text.get_text() for text in figure.axes[0].texts] == ["the loss was never finite"]
+    figure = lr_range_test(lambda lr: 1.0).plot()
+    assert any(text.get_text().startswith("no suggestion") for text in figure.legends[0].get_texts())
 
 
 def test_range_tests(tmp_path):

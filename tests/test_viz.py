@@ -284,6 +284,10 @@ def astray():
     return trajectories({f"SGD, lr {lr}": (lambda p, lr=lr: oxistep.optim.SGD(p, lr=lr)) for lr in (0.05, 0.11, 3.0)})
 
 
+def adam(lr):
+    return lambda p: oxistep.optim.Adam(p, lr=lr)
+
+
 PICTURES = {
     "eight": trajectories,
     "one": lambda: trajectories({"Adam": lambda p: oxistep.optim.Adam(p, lr=0.1)}),
@@ -291,6 +295,18 @@ PICTURES = {
     "astray": astray,
     "together": lambda: trajectories(together=True),
     "compare": compare,
+    "long names": lambda: trajectories(
+        {
+            f"Adam with a long name and many arguments, lr {lr}, betas (0.9, 0.999), eps 1e-8": adam(lr)
+            for lr in (0.1, 0.2)
+        },
+        steps=1,
+    ),
+    "compare twelve": lambda: compare(
+        {f"Adam with a rather long name, lr {k / 20}": adam(k / 20) for k in range(1, 13)}
+    ),
+    "compare noted": lambda: compare({"a": [3.0, 2.0], "b": [float("nan")]}),
+    "one step": lambda: schedule({"constant": lambda k: 0.1}, steps=1),
     "schedule": lambda: schedule({"half": lambda k: 0.5**k, "a long name of a schedule": lambda k: 0.1}, title="Rates"),
 }
 
@@ -300,6 +316,24 @@ def test_labels_do_not_overlap_and_stay_inside(name):
     figure = PICTURES[name]()
     assert overlaps(figure) == []
     assert outside(figure) == []
+
+
+def test_long_labels_leave_room_for_the_plot():
+    for name in ("compare twelve", "compare", "schedule"):
+        figure = PICTURES[name]()
+        figure.canvas.draw()
+        box = figure.axes[0].get_position()
+        assert box.width > 0.5 and box.height > 0.5, name
+
+
+def test_losses_that_were_noted_are_not_called_the_bowls():
+    assert PICTURES["compare noted"]().axes[0].get_title() == ""
+    assert "from (4, 3)" in compare(steps=1).axes[0].get_title()
+
+
+def test_a_schedule_of_one_step_is_seen():
+    [line] = PICTURES["one step"]().axes[0].lines
+    assert line.get_marker() == "o"
 
 
 def test_overlaps_are_seen():

@@ -119,11 +119,20 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"oxistep.{name}")
     if name in _LAZY:
-        value = getattr(importlib.import_module(_LAZY[name]), name)
+        try:
+            value = getattr(importlib.import_module(_LAZY[name]), name)
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise ModuleNotFoundError(
+                f"oxistep.{name} needs PyTorch: pip install 'oxistep[torch]' (torch >= 2.10). "
+                "For NumPy arrays alone there is oxistep.numpy.",
+                name="torch",
+            ) from error
         globals()[name] = value
         return value
     raise AttributeError(f"module 'oxistep' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY, *_MODULES})
+    return sorted({*__all__, *_MODULES, *(name for name in globals() if name.startswith("__"))})

@@ -69,7 +69,19 @@ def explain(optimizer: "Optimizer") -> Explanation:
         >>> oxistep.explain(optimizer)[0].path
         'native'
     """
-    from torch.optim import Optimizer
+    if type(optimizer).__module__.startswith("oxistep.numpy"):
+        raise TypeError(
+            f"expected an optimizer of oxistep.optim or torch.optim, got oxistep.numpy's {type(optimizer).__name__}: "
+            "all of its arrays are native, what is not raises"
+        )
+    try:
+        from torch.optim import Optimizer
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ModuleNotFoundError(
+            "oxistep.explain tells about torch's tensors and needs PyTorch: pip install 'oxistep[torch]'", name="torch"
+        ) from error
 
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"expected an optimizer of oxistep.optim or torch.optim, got {type(optimizer).__name__}")

@@ -15,6 +15,8 @@ from oxistep.diagnostics._table import number, table
 from oxistep.diagnostics.anomalies import Anomaly, Rules
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from matplotlib.figure import Figure
 
 FIELDS: tuple[str, ...] = GradientStatistics.fields()
@@ -264,22 +266,23 @@ class GradientMonitor:
         """Forget the history."""
         self._history.clear()
 
-    def plot(self, field: str = "norm") -> Figure:
+    def plot(self, field: str = "norm", *, output: str | Path | None = None) -> Figure:
         """A heat map of one field, parameters x steps, with its lines below; needs ``pip install 'oxistep[viz]'``.
 
         Args:
             field: what is drawn (default: ``"norm"``).
+            output: write the picture there, as for `oxistep.viz.gradients` (default: None).
 
         Returns:
             matplotlib.figure.Figure: to show, or to save with ``savefig``.
 
         Raises:
             ModuleNotFoundError: without matplotlib.
-            ValueError: before the first update; for a field that is not measured.
+            ValueError: before the first update; for a field that is not measured, or an ``output`` that is no picture.
         """
         from oxistep.viz import gradients
 
-        return gradients(self, field)
+        return gradients(self, field, output=output)
 
 
 def _count(last: int | None) -> int | None:

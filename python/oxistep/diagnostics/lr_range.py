@@ -15,12 +15,16 @@ from oxistep.diagnostics._snapshot import Snapshot
 from oxistep.diagnostics._table import number, table
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from matplotlib.figure import Figure
 
 # A slope is taken over this many neighbours of the smoothed loss: fewer would follow what noise is left.
 _NEIGHBOURS = 3
-# A fall of the smoothed loss smaller than this, relative to where it began, is taken for noise.
+# A fall of the smoothed loss smaller than this, relative to where it began, is taken for noise,
 _FALL = 0.01
+# and so is one smaller than this many standard deviations of what the smoothing leaves of the losses' scatter.
+_DEVIATIONS = 5.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +38,7 @@ class LRRange:
     smoothed: NDArray[np.float64]
     """Its exponential average, corrected for its start."""
     suggestion: float | None
-    """The rate at which the smoothed loss falls most steeply; ``None`` if it does not fall."""
+    """The rate at which the smoothed loss falls most steeply; ``None`` if it does not fall by more than its scatter."""
     diverged_at: float | None
     """The rate at which the test was stopped; ``None`` if it reached the end."""
 
@@ -48,22 +52,30 @@ class LRRange:
         shown = rows[:: max(1, len(rows) // 20)]
         cells = [[number(row[key]) for key in ("rate", "loss", "smoothed")] for row in shown]
         ended = "no divergence" if self.diverged_at is None else f"diverged at {self.diverged_at:.3g}"
-        suggested = "no rate: the loss did not fall" if self.suggestion is None else f"lr = {self.suggestion:.3g}"
-        title = f"Learning-rate range test: {len(rows)} steps, {ended}, suggests {suggested}"
+        suggested = (
+            "no rate: the loss did not fall by more than its scatter"
+            if self.suggestion is None
+            else f"lr = {self.suggestion:.3g}"
+        )
+        title = f"Learning-rate range test: {len(rows)} step{'s' * (len(rows) != 1)}, {ended}, suggests {suggested}"
         return table(title, ["rate", "loss", "smoothed"], cells)
 
-    def plot(self) -> Figure:
+    def plot(self, *, output: str | Path | None = None) -> Figure:
         """The loss over the rate, with the suggestion; needs ``pip install 'oxistep[viz]'``.
+
+        Args:
+            output: write the picture there, as for `oxistep.viz.lr_range` (default: None).
 
         Returns:
             matplotlib.figure.Figure: to show, or to save with ``savefig``.
 
         Raises:
             ModuleNotFoundError: without matplotlib.
+            ValueError: ``output`` ends in no kind of picture.
         """
         from oxistep.viz import lr_range
 
-        return lr_range(self)
+        return lr_range(self, output=output)
 
 
 def lr_range_test(
@@ -158,7 +170,7 @@ def lr_range_test(
                 diverged_at = rate
                 break
             best = min(best, now)
-    suggestion = _steepest(rates, smoothed)
+    suggestion = _steepest(rates, losses, smoothed, smoothing)
     return LRRange(np.array(rates), np.array(losses), np.array(smoothed), suggestion, diverged_at)
 
 
@@ -191,16 +203,26 @@ def _as_number(loss: Any) -> float:
         raise TypeError(f"closure: expected a loss, a single number, got {type(loss).__name__}") from None
 
 
-def _steepest(rates: list[float], smoothed: list[float]) -> float | None:
-    """The rate of the steepest descent before the smoothed loss is at its lowest."""
+def _steepest(rates: list[float], losses: list[float], smoothed: list[float], smoothing: float) -> float | None:
+    """The rate of the steepest descent before the smoothed loss is at its lowest; None if that is noise."""
     finite = np.isfinite(smoothed)
     known = np.array(smoothed)[: int(finite.argmin()) if not finite.all() else None]
     lowest = int(known.argmin()) if len(known) else 0
-    if lowest < _NEIGHBOURS or known[0] - known[lowest] <= _FALL * abs(known[0]):
+    if lowest < _NEIGHBOURS:
+        return None
+    # the first averages are of few losses: what they do is scatter
+    settled = min(math.ceil(1 / (1 - smoothing)), lowest // 2)
+    begin = float(np.mean(losses[: settled + 1]))
+    noise = _scatter(losses[: lowest + 1]) * math.sqrt((1 - smoothing) / (1 + smoothing))
+    if begin - known[lowest] <= max(_FALL * abs(begin), _DEVIATIONS * noise):
         return None
     logs = np.log(rates)
     half = _NEIGHBOURS // 2
-    slopes = [
-        (known[k + half] - known[k - half]) / (logs[k + half] - logs[k - half]) for k in range(half, lowest + 1 - half)
-    ]
-    return rates[half + int(np.argmin(slopes))]
+    places = range(max(half, settled), lowest + 1 - half)
+    slopes = [(known[k + half] - known[k - half]) / (logs[k + half] - logs[k - half]) for k in places]
+    return rates[places[int(np.argmin(slopes))]]
+
+
+def _scatter(losses: list[float]) -> float:
+    """The standard deviation of the losses around their course, from the median step between neighbours."""
+    return float(np.median(np.abs(np.diff(losses)))) / (0.6745 * math.sqrt(2))

@@ -13,6 +13,8 @@ from oxistep.diagnostics._named import named, whole
 from oxistep.diagnostics._table import number, table
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from matplotlib.figure import Figure
 
 # What is kept; the other fields follow from these.
@@ -236,22 +238,23 @@ class UpdateMonitor:
     def __bool__(self) -> bool:
         return True
 
-    def plot(self, field: str = "ratio") -> Figure:
+    def plot(self, field: str = "ratio", *, output: str | Path | None = None) -> Figure:
         """A heat map of one field, parameters x steps, with its lines below; needs ``pip install 'oxistep[viz]'``.
 
         Args:
             field: what is drawn (default: ``"ratio"``).
+            output: write the picture there, as for `oxistep.viz.updates` (default: None).
 
         Returns:
             matplotlib.figure.Figure: to show, or to save with ``savefig``.
 
         Raises:
             ModuleNotFoundError: without matplotlib.
-            ValueError: before the first step; for a field that is not measured.
+            ValueError: before the first step; for a field that is not measured, or an ``output`` that is no picture.
         """
         from oxistep.viz import updates
 
-        return updates(self, field)
+        return updates(self, field, output=output)
 
 
 def _all_fields(kept: Floats) -> Floats:

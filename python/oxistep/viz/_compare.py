@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from oxistep._bowl import START, bowl, eight
@@ -74,7 +75,7 @@ def compare(
     chosen = eight() if optimizers is None else optimizers
     if not chosen:
         raise ValueError("there is no optimizer to compare")
-    if problem is None and title is None:
+    if problem is None and title is None and any(map(callable, chosen.values())):
         title = r"$f(x_1, x_2) = x_1^2 + 10\,x_2^2$ from (4, 3)"
     curves = {name: _losses(name, what, problem, steps) for name, what in chosen.items()}
     figure = style.new_figure(style.WIDTH, 4.8)
@@ -98,8 +99,8 @@ def compare(
     axes.set_ylim(low, high)
     axes.set_xlabel("steps", fontsize=style.LABEL)
     axes.set_ylabel("loss", fontsize=style.LABEL)
-    legend: Any = "outside right upper"
-    figure.legend(loc=legend, fontsize=style.SMALL, frameon=False, title="loss at the end")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    style.legend_of(figure, [f"{name}: {_end(curves[name])}" for name in order], title="loss at the end")
     if title:
         axes.set_title(title, fontsize=style.TITLE)
     return style.write(figure, path)

@@ -21,6 +21,7 @@ Floats = NDArray[np.float64]
 
 MOST_NAMES = 40  # of rows; with more, every second or third is named
 MOST_LINES = 7  # as many as line() has colours; with more, only the quantiles are drawn
+HEAT_WIDTH = 6.0  # inches, about: names and legends take the rest
 DECADES = 12  # a range of colours beyond this shows nothing
 
 NOTHING, MARK = "#d9d9d9", style.VERMILION
@@ -130,15 +131,24 @@ def _picture(
     figure = Figure(figsize=(style.WIDTH, heat_height + 3.2), layout="constrained")
     heat, lines = figure.subplots(2, 1, height_ratios=(heat_height, 2.4), sharex=True)
     shown = np.where(np.isfinite(values) & ((values > 0) | (not logarithmic)), values, np.nan)
-    _heat_map(figure, heat, steps, shown, names, logarithmic)
-    for t, i in marks:
-        heat.plot(steps[t], i, marker="x", color="white", markersize=6, markeredgewidth=3)
-        heat.plot(steps[t], i, marker="x", color=MARK, markersize=5, markeredgewidth=1.6)
+    labels = style.short(names)
+    _heat_map(figure, heat, steps, shown, labels, logarithmic)
+    if marks:
+        _marks(heat, [(int(steps[t]), i) for t, i in marks], 72 * heat_height / rows, 72 * HEAT_WIDTH / len(steps))
     heat.set_title(title + (", × = anomaly" if marks else ""), loc="left")
-    _lines(lines, steps, shown, names, logarithmic)
+    _lines(lines, steps, shown, labels, logarithmic)
     lines.set_xlabel("step")
     lines.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     return figure
+
+
+def _marks(axes: Axes, places: list[tuple[int, int]], height: float, width: float) -> None:
+    """Crosses that leave some of their cells to be seen; a cell is so many points high and wide."""
+    size = min(5.0, max(1.5, 0.6 * min(height, width)))
+    at = tuple(zip(*places, strict=True))
+    if size == 5.0:  # a rim, where there is room for one
+        axes.plot(*at, "x", color="white", markersize=6, markeredgewidth=3)
+    axes.plot(*at, "x", color=MARK, markersize=size, markeredgewidth=0.32 * size)
 
 
 def _heat_map(
@@ -159,9 +169,10 @@ def _heat_map(
     axes.set_facecolor(NOTHING)
     axes.invert_yaxis()
     every = -(-len(names) // MOST_NAMES)
-    axes.set_yticks(range(0, len(names), every), [_short(name) for name in names[::every]], fontsize=8)
+    axes.set_yticks(range(0, len(names), every), names[::every], fontsize=8)
     # inside the room that the legend below needs anyway
-    figure.colorbar(mesh, cax=axes.inset_axes((1.012, 0.0, 0.018, 1.0)))
+    if np.isfinite(shown).any():
+        figure.colorbar(mesh, cax=axes.inset_axes((1.012, 0.0, 0.018, 1.0)))
 
 
 def _norm(shown: Floats, logarithmic: bool, signed: bool) -> Normalize:
@@ -170,11 +181,19 @@ def _norm(shown: Floats, logarithmic: bool, signed: bool) -> Normalize:
         return Normalize(0, 1)
     low, high = float(known.min()), float(known.max())
     if logarithmic:
-        return LogNorm(max(low, high * 10.0**-DECADES), high) if low < high else LogNorm(low / 2, 2 * high)
+        return LogNorm(*_spread(max(low, high * 10.0**-DECADES), high))
     if signed:
         most = float(np.abs(known).max())
         return SymLogNorm(max(most * 1e-3, float(np.finfo(float).tiny)), vmin=-most, vmax=most)
     return Normalize(0.0, high if high > 0 else 1.0)
+
+
+def _spread(low: float, high: float) -> tuple[float, float]:
+    """Limits of a logarithmic scale: at least a factor of four, or rounding would fill the picture."""
+    if high <= 4 * low:
+        middle = float(np.sqrt(low) * np.sqrt(high))
+        return middle / 2, 2 * middle
+    return low, high
 
 
 def _lines(axes: Axes, steps: NDArray[np.int64], shown: Floats, names: list[str], logarithmic: bool) -> None:
@@ -182,18 +201,22 @@ def _lines(axes: Axes, steps: NDArray[np.int64], shown: Floats, names: list[str]
     if len(names) <= MOST_LINES:
         for i, name in enumerate(names):
             look = style.line(i)
-            axes.plot(steps, shown[:, i], color=look.color, linestyle=look.linestyle, marker=single, label=_short(name))
-    else:
+            axes.plot(steps, shown[:, i], color=look.color, linestyle=look.linestyle, marker=single, label=name)
+    elif np.isfinite(shown).any():
         known = np.isfinite(shown).any(axis=1)
         low, q1, median, q3, high = np.nanquantile(shown[known], [0, 0.25, 0.5, 0.75, 1], axis=1)
         at = steps[known]
         axes.fill_between(at, low, high, color=style.SKY, alpha=0.3, linewidth=0, label="all parameters")
         axes.fill_between(at, q1, q3, color=style.BLUE, alpha=0.4, linewidth=0, label="half of them")
         axes.plot(at, median, color=style.BLUE, marker=single, label="median")
-    if logarithmic and np.isfinite(shown).any():
-        low, high = np.nanmin(shown), np.nanmax(shown)
-        if low == high:  # where matplotlib would warn
-            axes.set_ylim(low / 2, 2 * high)
+    if not np.isfinite(shown).any():
+        why = "zero, NaN, infinite or missing" if logarithmic else "NaN, infinite or missing"
+        axes.text(0.5, 0.5, f"nothing to show: all is {why}", transform=axes.transAxes, ha="center", va="center")
+        axes.set_yticks([])
+    elif logarithmic:
+        low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
+        if _spread(low, high) != (low, high):
+            axes.set_ylim(*_spread(low, high))
         axes.set_yscale("log")
     axes.grid(True, color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -201,8 +224,3 @@ def _lines(axes: Axes, steps: NDArray[np.int64], shown: Floats, names: list[str]
         axes.spines[side].set_visible(False)
     # beside the plot: the lines may go anywhere in it
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), fontsize=8, frameon=False)
-
-
-def _short(name: str) -> str:
-    """The end of a long name, which says most."""
-    return name if len(name) <= 32 else f"…{name[-31:]}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,6 +13,7 @@ from oxistep.viz import _style as style
 if TYPE_CHECKING:
     from oxistep.diagnostics import LRRange
 
+BELOW: Any = "outside lower left"  # the lines may go anywhere in the plot
 SMOOTHED, RAW, SUGGESTED = style.BLUE, style.GREY, style.VERMILION
 ABOVE = 1.5  # how far above its start the loss is shown, as a multiple of how far it fell: divergence goes anywhere
 
@@ -48,13 +49,24 @@ def lr_range(found: LRRange, *, output: str | Path | None = None) -> Figure:
     finite = found.smoothed[np.isfinite(found.smoothed)]
     if len(finite):
         low, start = float(found.losses[np.isfinite(found.losses)].min()), float(finite[0])
-        fall = max(start - low, 0.1 * abs(start), 1e-12)
-        axes.set_ylim(low - 0.05 * fall, start + ABOVE * fall)
+        fall = start - low
+        if fall > 1e-3 * abs(start):
+            axes.set_ylim(low - 0.05 * fall, start + ABOVE * fall)
+        else:
+            around = 0.1 * abs(start) or 1.0
+            axes.set_ylim(start - around, start + ABOVE * around)
+    else:
+        axes.text(0.5, 0.5, "the loss was never finite", transform=axes.transAxes, ha="center", va="center")
+        axes.set_yticks([])
     if found.suggestion is not None:
         height = float(np.interp(np.log(found.suggestion), np.log(found.rates), found.smoothed))
         axes.axvline(found.suggestion, color=SUGGESTED, linestyle=(0, (5, 2)), linewidth=1.2)
         label = f"steepest descent, lr = {found.suggestion:.2g}"
         axes.plot(found.suggestion, height, "o", color=SUGGESTED, label=label)
+    else:
+        axes.plot([], [], " ", label="no suggestion: the loss did not fall by more than its scatter")
+    # of a test of one step, too
+    axes.set_xlim(found.rates[0] / 1.5, 1.5 * max(found.rates[-1], found.rates[0]))
     axes.set_xscale("log")
     axes.set_xlabel("learning rate")
     axes.set_ylabel("loss")
@@ -64,5 +76,5 @@ def lr_range(found: LRRange, *, output: str | Path | None = None) -> Figure:
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.legend(loc="upper left", frameon=False)
+    figure.legend(loc=BELOW, ncols=3, frameon=False)
     return style.write(figure, path)

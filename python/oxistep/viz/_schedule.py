@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from oxistep.viz import _style as style
 from oxistep.viz._descent import checked_steps
@@ -66,17 +67,20 @@ def schedule(
         look = style.line(k)
         # A rate holds for a whole step: stairs where they can be seen.
         shape: Any = "steps-post" if len(values) <= 200 else "default"
-        axes.plot(values, color=look.color, linestyle=look.linestyle, drawstyle=shape, linewidth=1.8, label=name)
+        dot = "o" if len(values) == 1 else ""
+        axes.plot(
+            values, color=look.color, linestyle=look.linestyle, marker=dot, drawstyle=shape, linewidth=1.8, label=name
+        )
     if log:
         axes.set_yscale("log")
     elif min(float(np.min(values)) for values in lines.values()) >= 0:
         axes.set_ylim(bottom=0)
-    axes.set_xlim(0, max(steps - 1, 1))
+    axes.set_xlim(0 if steps > 1 else -0.5, max(steps - 1, 0.5))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     axes.set_xlabel("steps from now", fontsize=style.LABEL)
     axes.set_ylabel("learning rate", fontsize=style.LABEL)
     if any(lines):
-        legend: Any = "outside right upper"
-        figure.legend(loc=legend, fontsize=style.SMALL, frameon=False)
+        style.legend_of(figure, list(lines))
     if title:
         axes.set_title(title, fontsize=style.TITLE)
     return style.write(figure, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +41,31 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 def line(index: int) -> Line:
     """The style of the line with this number; 35 differ."""
     return Line(_COLORS[index % len(_COLORS)], _DASHES[index % len(_DASHES)], _MARKERS[index % len(_MARKERS)])
+
+
+def short(names: Sequence[str], longest: int = 32) -> list[str]:
+    """Names that fit beside a plot and still differ: without what all begin with, the long without their middle."""
+    parts = [name.split(".") for name in names]
+    shared = 0
+    if max(map(len, names), default=0) > longest:
+        while all(len(one) > shared + 1 and one[shared] == parts[0][shared] for one in parts) and len(parts) > 1:
+            shared += 1
+    cut = [("…" if shared else "") + ".".join(one[shared:]) for one in parts]
+    head = longest // 2 - 1
+    return [name if len(name) <= longest else f"{name[:head]}…{name[head + 1 - longest :]}" for name in cut]
+
+
+def legend_of(figure: Figure, labels: Sequence[str], **more: Any) -> None:
+    """Beside the plot, or below it where long labels would leave no room for the plot."""
+    longest = max(map(len, labels), default=0)
+    place: Any = "outside right upper"
+    columns = 1
+    if longest > 34:
+        place = "outside lower left"
+        columns = max(1, int(16 * figure.get_figwidth()) // (longest + 8))
+        rows = -(-len(labels) // columns)
+        figure.set_figheight(figure.get_figheight() + 0.19 * rows)  # inches of a row
+    figure.legend(loc=place, ncols=columns, fontsize=SMALL, frameon=False, **more)
 
 
 def new_figure(width: float, height: float) -> Figure:

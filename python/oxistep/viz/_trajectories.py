@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ MARGIN = 0.15  # around the paths, as a share of what they span
 REACH = 10.0  # how far from the start the picture goes at most, in units of 1 + the start's own distance from 0
 BELOW: Any = "outside lower center"  # where the legend is
 ASTRAY = 4  # points shown of each path where all leave
+LETTERS, LINE = 10, 0.21  # of a title: letters that an inch holds, height of a line in inches
 GRID = 200  # points a side where contours are computed
 
 
@@ -219,15 +221,24 @@ def _mark(axes: Axes, path: Points, color: str, marker: str = "o", **line: Any) 
 
 def _draw_apart(figure: Figure, plots: list[Axes], tracks: Mapping[str, Track], box: Box) -> Moving:
     drawn: Moving = []
+    extra = 0  # lines of the longest title
     for axes, (name, track) in zip(plots, tracks.items(), strict=True):
         drawn += _mark(axes, track.points, style.BLUE, label="one dot per step")
-        axes.set_title(f"{name}\n{_end(track, box)}", fontsize=style.LABEL)
+        width = axes.get_figure(root=True).get_figwidth() / min(len(plots), COLUMNS)
+        wrapped = fill(name, max(20, int(LETTERS * width)))
+        extra = max(extra, wrapped.count("\n"))
+        axes.set_title(f"{wrapped}\n{_end(track, box)}", fontsize=style.LABEL)
+    figure.set_figheight(figure.get_figheight() + LINE * extra * ceil(len(plots) / COLUMNS))
     handles, _ = plots[0].get_legend_handles_labels()
     end = drawn[1][0]
     lengths = {len(track.points) - 1 for track in tracks.values() if not track.diverged}
-    end.set_label(f"after {lengths.pop()} steps" if len(lengths) == 1 else "end")
+    end.set_label(f"after {_steps(lengths.pop())}" if len(lengths) == 1 else "end")
     figure.legend(handles=[*handles, end], loc=BELOW, ncols=3, fontsize=style.LABEL, frameon=False)
     return drawn
+
+
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
 
 
 def _draw_together(figure: Figure, plots: list[Axes], tracks: Mapping[str, Track], box: Box) -> Moving:
