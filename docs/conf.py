@@ -1,6 +1,5 @@
 """Sphinx: `make docs` builds the site into target/docs, from these pages and the installed oxistep."""
 
-import logging
 import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -44,16 +43,6 @@ html_theme_options = {
     "source_branch": "main",
     "source_directory": "docs/",
 }
-
-
-class PagesToCome(logging.Filter):
-    """index.md names by patterns what may have no page yet; that is no reason to fail."""
-
-    def filter(self, record):
-        return "glob pattern" not in record.getMessage()
-
-
-logging.getLogger("sphinx.sphinx.directives.other").addFilter(PagesToCome())
 
 
 def on_the_site(app, path, docname, content):

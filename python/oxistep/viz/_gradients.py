@@ -134,7 +134,10 @@ def _picture(
     labels = style.short(names)
     _heat_map(figure, heat, steps, shown, labels, logarithmic)
     if marks:
-        _marks(heat, [(int(steps[t]), i) for t, i in marks], 72 * heat_height / rows, 72 * HEAT_WIDTH / len(steps))
+        # a few may be wider than their cells
+        crowded = len(marks) > shown.size / 10
+        width = 72 * HEAT_WIDTH / len(steps) if crowded else np.inf
+        _marks(heat, [(int(steps[t]), i) for t, i in marks], 72 * heat_height / rows, width)
     heat.set_title(title + (", × = anomaly" if marks else ""), loc="left")
     _lines(lines, steps, shown, labels, logarithmic)
     lines.set_xlabel("step")
