@@ -181,6 +181,7 @@ def test_unused_inputs_and_constants():
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
+        ((3, np.ones(2), np.ones(2)), TypeError, "function: expected a function, got int"),
         ((rosenbrock, np.ones(2)), TypeError, "gradient: expected arrays or a function"),
         ((rosenbrock, np.ones(2), np.ones(3)), ValueError, r"the gradient of x has shape \(3,\), expected \(2,\)"),
         ((lambda x: x, np.ones(2), np.ones(2)), TypeError, "must give a single number"),

@@ -300,9 +300,11 @@ def test_table_with_and_without_rich(monkeypatch):
     [
         (3, TypeError, "expected a torch module, a dict or an iterable of named tensors or arrays, got int"),
         ("w", TypeError, "got str"),
+        (["w"], TypeError, "parameter '0' must be a torch tensor or a NumPy array, got str"),
+        (oxistep.SGD([torch.ones(1)]), TypeError, "got SGD; give the model whose parameters it has"),
         ([], ValueError, "expected at least one parameter"),
         (torch.nn.ReLU(), ValueError, "ReLU has no parameters"),
-        ({"w": [1.0]}, TypeError, "w must be a torch tensor or a NumPy array, got list"),
+        ({"w": [1.0]}, TypeError, "parameter 'w' must be a torch tensor or a NumPy array, got list"),
         ({"w": torch.ones(1), "v": np.ones(1)}, TypeError, "cannot be mixed"),
         ([("w", torch.ones(1)), ("w", torch.ones(1))], ValueError, "the name 'w' stands for two parameters"),
         ({1: torch.ones(1)}, TypeError, "names of parameters must be str, got 1"),

@@ -242,6 +242,7 @@ def test_rows_and_text():
             TypeError,
             "expected an optimizer of oxistep.optim, torch.optim or oxistep.numpy, got int",
         ),
+        ((3,), {}, TypeError, "closure: expected a function, got int"),
         ((lambda lr: "x",), {}, TypeError, "expected a loss, a single number, got str"),
         ((lambda lr: None,), {}, TypeError, "expected a loss, a single number, got NoneType"),
         ((lambda lr: 1.0,), {"lr_min": 0}, ValueError, "lr_min: expected a number above 0"),

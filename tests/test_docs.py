@@ -368,6 +368,50 @@ def test_docstring_is_complete(name):
     assert faults(name, NAMES[name]) == []
 
 
+def methods():
+    """The public methods that our classes define themselves; those of optimizers for torch are torch's."""
+    found = {}
+    for name, value in NAMES.items():
+        if not inspect.isclass(value) or issubclass(value, torch.optim.Optimizer):
+            continue
+        for method, function in vars(value).items():
+            function = function.fget if isinstance(function, property) else function
+            if not method.startswith("_") and inspect.isfunction(function):
+                found[f"{name}.{method}"] = function
+    return found
+
+
+METHODS = methods()
+
+
+def method_faults(function):
+    if not function.__doc__:
+        return ["no docstring"]
+    parts = sections(function.__doc__)
+    explained = arguments(parts.get("Args", ""))
+    parameters = [p for p in inspect.signature(function).parameters if p != "self"]
+    found = [f"Args: {p} is missing" for p in parameters if p not in explained]
+    return found + [f"Args: there is no {p}" for p in explained if p not in parameters]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_arguments_of_methods_are_explained(name):
+    assert method_faults(METHODS[name]) == []
+
+
+def test_methods_are_found():
+    assert {"oxistep.diagnostics.GradientMonitor.update", "oxistep.numpy.Optimizer.step"} <= set(METHODS)
+
+    def thin(self, a):
+        """Does.
+
+        Args:
+            b: nothing.
+        """
+
+    assert method_faults(thin) == ["Args: a is missing", "Args: there is no b"]
+
+
 def test_thin_docstring_is_seen():
     def good(a, b=2.0):
         """Adds.

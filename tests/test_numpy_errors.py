@@ -122,7 +122,7 @@ BAD_PARAMETERS = [
     (lambda: np.ones(2, object), TypeError, "has dtype object"),
     (lambda: np.array(["a"]), TypeError, "has dtype <U1"),
     (lambda: np.float64(1), TypeError, "is a NumPy scalar.*0-dimensional array"),
-    (lambda: 1.0, TypeError, "can only optimize NumPy arrays, but .* is a float"),
+    (lambda: 1.0, TypeError, "can only optimize NumPy arrays, but .* is a float; np.array makes one"),
     (lambda: [1.0, 2.0], TypeError, "can only optimize NumPy arrays, but .* is a list"),
     (lambda: None, TypeError, "can only optimize NumPy arrays, but .* is a NoneType"),
     (masked, TypeError, "is a masked array"),
@@ -307,7 +307,11 @@ def test_wrong_names_of_gradients(grads, error, text):
     ("grads", "error", "text"),
     [
         ([[np.ones(2)]], ValueError, "for each of the 2 groups, got 1 entries"),
-        ([np.ones(2), np.ones(2)], TypeError, r"grads\[0\] must be a list of 1 gradients.*got ndarray"),
+        (
+            [np.ones(2), np.ones(2)],
+            TypeError,
+            r"grads\[0\] must be a list of 1 gradient, .*got ndarray; put a single one into a list",
+        ),
         ([[None], [None]], TypeError, r"grads\[1\] must be a dict.*'b'; got list"),
         ([[None, None], {"b": None}], ValueError, r"grads\[0\] must have 1 entries.*got 2"),
         ([[None], {}], ValueError, r"grads\[1\] lacks 'b'"),
@@ -619,5 +623,5 @@ def test_tensors_that_numpy_cannot_read():
         TypeError, match=r"loaded momentum_buffer of params\[0\] cannot be read as a NumPy array.*BFloat16"
     ):
         optimizer.load_state_dict(saved)
-    with pytest.raises(TypeError, match=r"can only optimize NumPy arrays, but .* is a Tensor"):
+    with pytest.raises(TypeError, match=r"can only optimize NumPy arrays, but .* is a Tensor; oxistep.optim is for"):
         SGD([torch.ones(2)])

@@ -206,6 +206,33 @@ print(w)
     assert report == "[0.5 0.5]"
 
 
+def test_what_needs_torch_says_so():
+    report = python(
+        WITHOUT_TORCH
+        + """
+import numpy as np, oxistep, oxistep.numpy
+def said(what):
+    try:
+        what()
+    except (ImportError, TypeError) as error:
+        print(error)
+said(lambda: oxistep.clip_grad_norm_)
+said(lambda: oxistep.AdamW)
+said(lambda: oxistep.explain(None))
+said(lambda: oxistep.explain(oxistep.numpy.SGD([np.ones(2)])))
+"""
+    ).splitlines()
+    assert report[0].startswith("oxistep.clip_grad_norm_ needs PyTorch: pip install 'oxistep[torch]'")
+    assert report[1].startswith("oxistep.optim needs PyTorch: pip install 'oxistep[torch]'")
+    assert report[2].endswith("needs PyTorch: pip install 'oxistep[torch]'")
+    assert "got oxistep.numpy's SGD: all of its arrays are native" in report[3]
+
+
+def test_dir_lists_what_is_public():
+    listed = {name for name in dir(oxistep) if not name.startswith("__")}
+    assert listed == {*oxistep.__all__, "diagnostics", "numpy", "optim", "viz"} - {"__version__"}
+
+
 def test_a_broken_torch_is_not_called_missing(tmp_path):
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("import a_library_that_torch_needs")

@@ -122,7 +122,7 @@ def __getattr__(name: str) -> Any:
         try:
             value = getattr(importlib.import_module(_LAZY[name]), name)
         except ModuleNotFoundError as error:
-            if error.name != "torch":
+            if error.name != "torch" or _LAZY[name] == "oxistep.optim":  # which says so itself
                 raise
             raise ModuleNotFoundError(
                 f"oxistep.{name} needs PyTorch: pip install 'oxistep[torch]' (torch >= 2.10). "

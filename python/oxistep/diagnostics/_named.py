@@ -38,6 +38,7 @@ def named(parameters: Any) -> tuple[list[str], list[Any], bool]:
         raise TypeError(
             "expected a torch module, a dict or an iterable of named tensors or arrays, "
             f"got {type(parameters).__name__}"
+            + ("; give the model whose parameters it has" if hasattr(parameters, "param_groups") else "")
         )
     if not pairs:
         raise ValueError("expected at least one parameter, got none")
@@ -51,7 +52,7 @@ def named(parameters: Any) -> tuple[list[str], list[Any], bool]:
     torchs = [is_tensor(value) for value in objects]
     for name, value, of_torch in zip(names, objects, torchs, strict=True):
         if not of_torch and not isinstance(value, np.ndarray):
-            raise TypeError(f"{name} must be a torch tensor or a NumPy array, got {type(value).__name__}")
+            raise TypeError(f"parameter {name!r} must be a torch tensor or a NumPy array, got {type(value).__name__}")
         if of_torch is not torchs[0]:
             raise TypeError(f"{names[0]} and {name}: torch tensors and NumPy arrays cannot be mixed")
     return names, objects, torchs[0]
@@ -74,3 +75,15 @@ def whole(value: Any, name: str, *, least: int = 1) -> int:
     if value < least:
         raise ValueError(f"{name}: expected at least {least}, got {value}")
     return int(value)
+
+
+def callable_as(value: Any, name: str) -> Any:
+    """Something to call."""
+    if not callable(value):
+        raise TypeError(f"{name}: expected a function, got {type(value).__name__}")
+    return value
+
+
+def so_many(count: int) -> str:
+    """So many of them, in words."""
+    return "1 parameter" if count == 1 else f"{count:,} parameters"

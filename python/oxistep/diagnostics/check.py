@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oxistep.diagnostics._named import is_tensor, real, whole
+from oxistep.diagnostics._named import callable_as, is_tensor, real, whole
 from oxistep.diagnostics._table import number, table
 
 Array = NDArray[Any]
@@ -168,6 +168,7 @@ def check_gradients(
     Reference:
         Press and others, "Numerical recipes", 3rd edition, 2007, section 5.7 (the step).
     """
+    callable_as(function, "function")
     inputs = _Inputs(x)
     rtol = real(rtol, "rtol", above=None)
     atol = None if atol is None else real(atol, "atol", above=None)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from oxistep._core import GradientStatistics
 from oxistep.diagnostics._history import Floats, History
-from oxistep.diagnostics._named import named, whole
+from oxistep.diagnostics._named import named, so_many, whole
 from oxistep.diagnostics._table import number, table
 from oxistep.diagnostics.anomalies import Anomaly, Rules
 
@@ -148,6 +148,9 @@ class GradientMonitor:
     def attach(self, optimizer: Any) -> Any:
         """Call :meth:`update` before every step of a torch optimizer (of ``oxistep.optim`` or ``torch.optim``).
 
+        Args:
+            optimizer: whose steps follow the gradients that are watched.
+
         Returns:
             torch's handle: its ``remove()`` ends this.
 
@@ -232,7 +235,7 @@ class GradientMonitor:
         """The last update as a table, a line for each parameter; drawn by rich where that is installed."""
         rows = self.rows()
         if not rows:
-            return f"GradientMonitor of {len(self._history.names)} parameters, no update yet"
+            return f"GradientMonitor of {so_many(len(self._history.names))}, no update yet"
         cells = [
             [
                 row["name"],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oxistep.diagnostics._named import is_tensor, real, whole
+from oxistep.diagnostics._named import callable_as, is_tensor, real, whole
 from oxistep.diagnostics._snapshot import Snapshot
 from oxistep.diagnostics._table import number, table
 
@@ -176,6 +176,7 @@ def lr_range_test(
 
 def _step_of(closure: Callable[..., Any], optimizer: Any) -> Callable[[float], Any]:
     """One step at a given rate, which returns the loss before it."""
+    callable_as(closure, "closure")
     if optimizer is None:
         return closure
     if not hasattr(optimizer, "param_groups") or not callable(getattr(optimizer, "step", None)):

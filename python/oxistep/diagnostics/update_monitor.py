@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oxistep.diagnostics._history import Floats, History
-from oxistep.diagnostics._named import named, whole
+from oxistep.diagnostics._named import named, so_many, whole
 from oxistep.diagnostics._table import number, table
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ class UpdateMonitor:
         """The last step as a table, a line for each parameter; drawn by rich where that is installed."""
         rows = self.rows()
         if not rows:
-            return f"UpdateMonitor of {len(self._history.names)} parameters, no step yet"
+            return f"UpdateMonitor of {so_many(len(self._history.names))}, no step yet"
         cells = [
             [row["name"], *(number(row[field]) if row[field] == row[field] else "" for field in FIELDS)] for row in rows
         ]

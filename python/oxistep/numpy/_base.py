@@ -412,7 +412,9 @@ def _check_parameter(array: Any, name: str) -> None:
             f"{name} is a NumPy scalar, which cannot be updated in place; make it a 0-dimensional array with np.array"
         )
     if not isinstance(array, np.ndarray):
-        raise TypeError(f"optimizer can only optimize NumPy arrays, but {name} is a {_kind(array)}")
+        of_torch = type(array).__module__.partition(".")[0] == "torch"
+        remedy = "oxistep.optim is for torch's tensors" if of_torch else "np.array makes one, of float64"
+        raise TypeError(f"optimizer can only optimize NumPy arrays, but {name} is a {_kind(array)}; {remedy}")
     # np.ma takes milliseconds to load, so ask for it only when the array is not a plain one.
     if type(array) is not np.ndarray and isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array; give its .data, or a copy with .filled")
@@ -432,7 +434,10 @@ def _list_of_group(grads: Any, group: Group, what: str) -> list[Grad]:
     if names is None:
         n = len(group["params"])
         if not isinstance(grads, list | tuple):
-            raise TypeError(f"{what} must be a list of {n} gradients, as the parameters are, got {_kind(grads)}")
+            raise TypeError(
+                f"{what} must be a list of {n} gradient{'s' * (n != 1)}, as the parameters are, got {_kind(grads)}"
+                + ("; put a single one into a list" if n == 1 and isinstance(grads, np.ndarray) else "")
+            )
         if len(grads) != n:
             raise ValueError(
                 f"{what} must have {n} entries, one for each parameter, got {len(grads)}; None stands for no gradient"
