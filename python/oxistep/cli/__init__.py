@@ -69,7 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     options = parser().parse_args(argv)
     options.argv = argv
+    code = 2
     try:
-        return ended(f"oxistep {options.command}", lambda: COMMANDS[options.command].run(options))
+        code = ended(f"oxistep {options.command}", lambda: COMMANDS[options.command].run(options))
     except UsageError as error:
         options.usage_of.error(str(error))
+    return code

@@ -224,7 +224,7 @@ def _draw_apart(figure: Figure, plots: list[Axes], tracks: Mapping[str, Track], 
     extra = 0  # lines of the longest title
     for axes, (name, track) in zip(plots, tracks.items(), strict=True):
         drawn += _mark(axes, track.points, style.BLUE, label="one dot per step")
-        width = axes.get_figure(root=True).get_figwidth() / min(len(plots), COLUMNS)
+        width = figure.get_figwidth() / min(len(plots), COLUMNS)
         wrapped = fill(name, max(20, int(LETTERS * width)))
         extra = max(extra, wrapped.count("\n"))
         axes.set_title(f"{wrapped}\n{_end(track, box)}", fontsize=style.LABEL)
