@@ -8,8 +8,8 @@ use crate::simd::{Level, Simd, UNIT, Vectorized, prefetch};
 
 /// Elements between two rounds of prefetching.
 const BLOCK: usize = 64;
-/// How many blocks ahead memory is prefetched.
-const AHEAD: usize = 8;
+/// How many blocks ahead memory is prefetched: the hardware sees the stream too, and further ahead stands in its way.
+const AHEAD: usize = 1;
 /// Elements gathered from a strided tensor at a time.
 const TILE: usize = 256;
 

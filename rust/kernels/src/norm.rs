@@ -17,8 +17,8 @@ use crate::simd::{Level, Simd, Vectorized, prefetch, prefetch_address};
 /// Accumulators of a chunk, and elements between two rounds of prefetching. With fewer the compiler unrolls the loop over
 /// them before it could vectorise it, and what it then finds is three times slower.
 pub(crate) const LANES: usize = 64;
-/// How many blocks ahead memory is prefetched.
-pub(crate) const AHEAD: usize = 16;
+/// How many blocks ahead memory is prefetched: the hardware sees the stream too, and further ahead stands in its way.
+pub(crate) const AHEAD: usize = 1;
 /// How many chunks ahead the beginnings of small tensors are prefetched.
 const PLACES_AHEAD: usize = 4;
 /// Elements gathered from a strided tensor at a time; a multiple of the lanes.

@@ -1,13 +1,19 @@
 //! The innermost loop: one formula over slices of numbers.
 
+use super::SMALL_CHUNK;
 use crate::element::{Element, Real};
 use crate::rule::{Formula, MAX_STATES, States};
-use crate::simd::{Simd, UNIT, Vectorized, prefetch};
+use crate::simd::{Simd, UNIT, Vectorized, prefetch, prefetch_far};
 
 /// Elements of a block: the inner loop, of constant length, between two rounds of prefetching.
 const BLOCK: usize = 64;
-/// How many blocks ahead memory is prefetched.
-const AHEAD: usize = 4;
+/// How many blocks ahead memory is brought into the first-level cache. Few lines can be on their way there at once, and the
+/// hardware sees the streams too: further ahead only for half types, whose arithmetic keeps it from looking ahead itself.
+const AHEAD: usize = 1;
+const AHEAD_HALF: usize = 4;
+/// How many blocks ahead memory is brought into the second-level cache, where there is one state or none: so few streams do
+/// not keep memory busy by themselves. With more of them the instructions cost what they gain.
+const FAR_AHEAD: usize = 10;
 
 /// One formula over one chunk: what is compiled once per SIMD level.
 pub(crate) struct Sweep<'a, F, P, G, S> {
@@ -61,13 +67,21 @@ macro_rules! sweeps {
             let (param, param_tail) = param.as_chunks_mut::<BLOCK>();
             let (grad, grad_tail) = grad[..n].as_chunks::<BLOCK>();
             $(let $state = $state[..n].as_chunks_mut::<BLOCK>();)*
+            let half = P::HALF || G::HALF || S::HALF;
+            let ahead = if half { AHEAD_HALF } else { AHEAD };
+            let states = <[&str]>::len(&[$(stringify!($state)),*]);
+            // only a step that is too large for the caches has chunks of this length
+            let far = states <= 1 && !half && n > SMALL_CHUNK + SMALL_CHUNK / 2;
             for b in 0..param.len() {
-                if b + AHEAD < param.len() {
-                    prefetch_block(param, b + AHEAD);
-                    prefetch_block(grad, b + AHEAD);
-                    $(prefetch_block($state.0, b + AHEAD);)*
+                prefetch_block(param, b + ahead, prefetch);
+                prefetch_block(grad, b + ahead, prefetch);
+                $(prefetch_block($state.0, b + ahead, prefetch);)*
+                if far {
+                    prefetch_block(param, b + FAR_AHEAD, prefetch_far);
+                    prefetch_block(grad, b + FAR_AHEAD, prefetch_far);
+                    $(prefetch_block($state.0, b + FAR_AHEAD, prefetch_far);)*
                 }
-                if !(V::CONVERTS && (P::HALF || G::HALF || S::HALF)) {
+                if !(V::CONVERTS && half) {
                     $each::<P, G, S, A>(update, factor, &mut param[b], &grad[b], $(&mut $state.0[b],)*);
                     continue;
                 }
@@ -147,9 +161,9 @@ sweeps! {
     sweep3, unit3, each3: s0 -> wide0 -> new0, s1 -> wide1 -> new1, s2 -> wide2 -> new2; ;
 }
 
-/// Prefetches every cache line of a block.
+/// Prefetches every cache line of a block, also of one beyond the end: there the thread's next chunk begins, mostly.
 #[inline(always)]
-fn prefetch_block<T>(blocks: &[[T; BLOCK]], b: usize) {
+fn prefetch_block<T>(blocks: &[[T; BLOCK]], b: usize, prefetch: impl Fn(&[T], usize)) {
     let flat = blocks.as_flattened();
     let per_line = 64 / size_of::<T>();
     for line in 0..BLOCK / per_line {

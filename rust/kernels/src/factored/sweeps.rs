@@ -13,7 +13,7 @@ const LANES: usize = 32;
 /// The same for rows shorter than that; still shorter ones are added up one by one.
 const FEW: usize = 8;
 /// How many elements ahead memory is prefetched.
-const AHEAD: usize = 256;
+const AHEAD: usize = 64;
 
 #[inline(always)]
 fn total<const N: usize>(mut lanes: [f64; N]) -> f64 {
