@@ -247,12 +247,12 @@ fn data(array: &Bound<'_, PyUntypedArray>) -> usize {
     unsafe { (*array.as_array_ptr()).data as usize }
 }
 
-/// The array's memory under an object that nobody else has: what other code does to the array's shape, in this thread or
-/// another, changes neither what was checked nor the numpy crate's account of what is borrowed.
+/// The array's memory under an object that nobody else has: what other code does to the array's shape, in this thread
+/// or another, changes neither what was checked nor the numpy crate's account of what is borrowed.
 fn private_view<'py>(array: &Bound<'py, PyUntypedArray>) -> PyResult<Bound<'py, PyAny>> {
     let py = array.py();
-    // SAFETY: NumPy's function takes an array, null for its own dtype, and a class; it returns a new reference, or null and
-    // an exception.
+    // SAFETY: NumPy's function takes an array, null for its own dtype, and a class; it returns a new reference, or null
+    // and an exception.
     unsafe {
         let class = get_type_object(py, NpyTypes::PyArray_Type);
         let view = PY_ARRAY_API.PyArray_View(py, array.as_array_ptr(), std::ptr::null_mut(), class);

@@ -125,8 +125,8 @@ pub(crate) fn zero_dim(py: Python<'_>, x: f64, dtype: DType) -> PyResult<Bound<'
     scalar_tensor.bind(py).call((rounded(x, dtype),), Some(keywords.bind(py)))
 }
 
-/// The norm of those of `tensors` that kernels serve, as a 0-dimensional tensor of torch's dtype (`None` if there are none),
-/// and the places of the others. `norm_type` is 1, 2 or infinity.
+/// The norm of those of `tensors` that kernels serve, as a 0-dimensional tensor of torch's dtype (`None` if there are
+/// none), and the places of the others. `norm_type` is 1, 2 or infinity.
 #[pyfunction]
 pub(crate) fn grad_norm<'py>(
     tensors: &Bound<'py, PyList>,
@@ -157,9 +157,9 @@ pub(crate) fn grad_norm<'py>(
         }
     }
     let Some(dtype) = gradients.dtype() else { return Ok((None, left)) };
-    // SAFETY: `objects` keeps the tensors alive, whatever others do to the list, and no Python code has run since they were
-    // described: only plain tensors were asked. That nobody writes to gradients while their norm is computed is what torch,
-    // too, leaves to its callers.
+    // SAFETY: `objects` keeps the tensors alive, whatever others do to the list, and no Python code has run since they
+    // were described: only plain tensors were asked. That nobody writes to gradients while their norm is computed is
+    // what torch, too, leaves to its callers.
     let norm = unsafe { gradients.norm(py, order)? };
     Ok((Some(zero_dim(py, norm, dtype)?), left))
 }
@@ -223,9 +223,9 @@ fn change(tensors: &Bound<'_, PyList>, change: Change, complex: bool) -> PyResul
     modules.increment_version.call1(py, (tensors,))?;
     let mut changes = Changes::default();
     for (memory, layout) in &parts {
-        // SAFETY: `objects` keeps the tensors alive, and no Python code has run since they were described: the collector rests
-        // while their versions are counted. Their intervals do not overlap, so each slice is the only one; that nobody else
-        // uses gradients while they are clipped is what torch, too, leaves to its callers.
+        // SAFETY: `objects` keeps the tensors alive, and no Python code has run since they were described: the
+        // collector rests while their versions are counted. Their intervals do not overlap, so each slice is the only
+        // one; that nobody else uses gradients while they are clipped is what torch, too, leaves to its callers.
         changes.push(unsafe { memory.slice_mut() }, layout.as_ref());
     }
     drop(rests);

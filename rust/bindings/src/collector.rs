@@ -1,7 +1,7 @@
 //! Keeping Python's garbage collector from running while pointers into tensors are in hand.
 //!
-//! Before Python 3.12 making any object may start a collection, which may run finalizers, which are Python code that can
-//! do anything to a tensor that was described a moment ago.
+//! Before Python 3.12 making any object may start a collection, which may run finalizers, which are Python code that
+//! can do anything to a tensor that was described a moment ago.
 #![allow(unsafe_code)]
 
 use std::marker::PhantomData;
@@ -14,7 +14,8 @@ static RESTING: AtomicUsize = AtomicUsize::new(0);
 static WAS_ENABLED: AtomicBool = AtomicBool::new(false);
 
 /// While one of these lives the collector does not start by itself. It is not held while kernels write without the
-/// interpreter. (It is while the norm of a large step is taken: what another thread tells the collector just then is lost.)
+/// interpreter. (It is while the norm of a large step is taken: what another thread tells the collector just then is
+/// lost.)
 pub(crate) struct CollectorRests<'py>(PhantomData<Python<'py>>);
 
 impl<'py> CollectorRests<'py> {

@@ -20,8 +20,8 @@ pub(crate) use exception::KernelError;
 /// What a kernel's panic becomes, where nothing but what the kernel was to write may be lost.
 pub(crate) fn panicked(panic: &(dyn Any + Send)) -> PyErr {
     KernelError::new_err(format!(
-        "a kernel of oxistep panicked ({}); tensors or arrays that it was writing to may be half written. Please report \
-         this",
+        "a kernel of oxistep panicked ({}); tensors or arrays that it was writing to may be half written. Please \
+         report this",
         message(panic)
     ))
 }

@@ -1,5 +1,5 @@
-//! What is different about a rule that looks at whole tensors (Adafactor): its states have other shapes than the parameter,
-//! and everything must be contiguous.
+//! What is different about a rule that looks at whole tensors (Adafactor): its states have other shapes than the
+//! parameter, and everything must be contiguous.
 
 use oxistep_kernels::{AnyRule, Hyperparameters, STREAMS};
 use pyo3::prelude::*;
@@ -79,8 +79,8 @@ fn contiguous(shape: &Shape<'_>) -> bool {
     shape.sizes.contains(&0) || shape.is_contiguous()
 }
 
-/// Gives a rule what it takes from the first parameter of a group that has a gradient: where `eps[0]` is None, torch uses
-/// the machine epsilon of that parameter's dtype for all of them.
+/// Gives a rule what it takes from the first parameter of a group that has a gradient: where `eps[0]` is None, torch
+/// uses the machine epsilon of that parameter's dtype for all of them.
 pub(crate) fn settle(rule: &mut AnyRule, param: &Bound<'_, PyAny>) -> PyResult<()> {
     let AnyRule::Adafactor(rule) = rule else { return Ok(()) };
     if rule.eps1.is_none() {

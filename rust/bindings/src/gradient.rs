@@ -1,8 +1,8 @@
 //! Reading `.grad` of plain tensors.
 //!
-//! Asking the object looks the attribute up in its class for every parameter anew, and torch makes a Python object for each
-//! gradient that backward has made, or counts references to the one it has: 40 ns, or 140. Where the interpreter is not
-//! released before the step is done, the gradient is read as torch's C++ code holds it.
+//! Asking the object looks the attribute up in its class for every parameter anew, and torch makes a Python object for
+//! each gradient that backward has made, or counts references to the one it has: 40 ns, or 140. Where the interpreter
+//! is not released before the step is done, the gradient is read as torch's C++ code holds it.
 #![allow(unsafe_code)]
 
 use std::ffi::{c_int, c_void};
@@ -45,8 +45,8 @@ impl GradAttribute {
     /// The gradient of a tensor whose class is exactly Tensor or Parameter.
     #[inline]
     pub(crate) fn of<'py>(&self, tensor: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-        // SAFETY: the function is the descriptor's own, and compares the object's class with its own before it reads it; a
-        // reference or an exception comes back.
+        // SAFETY: the function is the descriptor's own, and compares the object's class with its own before it reads
+        // it; a reference or an exception comes back.
         unsafe {
             let class = tensor.get_type_ptr().cast();
             let grad = (self.get)(self.descriptor.as_ptr(), tensor.as_ptr(), class);
@@ -55,16 +55,16 @@ impl GradAttribute {
     }
 }
 
-/// Whether torch has warned when it was asked for the gradient of this tensor, which has none: a warning is shown by Python code,
-/// the user's if there is any.
+/// Whether torch has warned when it was asked for the gradient of this tensor, which has none: a warning is shown by
+/// Python code, the user's if there is any.
 pub(crate) fn warns_of_missing_grad(tensor: &Bound<'_, PyAny>) -> PyResult<bool> {
     Ok(!tensor.getattr(pyo3::intern!(tensor.py(), "is_leaf"))?.is_truthy()?)
 }
 
 /// Gradients as torch's C++ code holds them.
 ///
-/// `c10::TensorImpl::grad()` is no part of the stable ABI. So it is looked up by its name, tried on tensors of which the
-/// answer is known, and done without where anything is not as expected.
+/// `c10::TensorImpl::grad()` is no part of the stable ABI. So it is looked up by its name, tried on tensors of which
+/// the answer is known, and done without where anything is not as expected.
 pub(crate) struct CppGrads {
     grad: unsafe extern "C" fn(*const c_void) -> *const c_void,
     is_defined: unsafe extern "C" fn(*const c_void, *mut bool) -> c_int,
@@ -75,9 +75,9 @@ pub(crate) struct CppGrads {
 impl CppGrads {
     pub(crate) fn new(torch: &Bound<'_, PyModule>, shim: &Shim) -> Option<Self> {
         let library = torch_library()?;
-        // SAFETY: the name says that the function is a member of a constant `TensorImpl` that takes nothing, and C++ passes such
-        // an object's address. It returns a reference to an `at::Tensor`, since `.grad` can be told from it below. The other
-        // one is of the stable ABI.
+        // SAFETY: the name says that the function is a member of a constant `TensorImpl` that takes nothing, and C++
+        // passes such an object's address. It returns a reference to an `at::Tensor`, since `.grad` can be told from it
+        // below. The other one is of the stable ABI.
         let (grad, is_defined) = unsafe {
             (*library.get(b"_ZNK3c1010TensorImpl4gradEv\0").ok()?, *library.get(b"aoti_torch_is_defined\0").ok()?)
         };
@@ -108,8 +108,8 @@ impl CppGrads {
     /// The gradient of a tensor, if it has one: good until Python code or other threads may change it.
     #[inline(always)]
     pub(crate) fn of<'t>(&self, tensor: TensorRef<'t>) -> Option<TensorRef<'t>> {
-        // SAFETY: the function takes the address of torch's tensor object, which the reference names. It returns that of the
-        // `at::Tensor` in which the tensor keeps its gradient, or of one that stands for none.
+        // SAFETY: the function takes the address of torch's tensor object, which the reference names. It returns that
+        // of the `at::Tensor` in which the tensor keeps its gradient, or of one that stands for none.
         unsafe {
             let grad = (self.grad)(tensor_of(tensor) as *const c_void);
             let mut defined = false;
@@ -121,7 +121,8 @@ impl CppGrads {
     /// The class of the tensor's Python object; null if it has none, and so is of no class but torch's own.
     #[inline(always)]
     pub(crate) fn class(&self, tensor: TensorRef<'_>) -> *mut ffi::PyTypeObject {
-        // SAFETY: the word was found to hold the address of the tensor's Python object, which lives as long as it stands there.
+        // SAFETY: the word was found to hold the address of the tensor's Python object, which lives as long as it
+        // stands there.
         unsafe {
             let object = word_of(tensor, self.object_word) as *mut ffi::PyObject;
             if object.is_null() { std::ptr::null_mut() } else { ffi::Py_TYPE(object) }

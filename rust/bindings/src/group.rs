@@ -65,16 +65,16 @@ impl<'py> Group<'_, 'py> {
     }
 }
 
-/// Whether a group has torch's fused path chosen, or something that asks to be asked: torch then refuses what is no dense
-/// real number.
+/// Whether a group has torch's fused path chosen, or something that asks to be asked: torch then refuses what is no
+/// dense real number.
 pub(crate) fn is_fused(values: &Bound<'_, PyDict>) -> PyResult<bool> {
     // anything but None and False may be an object of which asking runs Python code
     let fused = values.get_item(pyo3::intern!(values.py(), "fused"))?;
     Ok(fused.is_some_and(|fused| !fused.is_none() && !fused.is(PyBool::new(values.py(), false))))
 }
 
-/// Whether it is a number of which reading runs no foreign code: a float or an integer of Python's own, or NumPy's float64,
-/// which is a float and what schedules computed with NumPy give.
+/// Whether it is a number of which reading runs no foreign code: a float or an integer of Python's own, or NumPy's
+/// float64, which is a float and what schedules computed with NumPy give.
 pub(crate) fn is_number(value: &Bound<'_, PyAny>) -> bool {
     value.is_exact_instance_of::<PyFloat>() || value.is_exact_instance_of::<PyInt>() || is_numpy_float(value)
 }

@@ -36,8 +36,8 @@ impl Guard<'_, '_> {
         self.max_grad_norm.is_some() || self.skip_nonfinite
     }
 
-    /// Measures all gradients of the step and decides. Gradients that torch's part will read are scaled here, last; those
-    /// of native items are not written.
+    /// Measures all gradients of the step and decides. Gradients that torch's part will read are scaled here, last;
+    /// those of native items are not written.
     pub(crate) fn judge<'py>(
         &self,
         py: Python<'py>,
@@ -62,8 +62,8 @@ impl Guard<'_, '_> {
             }
         }
         if others.is_empty() {
-            // SAFETY: the items keep the tensors alive, and no Python code has run that could change them since they were
-            // described. That nobody writes to gradients during a step is what torch, too, leaves to its callers.
+            // SAFETY: the items keep the tensors alive, and no Python code has run that could change them since they
+            // were described. That nobody writes to gradients during a step is what torch, too, leaves to its callers.
             return unsafe { self.judge_native(py, gradients) };
         }
         // SAFETY: as above.

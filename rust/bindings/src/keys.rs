@@ -7,13 +7,13 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-/// Whether all keys are Python's own strings. Other objects may have a hash that leads a lookup to them, and comparing with
-/// them is theirs to do.
+/// Whether all keys are Python's own strings. Other objects may have a hash that leads a lookup to them, and comparing
+/// with them is theirs to do.
 #[inline]
 pub(crate) fn has_plain_keys(dict: &Bound<'_, PyDict>) -> bool {
     let (mut key, mut next) = (null_mut(), 0);
-    // SAFETY: a dict, and two locals to be written (the value is not asked for). The key is borrowed from the dict, which is
-    // not changed here, and only its class is looked at.
+    // SAFETY: a dict, and two locals to be written (the value is not asked for). The key is borrowed from the dict,
+    // which is not changed here, and only its class is looked at.
     unsafe {
         while ffi::PyDict_Next(dict.as_ptr(), &raw mut next, &raw mut key, null_mut()) != 0 {
             if ffi::PyUnicode_CheckExact(key) == 0 {

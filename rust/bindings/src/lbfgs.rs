@@ -1,8 +1,8 @@
-//! The vector work of LBFGS over torch's memory. The class in Python decides what is done when; each function here checks
-//! all tensors that it is given before it writes the first.
+//! The vector work of LBFGS over torch's memory. The class in Python decides what is done when; each function here
+//! checks all tensors that it is given before it writes the first.
 //!
-//! `gather`, `spread` and `move_along` answer `False`, having done nothing, for tensors that torch must serve. The others
-//! are given vectors and scalars that the class has made, or that `unfit` has looked at: they raise.
+//! `gather`, `spread` and `move_along` answer `False`, having done nothing, for tensors that torch must serve. The
+//! others are given vectors and scalars that the class has made, or that `unfit` has looked at: they raise.
 #![allow(unsafe_code)]
 #![allow(clippy::needless_pass_by_value, reason = "the signatures are PyO3's")]
 
@@ -370,8 +370,8 @@ fn run<R: Send>(
 /// Types of elements that LBFGS is native for.
 ///
 /// Callers of the two functions have described the tensor since Python code last ran, hold a reference to it, and run
-/// none before they are done with the slice. That nobody else uses the memory meanwhile is what torch, too, leaves to its
-/// callers.
+/// none before they are done with the slice. That nobody else uses the memory meanwhile is what torch, too, leaves to
+/// its callers.
 trait Stored: Scalar {
     /// # Safety
     /// As for [`Memory::slice`].

@@ -1,11 +1,11 @@
 //! The Python module `oxistep._core`: checks, borrows, releases the interpreter, calls the kernels, translates errors.
 //!
-//! `unsafe` stands in `tensors.rs` and `shim.rs` (torch's memory), `arrays.rs` (NumPy's), `arrays/step.rs`, `arrays/item.rs`,
-//! `item.rs`, `rows.rs`, `plan.rs`, `plan/steady.rs`, `guard.rs`, `clip.rs`, `statistics.rs`, `lbfgs.rs` and `muon.rs` (where
-//! the contract of both is met), `collector.rs` (Python's garbage collector), `gradient.rs` and `state_map.rs` (attributes and
-//! dicts read without references), `keys.rs` (Python's dicts), `nearby.rs` (prefetching), `pages.rs` (advice on memory),
-//! `threads.rs` (torch's thread pool) and `trespass.rs` (for the proof that AddressSanitizer sees), each with the reason why it
-//! holds.
+//! `unsafe` stands in `tensors.rs` and `shim.rs` (torch's memory), `arrays.rs` (NumPy's), `arrays/step.rs`,
+//! `arrays/item.rs`, `item.rs`, `rows.rs`, `plan.rs`, `plan/steady.rs`, `guard.rs`, `clip.rs`, `statistics.rs`,
+//! `lbfgs.rs` and `muon.rs` (where the contract of both is met), `collector.rs` (Python's garbage collector),
+//! `gradient.rs` and `state_map.rs` (attributes and dicts read without references), `keys.rs` (Python's dicts),
+//! `nearby.rs` (prefetching), `pages.rs` (advice on memory), `threads.rs` (torch's thread pool) and `trespass.rs` (for
+//! the proof that AddressSanitizer sees), each with the reason why it holds.
 
 use pyo3::prelude::*;
 

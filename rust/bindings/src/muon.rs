@@ -1,5 +1,5 @@
-//! Muon over torch's memory: momentum before the matrix products, decay and update after. The products, and what is done
-//! when, are Python's; each function here checks all tensors that it is given before it writes the first.
+//! Muon over torch's memory: momentum before the matrix products, decay and update after. The products, and what is
+//! done when, are Python's; each function here checks all tensors that it is given before it writes the first.
 #![allow(unsafe_code)]
 #![allow(clippy::needless_pass_by_value, reason = "the signatures are PyO3's")]
 
@@ -131,8 +131,8 @@ pub(crate) fn muon_momentum(
     }
     let mut work: Vec<Box<dyn Work + '_>> = Vec::new();
     for (grad, buffer, update, momentum) in jobs {
-        // SAFETY: the tensors were described after Python code last ran, the caller's lists keep them alive, and none runs
-        // before the work is done; `clash` found that what is written overlaps nothing else.
+        // SAFETY: the tensors were described after Python code last ran, the caller's lists keep them alive, and none
+        // runs before the work is done; `clash` found that what is written overlaps nothing else.
         let (grad, buffer, update) = unsafe { (grad.slice(), buffer.slice_mut(), update.map(|u| u.slice_mut())) };
         let update = match update {
             Some(SliceMut::Bf16(update)) => Some(update),
@@ -195,8 +195,8 @@ fn dense<'t>(torch: &Torch, object: &'t Bound<'_, PyAny>) -> PyResult<Described<
 
 fn changed() -> PyErr {
     PyRuntimeError::new_err(
-        "a parameter, gradient or state of Muon was changed while the step ran; the momentum of some parameters may have \
-         been updated already. Load a checkpoint before going on",
+        "a parameter, gradient or state of Muon was changed while the step ran; the momentum of some parameters may \
+         have been updated already. Load a checkpoint before going on",
     )
 }
 

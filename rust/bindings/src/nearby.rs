@@ -1,8 +1,9 @@
 //! Bringing near what looking a parameter up will touch.
 //!
-//! Many small tensors lie anywhere, and waiting for one after the other is half of what their step costs. So the addresses
-//! of their objects are noted when the list of parameters changes, and prefetched some items ahead. Nothing else is done
-//! with them: one that no longer holds, or never was what it was taken for, costs nothing but its prefetch.
+//! Many small tensors lie anywhere, and waiting for one after the other is half of what their step costs. So the
+//! addresses of their objects are noted when the list of parameters changes, and prefetched some items ahead. Nothing
+//! else is done with them: one that no longer holds, or never was what it was taken for, costs nothing but its
+//! prefetch.
 #![allow(unsafe_code)]
 
 use oxistep_kernels::simd::prefetch_address;

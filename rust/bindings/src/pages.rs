@@ -34,7 +34,8 @@ pub(crate) fn zero_large(py: Python<'_>, tensor: &Bound<'_, PyAny>) -> PyResult<
 fn advise(start: usize, end: usize) {
     let (first, last) = (start.next_multiple_of(LARGE_PAGE), end / LARGE_PAGE * LARGE_PAGE);
     if first < last {
-        // SAFETY: whole pages inside memory that the tensor owns; this advice changes how it is mapped, not what it holds.
+        // SAFETY: whole pages inside memory that the tensor owns; this advice changes how it is mapped, not what it
+        // holds.
         unsafe { libc::madvise(first as *mut libc::c_void, last - first, libc::MADV_HUGEPAGE) };
     }
 }

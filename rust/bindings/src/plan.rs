@@ -67,8 +67,8 @@ pub(crate) struct Plan {
     steady: Steady,
     /// The native parameters of the last step.
     versions: Option<Versions>,
-    /// Those before that, until this step is done: these may be the last references to tensors, and when they go Python code
-    /// may run.
+    /// Those before that, until this step is done: these may be the last references to tensors, and when they go Python
+    /// code may run.
     retired: Option<Versions>,
     /// The addresses of their states' objects, as one number: another number, other objects.
     known_states: usize,
@@ -131,8 +131,9 @@ impl Plan {
         })
     }
 
-    /// Takes one step of `optimizer`: natively where possible, the rest through `optimizer._torch_step`. Returns the norm
-    /// of all gradients if `max_grad_norm` or `skip_nonfinite` is given. `unscale` is called when all has been checked.
+    /// Takes one step of `optimizer`: natively where possible, the rest through `optimizer._torch_step`. Returns the
+    /// norm of all gradients if `max_grad_norm` or `skip_nonfinite` is given. `unscale` is called when all has been
+    /// checked.
     #[pyo3(signature = (optimizer, max_grad_norm=None, skip_nonfinite=false, unscale=None))]
     fn step<'py>(
         slf: &Bound<'py, Self>,
@@ -169,7 +170,8 @@ impl Plan {
         Ok(lines)
     }
 
-    /// From now on tells `watcher` (`None`: nobody) of each step, before it writes, which parameters kernels will not measure.
+    /// From now on tells `watcher` (`None`: nobody) of each step, before it writes, which parameters kernels will not
+    /// measure.
     #[pyo3(signature = (watcher=None))]
     fn watch(&mut self, watcher: Option<Py<PyAny>>) {
         self.watch = watcher.map(|watcher| Box::new(Watch::new(watcher)));
@@ -254,7 +256,8 @@ impl Plan {
         Ok(norm)
     }
 
-    /// Lets torch update what is left to it, and updates the rest. `asked`: Python code has run since all was described.
+    /// Lets torch update what is left to it, and updates the rest. `asked`: Python code has run since all was
+    /// described.
     fn update<'py>(
         &mut self,
         optimizer: &Bound<'py, PyAny>,
@@ -446,7 +449,8 @@ impl Plan {
         self.settle_overlaps(py, torch);
         if native(&self.items) != before {
             return Err(PyRuntimeError::new_err(
-                "tensors came to overlap while torch updated other parameters of this step; oxistep has not updated any",
+                "tensors came to overlap while torch updated other parameters of this step; oxistep has not updated \
+                 any",
             ));
         }
         Ok(())
@@ -555,10 +559,10 @@ fn fill<'a>(
         };
         advanced.push(after);
         fault::point("push")?;
-        // SAFETY: the tensors were described after the last Python code that could change them ran (counting versions and
-        // setting Python integers runs none), and are kept alive by the items until the step is done. `settle_overlaps`
-        // found that what is written overlaps no other tensor of the step. That nobody else uses them meanwhile is what
-        // torch, too, leaves to its callers.
+        // SAFETY: the tensors were described after the last Python code that could change them ran (counting versions
+        // and setting Python integers runs none), and are kept alive by the items until the step is done.
+        // `settle_overlaps` found that what is written overlaps no other tensor of the step. That nobody else uses them
+        // meanwhile is what torch, too, leaves to its callers.
         let tensors = unsafe { item.tensors() };
         let pushed = match (item.rows.as_deref(), item.whole) {
             (None, Whole::No) => step.push(tensors, *factor),

@@ -10,8 +10,8 @@ use pyo3::prelude::*;
 use crate::error::panicked;
 use crate::threads::with_pool;
 
-/// Reads and writes the arrays as a step would that keeps as many states: chunks, threads, SIMD level and prefetching are
-/// a step's, with next to no arithmetic. All are dense float32 arrays of one dimension and one length.
+/// Reads and writes the arrays as a step would that keeps as many states: chunks, threads, SIMD level and prefetching
+/// are a step's, with next to no arithmetic. All are dense float32 arrays of one dimension and one length.
 #[pyfunction]
 #[allow(clippy::needless_pass_by_value)] // the borrows are held here
 pub(crate) fn probe(

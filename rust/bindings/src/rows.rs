@@ -1,7 +1,7 @@
 //! Sparse gradients: which rows of a parameter they name, in order, rows named several times summed.
 //!
-//! A gradient as backward leaves it names rows in any order, some of them twice. torch sorts and sums it into a new tensor
-//! first; here only places are sorted, and only what is named twice is summed. The rest is read where it lies.
+//! A gradient as backward leaves it names rows in any order, some of them twice. torch sorts and sums it into a new
+//! tensor first; here only places are sorted, and only what is named twice is summed. The rest is read where it lies.
 #![allow(unsafe_code)]
 
 use oxistep_kernels::{Slice, SparseRows};

@@ -1,10 +1,10 @@
-//! Describing a tensor through the C functions of torch's stable ABI: 10 ns instead of the exchange table's 40, which go
-//! into making and dropping a reference to the tensor.
+//! Describing a tensor through the C functions of torch's stable ABI: 10 ns instead of the exchange table's 40, which
+//! go into making and dropping a reference to the tensor.
 //!
-//! The functions take the address of a C++ `at::Tensor`. One lies inside every Python tensor; at which offset torch does
-//! not say, but tells the value that must be found there (`_cdata`). So the offset is looked for, on several tensors,
-//! when torch is first met. Where it cannot be found, or a function is missing, or a tensor is anything but strided and
-//! on the CPU, the exchange table is asked instead.
+//! The functions take the address of a C++ `at::Tensor`. One lies inside every Python tensor; at which offset torch
+//! does not say, but tells the value that must be found there (`_cdata`). So the offset is looked for, on several
+//! tensors, when torch is first met. Where it cannot be found, or a function is missing, or a tensor is anything but
+//! strided and on the CPU, the exchange table is asked instead.
 #![allow(unsafe_code)]
 
 use std::ffi::{c_int, c_void};
@@ -70,7 +70,8 @@ impl Shim {
     pub(crate) fn new(torch: &Bound<'_, PyModule>, tensor: &Bound<'_, PyType>) -> Option<Self> {
         let offset = find_offset(torch, tensor)?;
         let library = torch_library()?;
-        // SAFETY: these functions have had these signatures since torch's stable ABI began; the constants' take nothing.
+        // SAFETY: these functions have had these signatures since torch's stable ABI began; the constants' take
+        // nothing.
         unsafe {
             let constant = |name: &[u8]| Some(library.get::<unsafe extern "C" fn() -> i32>(name).ok()?());
             // a torch without this function reports errors, which here are answers, to the standard error stream
@@ -107,7 +108,8 @@ impl Shim {
     #[inline(always)]
     pub(crate) fn describe(&self, object: &Bound<'_, PyAny>) -> Answer {
         let tensor = self.tensor_in(object).address;
-        // SAFETY: each function writes one value of the type in its signature to the local that the pointer names, or fails.
+        // SAFETY: each function writes one value of the type in its signature to the local that the pointer names, or
+        // fails.
         unsafe {
             let (mut has_storage, mut layout) = (false, -1);
             let failed = (self.has_storage)(tensor, &raw mut has_storage) | (self.layout)(tensor, &raw mut layout);

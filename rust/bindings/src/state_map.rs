@@ -41,8 +41,8 @@ impl StateMap {
         let (mut key, mut value, mut next) = (null_mut(), null_mut(), 0);
         loop {
             let place = Place(next);
-            // SAFETY: a dict, and three locals to be written. The entry is borrowed from the dict, which is not changed before
-            // a reference to it is made.
+            // SAFETY: a dict, and three locals to be written. The entry is borrowed from the dict, which is not changed
+            // before a reference to it is made.
             unsafe {
                 if ffi::PyDict_Next(state.as_ptr(), &raw mut next, &raw mut key, &raw mut value) == 0 {
                     return;
@@ -97,8 +97,8 @@ pub(crate) unsafe fn entry_at<'py>(
     param: &Bound<'py, PyAny>,
 ) -> Option<Borrowed<'py, 'py, PyDict>> {
     let (mut key, mut value) = (null_mut(), null_mut());
-    // SAFETY: a dict, a number that `PyDict_Next` compares with the dict's length, and two locals to be written. The entry
-    // is borrowed from the dict, as the contract allows.
+    // SAFETY: a dict, a number that `PyDict_Next` compares with the dict's length, and two locals to be written. The
+    // entry is borrowed from the dict, as the contract allows.
     unsafe {
         let found = ffi::PyDict_Next(state.as_ptr(), &raw mut next, &raw mut key, &raw mut value) != 0;
         let is_that = found && std::ptr::eq(key, param.as_ptr());
@@ -117,8 +117,8 @@ pub(crate) unsafe fn values_under<const N: usize>(
 ) -> [*mut ffi::PyObject; N] {
     let mut values = [null_mut(); N];
     let (mut key, mut value, mut next, mut found) = (null_mut(), null_mut(), 0, 0);
-    // SAFETY: a dict, and three locals to be written; what is looked up is borrowed, as the contract allows. Looking a string
-    // up raises nothing.
+    // SAFETY: a dict, and three locals to be written; what is looked up is borrowed, as the contract allows. Looking a
+    // string up raises nothing.
     unsafe {
         // names are mostly the very objects that are asked for: walking compares addresses, and needs no hashes
         while found < keys.len() && ffi::PyDict_Next(entry.as_ptr(), &raw mut next, &raw mut key, &raw mut value) != 0 {

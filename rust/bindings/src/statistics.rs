@@ -42,8 +42,9 @@ impl GradientStatistics {
         PyTuple::new(py, FIELDS)
     }
 
-    /// Writes the statistics of torch tensors into the rows of `out`; of their gradients if `of_grad`. Where there is none
-    /// (`None`), the row becomes NaN. Returns the places of those that kernels do not serve; their rows are left alone.
+    /// Writes the statistics of torch tensors into the rows of `out`; of their gradients if `of_grad`. Where there is
+    /// none (`None`), the row becomes NaN. Returns the places of those that kernels do not serve; their rows are left
+    /// alone.
     fn of_tensors(
         &mut self,
         tensors: &Bound<'_, PyList>,
@@ -76,9 +77,10 @@ impl GradientStatistics {
         }
         let mut statistics: Statistics<'_> = self.statistics.take().unwrap_or_default();
         for (_, memory, layout) in &self.parts {
-            // SAFETY: `held` keeps the tensors alive, and no Python code of this thread has run since the first of them was
-            // described: the collector rests, and only plain tensors are asked. That nobody writes to gradients or resizes
-            // them while they are looked at is what torch, too, leaves to its callers. The slices end with `recycle`.
+            // SAFETY: `held` keeps the tensors alive, and no Python code of this thread has run since the first of them
+            // was described: the collector rests, and only plain tensors are asked. That nobody writes to gradients or
+            // resizes them while they are looked at is what torch, too, leaves to its callers. The slices end with
+            // `recycle`.
             statistics.push(unsafe { memory.slice() }, layout.as_deref());
         }
         drop(rests);
@@ -121,9 +123,9 @@ impl GradientStatistics {
         }
         let mut statistics: Statistics<'_> = self.statistics.take().unwrap_or_default();
         for (_, array, extent, layout) in &parts {
-            // SAFETY: `parts` holds the numpy crate's shared borrows of all arrays until this function returns, so nothing
-            // that keeps its account writes to them; they are alive, and were found where they were since Python code of this
-            // thread last ran. The slices end with `recycle`.
+            // SAFETY: `parts` holds the numpy crate's shared borrows of all arrays until this function returns, so
+            // nothing that keeps its account writes to them; they are alive, and were found where they were since
+            // Python code of this thread last ran. The slices end with `recycle`.
             statistics.push(unsafe { array.slice(*extent) }, layout.as_ref());
         }
         let done = compute(py, &mut statistics);

@@ -1,8 +1,8 @@
 //! torch tensors: the only place where a pointer of torch's becomes a slice.
 //!
-//! A tensor is described afresh at every step: through the C functions of torch's stable ABI (`shim.rs`); before torch 2.14,
-//! and for whatever is not strided and on the CPU, through its DLPack exchange table. [`Memory`] is what the description says,
-//! checked; [`Memory::slice`] and [`Memory::slice_mut`] are where it is believed.
+//! A tensor is described afresh at every step: through the C functions of torch's stable ABI (`shim.rs`); before torch
+//! 2.14, and for whatever is not strided and on the CPU, through its DLPack exchange table. [`Memory`] is what the
+//! description says, checked; [`Memory::slice`] and [`Memory::slice_mut`] are where it is believed.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
@@ -69,7 +69,8 @@ pub(crate) enum Unfit {
     Misaligned,
     /// Lazily negated or conjugated (`is_neg`, `is_conj`).
     Lazy,
-    /// It reaches beyond its storage, which has so many bytes. Nobody may touch such a tensor: no kernel, and not torch.
+    /// It reaches beyond its storage, which has so many bytes. Nobody may touch such a tensor: no kernel, and not
+    /// torch.
     Outside(usize),
 }
 
@@ -195,9 +196,9 @@ impl Memory {
     /// The tensor that was described lives and owns its memory, unchanged, for all of `'a`, and nothing writes to the
     /// memory in `'a`.
     pub(crate) unsafe fn slice<'a>(&self) -> Slice<'a> {
-        // SAFETY: `understood` has checked pointer and alignment. `extent` follows from the tensor's own sizes and strides, and
-        // was found to lie within its storage (`whole`); where torch does not tell of storages, that nobody has shrunk one is
-        // what SECURITY.md says is trusted. Lifetime and aliasing are the caller's (contract).
+        // SAFETY: `understood` has checked pointer and alignment. `extent` follows from the tensor's own sizes and
+        // strides, and was found to lie within its storage (`whole`); where torch does not tell of storages, that
+        // nobody has shrunk one is what SECURITY.md says is trusted. Lifetime and aliasing are the caller's (contract).
         unsafe {
             match self.dtype {
                 DType::F64 => Slice::F64(raw(self.data, self.extent)),
@@ -347,8 +348,8 @@ impl Torch {
     pub(crate) fn describe<'t>(&self, object: &'t Bound<'_, PyAny>) -> Result<Described<'t>, Unfit> {
         let described = self.describe_bits(object)?;
         // A lazily negated real tensor is a view of the imaginary parts of a conjugated one, so not all of its storage.
-        // Asking costs a call: only those are asked that could be one. (Where the storage is not known, dense tensors of
-        // several elements are taken for what they seem.)
+        // Asking costs a call: only those are asked that could be one. (Where the storage is not known, dense tensors
+        // of several elements are taken for what they seem.)
         let suspicious = described.may_be_lazy();
         if suspicious && is_lazy(object, described.memory.complex) { Err(Unfit::Lazy) } else { Ok(described) }
     }
@@ -365,8 +366,8 @@ impl Torch {
         if lazy { None } else { Some(described) }
     }
 
-    /// The gradient of a plain tensor, without a Python object being made for it or referred to; `Err` if that cannot be, or
-    /// more has to be asked.
+    /// The gradient of a plain tensor, without a Python object being made for it or referred to; `Err` if that cannot
+    /// be, or more has to be asked.
     #[inline(always)]
     pub(crate) fn describe_grad<'t>(&self, param: &'t Bound<'_, PyAny>) -> Result<Option<Described<'t>>, ()> {
         let Some((shim, grads)) = self.shim.as_ref().zip(self.cpp_grads.as_ref()) else { return Err(()) };
@@ -410,16 +411,16 @@ impl Torch {
         if extent > 0 && end > bytes { Err(outside(what, bytes)) } else { Ok(()) }
     }
 
-    /// The elements of a contiguous matrix of int64 on the CPU, such as the indices of a sparse tensor, copied, with the
-    /// lengths of its two dimensions. It must lie inside its storage: see [`Torch::check_inside`].
+    /// The elements of a contiguous matrix of int64 on the CPU, such as the indices of a sparse tensor, copied, with
+    /// the lengths of its two dimensions. It must lie inside its storage: see [`Torch::check_inside`].
     pub(crate) fn copy_indices(&self, object: &Bound<'_, PyAny>) -> Option<(Vec<i64>, usize, usize)> {
         let tensor = self.raw(object).ok()?;
         let int64 = dlpack::DataType { code: 0, bits: 64, lanes: 1 };
         if tensor.device.kind != dlpack::DEVICE_CPU || tensor.dtype != int64 || tensor.ndim != 2 {
             return None;
         }
-        // SAFETY: the description points at two sizes and strides inside the tensor, which lives; if they are those of a
-        // contiguous matrix its memory holds their product of elements, which are copied before Python runs again.
+        // SAFETY: the description points at two sizes and strides inside the tensor, which lives; if they are those of
+        // a contiguous matrix its memory holds their product of elements, which are copied before Python runs again.
         unsafe {
             let shape = Shape {
                 sizes: std::slice::from_raw_parts(tensor.shape, 2),
@@ -475,8 +476,8 @@ impl Torch {
         whole(shim, shim.tensor_in(object), memory).map_or(Some(false), |whole| whole.map(|_| true))
     }
 
-    /// Describes a counter: as [`Torch::describe`], but where storages are not known it is not asked whether it is lazily
-    /// negated, since a single element gives no hint.
+    /// Describes a counter: as [`Torch::describe`], but where storages are not known it is not asked whether it is
+    /// lazily negated, since a single element gives no hint.
     #[inline(always)]
     pub(crate) fn describe_values<'t>(&self, object: &'t Bound<'_, PyAny>) -> Result<Described<'t>, Unfit> {
         let described = self.describe_bits(object)?;
@@ -510,7 +511,8 @@ fn known<'t>(shim: &Shim, tensor: TensorRef<'t>) -> Option<Described<'t>> {
     Some(described)
 }
 
-/// Whether a tensor with this memory is all of its storage; `None` where that is not known. An error if it reaches beyond.
+/// Whether a tensor with this memory is all of its storage; `None` where that is not known. An error if it reaches
+/// beyond.
 #[inline(always)]
 fn whole(shim: &Shim, tensor: TensorRef<'_>, memory: &Memory) -> Result<Option<bool>, Unfit> {
     let Some((offset, bytes)) = shim.storage(tensor) else { return Ok(None) };
@@ -522,8 +524,8 @@ fn whole(shim: &Shim, tensor: TensorRef<'_>, memory: &Memory) -> Result<Option<b
     Ok(Some(offset == 0 && end == bytes))
 }
 
-/// What torch said of a tensor, checked. Its sizes and strides lie inside the tensor, which the caller keeps alive for all of
-/// `'t`.
+/// What torch said of a tensor, checked. Its sizes and strides lie inside the tensor, which the caller keeps alive for
+/// all of `'t`.
 #[inline(always)]
 fn understood<'t>(tensor: dlpack::Tensor) -> Result<Described<'t>, Unfit> {
     if tensor.device.kind != dlpack::DEVICE_CPU {

@@ -58,8 +58,8 @@ fn forked(py: Python<'_>) {
 #[pyfunction]
 pub(crate) fn use_torch_threads(py: Python<'_>, path: &str) -> bool {
     let found = TORCH.get_or_init(|| TorchPool::open(path)).is_some();
-    // What is looked up once is looked up now, for which torch's library must be known: should another thread fork in the
-    // middle of that, its child would wait for it for good. What may go wrong is for the first step to tell.
+    // What is looked up once is looked up now, for which torch's library must be known: should another thread fork in
+    // the middle of that, its child would wait for it for good. What may go wrong is for the first step to tell.
     drop(crate::plan::modules(py).and_then(|_| crate::clip::zero_dim(py, 0.0, crate::tensors::DType::F32)));
     found
 }

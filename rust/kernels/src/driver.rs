@@ -29,7 +29,8 @@ use crate::simd::{Level, prefetch_address};
 /// Elements of a chunk: small enough to share a step evenly between threads, large enough that handing one out costs
 /// nothing. A multiple of the cache line for every type.
 pub(crate) const CHUNK: usize = 64 * 1024;
-/// Elements of a chunk while a step has no more than [`MEDIUM`]: of large ones a thread would have too few for an even share.
+/// Elements of a chunk while a step has no more than [`MEDIUM`]: of large ones a thread would have too few for an even
+/// share.
 const SMALL_CHUNK: usize = CHUNK / 8;
 const MEDIUM: usize = 1024 * 1024;
 /// How many chunks ahead the beginnings of small tensors are prefetched.
@@ -111,8 +112,8 @@ impl<'a> Tensors<'a> {
         )
     }
 
-    /// Cuts strided tensors before element `i` in the order of walking, the first of these tensors being element `start`.
-    /// The gradient, which is only read, stays whole in both.
+    /// Cuts strided tensors before element `i` in the order of walking, the first of these tensors being element
+    /// `start`. The gradient, which is only read, stays whole in both.
     fn cut(self, layout: &'a Layout, start: usize, i: usize) -> (Self, Self) {
         let at = |s: usize| layout.position(s, i) - origin(layout, s, start);
         let grad = self.grad;

@@ -2,8 +2,8 @@
 //!
 //! A tensor is stored as `f64`, `f32`, `f16` or `bf16`; formulas compute in `f64` or `f32`. The half types are
 //! widened when loaded and rounded once, to nearest even, when stored. The conversions one by one are plain integer
-//! arithmetic without branches, so that the loop they stand in is vectorised as a whole and gives the same bits at every
-//! SIMD level and in every denormal mode. Those of several at once are the SIMD level's own, with the same bits.
+//! arithmetic without branches, so that the loop they stand in is vectorised as a whole and gives the same bits at
+//! every SIMD level and in every denormal mode. Those of several at once are the SIMD level's own, with the same bits.
 
 use std::fmt::Debug;
 use std::ops::{Add, Div, Mul, Neg, Sub};
@@ -44,9 +44,9 @@ pub trait Real:
     type Divisor: Copy + Send + Sync;
     /// Prepares for dividing many numbers by one.
     fn divisor(self) -> Self::Divisor;
-    /// `self / divisor`, correctly rounded, where dividing by a constant of the step is worth being spared the divider, at
-    /// which loops in the caches wait. Not for a negative zero, and for numbers so large that the last place of the quotient
-    /// times that of the divisor is no denormal.
+    /// `self / divisor`, correctly rounded, where dividing by a constant of the step is worth being spared the divider,
+    /// at which loops in the caches wait. Not for a negative zero, and for numbers so large that the last place of the
+    /// quotient times that of the divisor is no denormal.
     fn over(self, divisor: Self::Divisor) -> Self;
 
     /// The larger of two; NaN if either is (torch.maximum).
@@ -120,9 +120,10 @@ macro_rules! real {
 real!(f32, (f32, f32), |c| (c, 1.0 / c), over);
 real!(f64, f64, |c| c, |x, c| x / c);
 
-/// x / c, given 1 / c, by a multiplication and two fused multiply-adds (Markstein, "Computation of elementary functions on the
-/// IBM RISC System/6000 processor", 1990): the remainder of the first guess is exact, and what it adds rounds as the quotient
-/// does. The tests try every pair of float32 numbers whose quotient is so close to a rounding boundary that it could fail.
+/// x / c, given 1 / c, by a multiplication and two fused multiply-adds (Markstein, "Computation of elementary functions
+/// on the IBM RISC System/6000 processor", 1990): the remainder of the first guess is exact, and what it adds rounds as
+/// the quotient does. The tests try every pair of float32 numbers whose quotient is so close to a rounding boundary
+/// that it could fail.
 #[inline(always)]
 fn over(x: f32, (c, inverse): (f32, f32)) -> f32 {
     let quotient = x * inverse;
@@ -320,12 +321,13 @@ mod tests {
         }
     }
 
-    /// In units of the last place of a product of two 24-bit numbers: twice what the two roundings before the last one can
-    /// amount to, and more.
+    /// In units of the last place of a product of two 24-bit numbers: twice what the two roundings before the last one
+    /// can amount to, and more.
     const CLOSE: i64 = 8;
 
-    /// Calls `f` with all x and c whose quotient is close to the middle between two neighbouring numbers, both being whole
-    /// numbers of 24 bits: x 2^s - m c = j, with m odd and of 25 bits, and j small. (Scaling by powers of two changes nothing.)
+    /// Calls `f` with all x and c whose quotient is close to the middle between two neighbouring numbers, both being
+    /// whole numbers of 24 bits: x 2^s - m c = j, with m odd and of 25 bits, and j small. (Scaling by powers of two
+    /// changes nothing.)
     fn close_to_a_boundary(c: u64, mut f: impl FnMut(f32)) {
         let twos = c.trailing_zeros();
         let odd = c >> twos;

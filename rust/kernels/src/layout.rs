@@ -78,9 +78,9 @@ impl Layout {
         position as usize
     }
 
-    /// The number of elements at whose multiples the order of walking can be cut, for slices to be cut there too: in the
-    /// parameter and its `states`, whatever is walked before such a cut lies below whatever is walked after it. Where
-    /// they are laid out differently, or backwards, that may be all of them.
+    /// The number of elements at whose multiples the order of walking can be cut, for slices to be cut there too: in
+    /// the parameter and its `states`, whatever is walked before such a cut lies below whatever is walked after it.
+    /// Where they are laid out differently, or backwards, that may be all of them.
     pub(crate) fn block(&self, states: usize) -> usize {
         let written = std::iter::once(0).chain(2..2 + states);
         let backwards = |s: usize| self.strides.iter().any(|stride| stride[s] < 0);

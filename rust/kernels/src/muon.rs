@@ -5,8 +5,8 @@
 //! θ = θ (1 - γλ),          θ = θ - γ' O(u)          γ' = γ adjusted to the shape
 //! ```
 //!
-//! (Jordan, "Muon: An optimizer for hidden layers in neural networks", 2024.) Order of operations and places of rounding
-//! are those of torch's for-loop. The product comes transposed for matrices with more rows than columns.
+//! (Jordan, "Muon: An optimizer for hidden layers in neural networks", 2024.) Order of operations and places of
+//! rounding are those of torch's for-loop. The product comes transposed for matrices with more rows than columns.
 
 use crate::driver::SERIAL;
 use crate::element::{Element, Real, bf16};
@@ -186,8 +186,8 @@ impl<P: Element> Vectorized for &mut Update<'_, P> {
             }
             return;
         }
-        // Neighbours of a line lie far apart in the product, but its cache lines hold the elements of the next lines too:
-        // as many of both as fit into the first-level cache are worked on together.
+        // Neighbours of a line lie far apart in the product, but its cache lines hold the elements of the next lines
+        // too: as many of both as fit into the first-level cache are worked on together.
         for (band, params) in self.param.chunks_mut(TILE * width).enumerate() {
             for left in (0..width).step_by(TILE) {
                 let right = (left + TILE).min(width);

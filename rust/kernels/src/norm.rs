@@ -1,12 +1,13 @@
 //! The norm of many tensors as one vector: the sum of squares, the sum of absolute values or the largest of them.
 //!
-//! Sums are kept in f64. The square of an f32 is exact in it and can neither overflow nor vanish, and the loop waits for
-//! memory either way. The same bits come out whatever the threads, the SIMD level and the order of the tensors:
+//! Sums are kept in f64. The square of an f32 is exact in it and can neither overflow nor vanish, and the loop waits
+//! for memory either way. The same bits come out whatever the threads, the SIMD level and the order of the tensors:
 //!
 //! - a tensor is cut into chunks of fixed size, and element i of a chunk is always added to lane i mod 64;
 //! - the 64 lanes of a chunk are added pairwise;
 //! - the sums of the chunks are added exactly, as integers (`exact_sum`), so that no order among them is left;
-//! - the largest absolute value is found among the bits: a NaN has larger ones than infinity, hence it wins, as in torch.
+//! - the largest absolute value is found among the bits: a NaN has larger ones than infinity, hence it wins, as in
+//!   torch.
 
 use crate::driver::{CHUNK, SERIAL, Slice};
 use crate::element::{Element, bf16, f16};
@@ -14,8 +15,8 @@ use crate::layout::Layout;
 use crate::pool::{Panic, Pool, Serial, for_each};
 use crate::simd::{Level, Simd, Vectorized, prefetch, prefetch_address};
 
-/// Accumulators of a chunk, and elements between two rounds of prefetching. With fewer the compiler unrolls the loop over
-/// them before it could vectorise it, and what it then finds is three times slower.
+/// Accumulators of a chunk, and elements between two rounds of prefetching. With fewer the compiler unrolls the loop
+/// over them before it could vectorise it, and what it then finds is three times slower.
 pub(crate) const LANES: usize = 64;
 /// How many blocks ahead memory is prefetched: the hardware sees the stream too, and further ahead stands in its way.
 pub(crate) const AHEAD: usize = 1;
@@ -161,8 +162,8 @@ pub(crate) fn pairwise(mut lanes: [f64; LANES]) -> f64 {
 
 /// The sum of numbers that are not negative, rounded once: whatever their order, the same bits.
 ///
-/// They are added as integers in units of 2^-100 of the largest one's power of two. What lies below that unit is cut off,
-/// number by number, and so does not depend on the order either.
+/// They are added as integers in units of 2^-100 of the largest one's power of two. What lies below that unit is cut
+/// off, number by number, and so does not depend on the order either.
 fn exact_sum(numbers: impl Iterator<Item = f64> + Clone) -> f64 {
     let largest = f64::from_bits(numbers.clone().map(f64::to_bits).max().unwrap_or(0));
     if largest == 0.0 || !largest.is_finite() {
@@ -295,7 +296,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_sum_does_not_depend_on_the_order(numbers in prop::collection::vec(0.0..1e6f64, 1..200), turn in 0..200usize) {
+        fn a_sum_does_not_depend_on_the_order(
+            numbers in prop::collection::vec(0.0..1e6f64, 1..200),
+            turn in 0..200usize,
+        ) {
             let sum = exact_sum(numbers.iter().copied());
             let turned = numbers.iter().cycle().skip(turn).take(numbers.len());
             prop_assert_eq!(sum, exact_sum(turned.copied()));

@@ -156,8 +156,8 @@ pub trait Rule: Copy + Send + Sync + Sized {
     }
 
     /// Whether hyperparameters and scalars are such that computing the constants is plain arithmetic wherever it is
-    /// done: no division by zero, no power that overflows or is complex, no constant beyond `largest`. Elsewhere torch's
-    /// Python may raise where IEEE arithmetic goes on to infinity, so there torch is asked.
+    /// done: no division by zero, no power that overflows or is complex, no constant beyond `largest`. Elsewhere
+    /// torch's Python may raise where IEEE arithmetic goes on to infinity, so there torch is asked.
     fn is_usual(&self, _scalars: &Scalars, _largest: f64) -> bool {
         true
     }

@@ -1,17 +1,18 @@
-//! What can be told of the elements of each of many tensors in one pass over memory: mean, variance, norm, magnitudes, zeros,
-//! NaN and infinity.
+//! What can be told of the elements of each of many tensors in one pass over memory: mean, variance, norm, magnitudes,
+//! zeros, NaN and infinity.
 //!
 //! A tensor is read in tiles that stay in the first-level cache while they are looked at three times: the bits of the
-//! magnitudes (smallest, largest, zeros), the sum, and then the squared distances from the tile's own mean. So the variance never
-//! is a difference of large numbers. Tiles, and then chunks, are merged in order by the formula of Chan, Golub and LeVeque
-//! ("Algorithms for computing the sample variance", 1983). The sum of squares follows from the moments without cancellation:
-//! `sum x^2 = sum (x - mean)^2 + n mean^2`.
+//! magnitudes (smallest, largest, zeros), the sum, and then the squared distances from the tile's own mean. So the
+//! variance never is a difference of large numbers. Tiles, and then chunks, are merged in order by the formula of Chan,
+//! Golub and LeVeque ("Algorithms for computing the sample variance", 1983). The sum of squares follows from the
+//! moments without cancellation: `sum x^2 = sum (x - mean)^2 + n mean^2`.
 //!
-//! Mean, variance, norm and magnitudes are those of the finite elements. A tile in which not all are finite is taken apart
-//! element by element; that is rare, and costs what it costs.
+//! Mean, variance, norm and magnitudes are those of the finite elements. A tile in which not all are finite is taken
+//! apart element by element; that is rare, and costs what it costs.
 //!
-//! The same bits come out whatever the threads and the SIMD level: all arithmetic is in f64, how tensors are cut depends on their
-//! sizes alone, element i of a tile is always added to lane i mod 64, and the lanes are added pairwise.
+//! The same bits come out whatever the threads and the SIMD level: all arithmetic is in f64, how tensors are cut
+//! depends on their sizes alone, element i of a tile is always added to lane i mod 64, and the lanes are added
+//! pairwise.
 
 use crate::driver::{CHUNK, SERIAL, Slice};
 use crate::element::{Element, bf16, f16};

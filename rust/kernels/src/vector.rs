@@ -60,7 +60,8 @@ impl Means<'_> {
     }
 }
 
-/// The last differences of gradients (`dirs`) and of parameters (`steps`), oldest first, with `ro` = 1 / (their product).
+/// The last differences of gradients (`dirs`) and of parameters (`steps`), oldest first, with `ro` = 1 / (their
+/// product).
 #[derive(Clone, Copy, Debug)]
 pub struct History<'a, T> {
     /// torch's `old_dirs`: y.

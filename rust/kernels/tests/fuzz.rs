@@ -1,4 +1,5 @@
-//! The programs that fuzzing found interesting (rust/kernels/tests/fuzzed/corpus, see `make fuzz`), and some random ones.
+//! The programs that fuzzing found interesting (rust/kernels/tests/fuzzed/corpus, see `make fuzz`), and some random
+//! ones.
 
 mod common;
 mod fuzzed;

@@ -88,8 +88,8 @@ impl Case {
     }
 }
 
-/// Whether every element and scalar of `after` is what the reference allows, `before` given. Returns the share of bounds
-/// that are too wide to mean much.
+/// Whether every element and scalar of `after` is what the reference allows, `before` given. Returns the share of
+/// bounds that are too wide to mean much.
 fn judge(before: &Parameter, after: &Parameter, t: f64) -> Result<f64, TestCaseError> {
     let arithmetic = if before.param.ty() == Type::F64 { Arithmetic::Double } else { Arithmetic::Single };
     let exact = |x| Interval::exact(x, arithmetic);
@@ -391,8 +391,8 @@ proptest! {
     }
 }
 
-/// What the reference cannot tell, since it allows either: a multiply-add is fused where torch fuses it and nowhere else,
-/// and `lerp` changes its form at one half exactly.
+/// What the reference cannot tell, since it allows either: a multiply-add is fused where torch fuses it and nowhere
+/// else, and `lerp` changes its form at one half exactly.
 fn operations_round_where_torchs_do<A: Real>(x: [f64; 4], fma: fn(A, A, A) -> A) -> Result<(), TestCaseError> {
     let [a, b, c, weight] = x.map(A::of);
     prop_assert_eq!(a.add_scaled(b, c), fma(c, b, a));

@@ -31,8 +31,8 @@ pub(crate) fn rule_states(rule: &str, group: &Bound<'_, PyDict>) -> PyResult<Vec
 ///
 /// `groups` are param groups with arrays under "params"; `lrs` has one learning rate, and `grads` and `state` one list,
 /// per group, with one entry per parameter; a gradient of None skips its parameter. `new_state(array, group)` makes the
-/// states of a parameter that has none yet. The norms of update, parameter and gradient go into the rows of `updates`, if
-/// there is one: a row for each parameter of all groups, NaN for those without a gradient.
+/// states of a parameter that has none yet. The norms of update, parameter and gradient go into the rows of `updates`,
+/// if there is one: a row for each parameter of all groups, NaN for those without a gradient.
 #[pyfunction]
 #[pyo3(signature = (rule, groups, lrs, grads, state, new_state, updates=None))]
 pub(crate) fn step_arrays(
@@ -104,10 +104,10 @@ pub(crate) fn step_arrays(
         } else {
             // SAFETY: the items hold the numpy crate's borrows of all their arrays until this function returns, which
             // are exclusive for what is written; extents of arrays that lie between each other's elements were set
-            // apart, so the slices do not overlap. The arrays are kept alive by the borrows, and `check_unchanged` found
-            // their memory where it was after the last Python code of this thread ran: the collector rests, and storing
-            // states under keys that are strings runs none. That other threads do not resize arrays of a step under way is
-            // left to the caller.
+            // apart, so the slices do not overlap. The arrays are kept alive by the borrows, and `check_unchanged`
+            // found their memory where it was after the last Python code of this thread ran: the collector rests, and
+            // storing states under keys that are strings runs none. That other threads do not resize arrays of a step
+            // under way is left to the caller.
             unsafe { item.tensors() }
         };
         fault::point("push array")?;
@@ -170,8 +170,8 @@ fn check_unchanged(items: &[(usize, Item<'_>)]) -> PyResult<()> {
     for (_, item) in items {
         if item.watched.iter().any(|(array, view)| !is_unchanged(array, view)) {
             return Err(PyRuntimeError::new_err(format!(
-                "an array of {} (the parameter, its gradient or a state) was reshaped or resized while this step was under \
-                 way; nothing was updated",
+                "an array of {} (the parameter, its gradient or a state) was reshaped or resized while this step was \
+                 under way; nothing was updated",
                 item.name
             )));
         }

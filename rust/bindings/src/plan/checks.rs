@@ -30,8 +30,8 @@ impl Plan {
         Ok(())
     }
 
-    /// Whether every tensor lies inside its storage. Where torch's C functions do not tell, asking costs calls of Python:
-    /// then it is done when the list of parameters changes, and at every step under `OXISTEP_CHECK=1`.
+    /// Whether every tensor lies inside its storage. Where torch's C functions do not tell, asking costs calls of
+    /// Python: then it is done when the list of parameters changes, and at every step under `OXISTEP_CHECK=1`.
     pub(super) fn check_storages(&self, py: Python<'_>) -> PyResult<()> {
         for item in &self.items {
             for (object, memory) in item.tensors_and_memory() {
@@ -44,8 +44,8 @@ impl Plan {
                 let (first, end) = memory.interval();
                 if first < end && (first < start || end > start + bytes) {
                     return Err(PyRuntimeError::new_err(format!(
-                        "a tensor of param_groups[{}]['params'][{}] (the parameter, its gradient or a state) reaches beyond \
-                         its storage of {bytes} bytes, which was resized; nothing was updated",
+                        "a tensor of param_groups[{}]['params'][{}] (the parameter, its gradient or a state) reaches \
+                         beyond its storage of {bytes} bytes, which was resized; nothing was updated",
                         item.group, item.index
                     )));
                 }

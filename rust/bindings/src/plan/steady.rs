@@ -1,14 +1,14 @@
-//! A step like the last one, which nearly every step is: all parameters native and dense, all states there, nothing moved
-//! but gradients.
+//! A step like the last one, which nearly every step is: all parameters native and dense, all states there, nothing
+//! moved but gradients.
 //!
 //! Everything is read afresh and checked as in the general step, in one pass that leaves ready-made chunks. Whatever is
 //! out of the ordinary ends it before the first write, and the general step decides. Many small tensors cost what is
 //! touched for each of them: this is where that is kept low.
 //!
-//! From the moment the parameters' lists are read no Python code runs, and no other thread runs any, until the interpreter
-//! is released for a large step or for making the norm's tensor. (Where torch warns when it is asked for a gradient, the
-//! attempt ends.) So objects are borrowed from the lists and dicts that hold
-//! them; `held` keeps what the step uses alive where the interpreter is released.
+//! From the moment the parameters' lists are read no Python code runs, and no other thread runs any, until the
+//! interpreter is released for a large step or for making the norm's tensor. (Where torch warns when it is asked for a
+//! gradient, the attempt ends.) So objects are borrowed from the lists and dicts that hold them; `held` keeps what the
+//! step uses alive where the interpreter is released.
 #![allow(unsafe_code)]
 
 use oxistep_kernels::simd::Level;
@@ -51,7 +51,8 @@ pub(super) struct Steady {
     met: usize,
     /// Gradients and states of this step are held.
     holding: bool,
-    /// Keeps alive what the step uses, whatever other threads do: gradients and states. (`versions` holds the parameters.)
+    /// Keeps alive what the step uses, whatever other threads do: gradients and states. (`versions` holds the
+    /// parameters.)
     held: Vec<Py<PyAny>>,
     /// Counters with their values after the step.
     counters: Vec<(Memory, f64)>,
@@ -175,8 +176,8 @@ impl Plan {
             let single_lr = group.single_lr;
             let mut one = One { rule, factor, single_lr, names: Names::of(py, &rule, &mut self.keys), last: None };
             for i in 0..params.len() {
-                // SAFETY: the index is below the list's length. The item is borrowed from the list, which is not changed
-                // while it is used: no Python code runs.
+                // SAFETY: the index is below the list's length. The item is borrowed from the list, which is not
+                // changed while it is used: no Python code runs.
                 let param = unsafe { Borrowed::from_ptr(py, ffi::PyList_GetItem(params.as_ptr(), i as isize)) };
                 if !torch.is_plain(&param) {
                     return Ok(false);
@@ -243,11 +244,12 @@ impl Plan {
             return Ok(false);
         }
         let mut tensors = Tensors {
-            // SAFETY: described just now. No Python code of this thread runs until the step is done: the collector rests,
-            // and what is asked here is asked of Python's own numbers and of plain tensors. Where other threads may run,
-            // `held` keeps alive what they drop, and that they do not resize tensors of a step under way is what torch, too,
-            // leaves to its callers. The range is the one that the general step found to overlap nothing else that is
-            // written (the step is run only if that holds for all), and the gradient meets none of those.
+            // SAFETY: described just now. No Python code of this thread runs until the step is done: the collector
+            // rests, and what is asked here is asked of Python's own numbers and of plain tensors. Where other threads
+            // may run, `held` keeps alive what they drop, and that they do not resize tensors of a step under way is
+            // what torch, too, leaves to its callers. The range is the one that the general step found to overlap
+            // nothing else that is written (the step is run only if that holds for all), and the gradient meets none of
+            // those.
             param: unsafe { p.memory.slice_mut() },
             // SAFETY: as above.
             grad: unsafe { g.memory.slice() },
@@ -257,7 +259,8 @@ impl Plan {
         let mut objects = [std::ptr::null_mut(); MAX_STATES + MAX_SCALARS];
         if names.count() > 0 {
             let Some(&place) = self.places.get(k) else { return Ok(false) };
-            // SAFETY: no Python code runs, so nobody changes the dicts while what they hold is used. The names are strings.
+            // SAFETY: no Python code runs, so nobody changes the dicts while what they hold is used. The names are
+            // strings.
             unsafe {
                 let Some(entry) = entry_at(state, place, param) else { return Ok(false) };
                 objects = values_under(entry, names.all());
@@ -332,8 +335,8 @@ impl Plan {
         Ok(step.push(tensors, one.factor).is_ok())
     }
 
-    /// Measures the gradients, if that is asked for, and writes what was gathered. From the version counters on nothing can
-    /// fail, but for a defect in a kernel.
+    /// Measures the gradients, if that is asked for, and writes what was gathered. From the version counters on nothing
+    /// can fail, but for a defect in a kernel.
     fn write_steady<'py>(
         &mut self,
         py: Python<'py>,

@@ -9,8 +9,8 @@ use super::modules;
 use crate::item::Item;
 use crate::nearby::Nearby;
 
-/// Parameters counted in one call of torch's. Meanwhile the next ones are brought near: counting is an atomic addition, behind
-/// which no later read may start.
+/// Parameters counted in one call of torch's. Meanwhile the next ones are brought near: counting is an atomic addition,
+/// behind which no later read may start.
 const BATCH: usize = 16;
 
 /// The native parameters of a step, in order, which are kept alive.

@@ -1,7 +1,7 @@
 //! Measuring what a step does to each parameter, for `oxistep.diagnostics.UpdateMonitor`.
 //!
-//! Kernels measure what goes through the element-wise driver. Of all else the watcher is told before the first write, and
-//! takes copies. A step that is watched takes the general way.
+//! Kernels measure what goes through the element-wise driver. Of all else the watcher is told before the first write,
+//! and takes copies. A step that is watched takes the general way.
 
 use numpy::{PyReadwriteArray2, PyUntypedArrayMethods};
 use oxistep_kernels::Step;
@@ -48,8 +48,8 @@ impl Watch {
         self.pushed.push(is_measured(item).then_some((item.group, item.index)));
     }
 
-    /// Writes norms of update, parameter and gradient into the rows of `out`; `starts` has each group's first row. `False`,
-    /// and nothing written, if the last step was not taken.
+    /// Writes norms of update, parameter and gradient into the rows of `out`; `starts` has each group's first row.
+    /// `False`, and nothing written, if the last step was not taken.
     pub(super) fn report(&self, mut out: PyReadwriteArray2<'_, f64>, starts: &[usize]) -> PyResult<bool> {
         if !self.done {
             return Ok(false);

@@ -1,5 +1,5 @@
-//! Tensors of the same types, updated with the same constants: what they have in common is prepared once. For many small
-//! tensors that is as much work as the arithmetic.
+//! Tensors of the same types, updated with the same constants: what they have in common is prepared once. For many
+//! small tensors that is as much work as the arithmetic.
 
 use std::marker::PhantomData;
 use std::mem::{Discriminant, discriminant};

@@ -1,9 +1,9 @@
-//! A step that also measures itself: for each parameter the squared norms of its update, of itself before it, and of the
-//! gradient as the rule takes it.
+//! A step that also measures itself: for each parameter the squared norms of its update, of itself before it, and of
+//! the gradient as the rule takes it.
 //!
 //! A tile of the old parameter is kept on the stack while it is updated, and compared before it leaves the cache. The
-//! update's own bits are those of an unmeasured step. Sums are in f64; element i of a tile goes to lane i mod 64, the lanes
-//! of a chunk are added pairwise, its chunks in order: the same bits for any threads and SIMD level.
+//! update's own bits are those of an unmeasured step. Sums are in f64; element i of a tile goes to lane i mod 64, the
+//! lanes of a chunk are added pairwise, its chunks in order: the same bits for any threads and SIMD level.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

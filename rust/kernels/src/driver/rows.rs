@@ -19,8 +19,8 @@ pub struct SparseRows<'a> {
     pub rows: &'a [i64],
     /// Elements of a row.
     pub width: usize,
-    /// For each of them, which row of the gradient is its own; numbers beyond the gradient's rows go on in `sums`. `None`:
-    /// the gradient has just these rows, in this order.
+    /// For each of them, which row of the gradient is its own; numbers beyond the gradient's rows go on in `sums`.
+    /// `None`: the gradient has just these rows, in this order.
     pub sources: Option<&'a [u32]>,
     /// Further rows of gradients, for parameter rows that the gradient names several times.
     pub sums: Slice<'a>,
@@ -57,7 +57,8 @@ impl RowList<'_> {
 impl<'a> Step<'a> {
     /// Adds the rows of one parameter that a sparse gradient names, to be updated with the constants registered last.
     ///
-    /// Parameter and states are flat, in rows of `width` elements; so is the gradient, which holds rows named by `named`.
+    /// Parameter and states are flat, in rows of `width` elements; so is the gradient, which holds rows named by
+    /// `named`.
     ///
     /// # Errors
     /// If the tensors or rows do not fit together, or their types are not served; nothing was added.

@@ -7,12 +7,13 @@ use crate::simd::{Simd, UNIT, Vectorized, prefetch, prefetch_far};
 
 /// Elements of a block: the inner loop, of constant length, between two rounds of prefetching.
 const BLOCK: usize = 64;
-/// How many blocks ahead memory is brought into the first-level cache. Few lines can be on their way there at once, and the
-/// hardware sees the streams too: further ahead only for half types, whose arithmetic keeps it from looking ahead itself.
+/// How many blocks ahead memory is brought into the first-level cache. Few lines can be on their way there at once, and
+/// the hardware sees the streams too: further ahead only for half types, whose arithmetic keeps it from looking ahead
+/// itself.
 const AHEAD: usize = 1;
 const AHEAD_HALF: usize = 4;
-/// How many blocks ahead memory is brought into the second-level cache, where there is one state or none: so few streams do
-/// not keep memory busy by themselves. With more of them the instructions cost what they gain.
+/// How many blocks ahead memory is brought into the second-level cache, where there is one state or none: so few
+/// streams do not keep memory busy by themselves. With more of them the instructions cost what they gain.
 const FAR_AHEAD: usize = 10;
 
 /// One formula over one chunk: what is compiled once per SIMD level.
@@ -46,9 +47,12 @@ where
 }
 
 /// The loops for 0 to 3 states: over blocks, for prefetching, and units, for converting half types. Each stream is an
-/// argument of its own because the compiler then knows that they do not overlap, and vectorises without asking at run time.
+/// argument of its own because the compiler then knows that they do not overlap, and vectorises without asking at run
+/// time.
 macro_rules! sweeps {
-    ($($sweep:ident, $unit:ident, $each:ident: $($state:ident -> $wide:ident -> $new:ident),* ; $($absent:ident),*;)*) => {$(
+    ($(
+        $sweep:ident, $unit:ident, $each:ident: $($state:ident -> $wide:ident -> $new:ident),* ; $($absent:ident),*;
+    )*) => {$(
         #[inline(always)]
         fn $sweep<P, G, S, A, V: Simd>(
             simd: V,

@@ -5,10 +5,10 @@
 //! states. How tensors are cut depends on their shapes alone, and partial sums are added in the order of the cuts, so
 //! the bits depend on neither threads nor SIMD level.
 //!
-//! - A *piece* is a parameter of up to [`PIECE`] elements, or so many of a long vector or of a batch of small matrices. A
-//!   whole parameter in one piece is done in one go: the later sweeps find it in the cache.
-//! - A larger *matrix* is cut twice: into *tiles*, whose rows and columns are summed apart, and into *strips*, which lie
-//!   in memory one after the other and can be handed out to be written.
+//! - A *piece* is a parameter of up to [`PIECE`] elements, or so many of a long vector or of a batch of small matrices.
+//!   A whole parameter in one piece is done in one go: the later sweeps find it in the cache.
+//! - A larger *matrix* is cut twice: into *tiles*, whose rows and columns are summed apart, and into *strips*, which
+//!   lie in memory one after the other and can be handed out to be written.
 
 mod narrow;
 mod sweeps;
@@ -132,7 +132,8 @@ impl<'a> Step<'a> {
     /// and `col_var`; `None` stands for a vector or a single number, whose state is `variance`.
     ///
     /// # Errors
-    /// If the tensors do not fit together, their types are not served, or the rule is of another kind; nothing was added.
+    /// If the tensors do not fit together, their types are not served, or the rule is of another kind; nothing was
+    /// added.
     pub fn push_factored(
         &mut self,
         tensors: Tensors<'a>,

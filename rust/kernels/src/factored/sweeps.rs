@@ -1,7 +1,8 @@
 //! The loops of a factored step: over rows and vectors, compiled once per SIMD level.
 //!
-//! Sums are in f64 over lanes, [`LANES`] for all but short rows, added up in a fixed order, so that their bits depend on
-//! lengths alone. A square of anything but an f64 is exact there: whether it is fused with its addition makes no difference.
+//! Sums are in f64 over lanes, [`LANES`] for all but short rows, added up in a fixed order, so that their bits depend
+//! on lengths alone. A square of anything but an f64 is exact there: whether it is fused with its addition makes no
+//! difference.
 
 use crate::element::{Element, Real};
 use crate::factored::narrow;

@@ -1,5 +1,5 @@
-//! Adafactor: each gradient over the root of a running mean of its squares, of which a matrix keeps only the means of rows
-//! and columns.
+//! Adafactor: each gradient over the root of a running mean of its squares, of which a matrix keeps only the means of
+//! rows and columns.
 //!
 //! ```text
 //! alpha <- max(eps2, RMS(theta)) min(lr, 1 / sqrt(t))        t is `step`; RMS is the root of the mean square
@@ -12,11 +12,12 @@
 //! theta <- theta - alpha / max(1, RMS(u) / d) u
 //! ```
 //!
-//! A tensor of more than two dimensions is a batch of matrices: V is theirs one by one, both RMS are of the whole tensor.
-//! Shazeer, Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", 2018, with torch's place for eps1.
+//! A tensor of more than two dimensions is a batch of matrices: V is theirs one by one, both RMS are of the whole
+//! tensor. Shazeer, Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", 2018, with torch's place
+//! for eps1.
 //!
-//! No rule for one element: the loops are those of [`crate::factored`]. Sums are in f64 over a fixed tree; torch sums in
-//! the type of the tensor, so the last places differ. A step divides by the states as they are stored, like torch.
+//! No rule for one element: the loops are those of [`crate::factored`]. Sums are in f64 over a fixed tree; torch sums
+//! in the type of the tensor, so the last places differ. A step divides by the states as they are stored, like torch.
 
 use crate::element::Real;
 use crate::rule::{Hyperparameters, Rule, Scalars, within};

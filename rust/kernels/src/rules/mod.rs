@@ -25,8 +25,8 @@ macro_rules! table {
         }
 
         impl Constants {
-            /// Hands `visitor` the formula that the rule's flags select. A rule that looks at whole tensors has none: it
-            /// is never visited.
+            /// Hands `visitor` the formula that the rule's flags select. A rule that looks at whole tensors has none:
+            /// it is never visited.
             #[inline(always)]
             pub fn visit(&self, visitor: impl Visitor) {
                 match self {

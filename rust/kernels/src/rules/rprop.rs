@@ -1,4 +1,5 @@
-//! Rprop: each element steps by a size of its own, which grows while its gradient keeps its sign and shrinks when it turns.
+//! Rprop: each element steps by a size of its own, which grows while its gradient keeps its sign and shrinks when it
+//! turns.
 //!
 //! ```text
 //! e = eta_plus if g h > 0,  eta_minus if g h < 0,  else 1        h is `prev`; (eta_minus, eta_plus) = etas

@@ -1,11 +1,11 @@
 //! Half types by the processor's own conversions, where they give the bits that `element.rs` gives.
 //!
-//! - f16 <-> f32 (F16C, AVX-512 F): exact IEEE in any denormal mode. Widening ignores the mode. Narrowing keeps denormal
-//!   f16 results; what the mode may do to a denormal f32 does not matter, as it rounds to zero either way.
+//! - f16 <-> f32 (F16C, AVX-512 F): exact IEEE in any denormal mode. Widening ignores the mode. Narrowing keeps
+//!   denormal f16 results; what the mode may do to a denormal f32 does not matter, as it rounds to zero either way.
 //! - f32 -> bf16 (AVX-512 BF16): takes denormals for zeros in any mode, so vectors with denormals, told by their bits,
 //!   go the integer way.
-//! - All else is integer arithmetic. It stands here too because loops over so few elements are unrolled before they could
-//!   be vectorised.
+//! - All else is integer arithmetic. It stands here too because loops over so few elements are unrolled before they
+//!   could be vectorised.
 //!
 //! What a NaN carries beside its sign is not promised.
 #![allow(unsafe_code)]
@@ -94,8 +94,8 @@ mod x86 {
         }
     }
 
-    // SAFETY, in all of its functions: `self` was made where the processor has AVX2 and F16C. Arrays and vectors that are
-    // exchanged have the same size, no padding, and any bits are values of either.
+    // SAFETY, in all of its functions: `self` was made where the processor has AVX2 and F16C. Arrays and vectors that
+    // are exchanged have the same size, no padding, and any bits are values of either.
     impl Simd for Avx2 {
         const CONVERTS: bool = true;
 
@@ -165,8 +165,8 @@ mod x86 {
         }
     }
 
-    // SAFETY, in all of its functions: `self` was made where the processor has AVX-512 F, BW, DQ and VL, and BF16 if it says
-    // so. Arrays and vectors that are exchanged have the same size, no padding, and any bits are values of either.
+    // SAFETY, in all of its functions: `self` was made where the processor has AVX-512 F, BW, DQ and VL, and BF16 if it
+    // says so. Arrays and vectors that are exchanged have the same size, no padding, and any bits are values of either.
     impl Simd for Avx512 {
         const CONVERTS: bool = true;
 
@@ -332,7 +332,11 @@ mod tests {
 
         /// One denormal among others that are none.
         #[test]
-        fn a_denormal_in_any_place_is_kept(wide in prop::array::uniform16(0x3f00_0000..0x4000_0000u32), at in 0..UNIT, denormal in 1..0x0080_0000u32) {
+        fn a_denormal_in_any_place_is_kept(
+            wide in prop::array::uniform16(0x3f00_0000..0x4000_0000u32),
+            at in 0..UNIT,
+            denormal in 1..0x0080_0000u32,
+        ) {
             let mut wide = wide.map(f32::from_bits);
             wide[at] = f32::from_bits(denormal);
             check(&wide, &[0; UNIT]);

@@ -23,8 +23,8 @@ pub(crate) enum Type {
 use Type::{Bf16, F16, F32, F64};
 
 impl Type {
-    /// The number of this type nearest to `x`, seen as f32 first. (`half` has `from_f64`, but that drops the last 32 bits
-    /// before it rounds, and so takes what is just above the middle for the middle.)
+    /// The number of this type nearest to `x`, seen as f32 first. (`half` has `from_f64`, but that drops the last 32
+    /// bits before it rounds, and so takes what is just above the middle for the middle.)
     pub(crate) fn round(self, x: f64) -> f64 {
         match self {
             F64 => x,
@@ -153,7 +153,8 @@ pub(crate) struct Parameter {
     pub(crate) states: Vec<Buffer>,
     pub(crate) layout: Option<Layout>,
     pub(crate) scalars: Scalars,
-    /// Scalars other than `step` are kept in the type of the states. (Often they are f32; a checkpoint may change that.)
+    /// Scalars other than `step` are kept in the type of the states. (Often they are f32; a checkpoint may change
+    /// that.)
     pub(crate) scalar_type: Type,
     /// The next step is the one that the states were made for.
     pub(crate) first: bool,
@@ -184,8 +185,8 @@ impl Parameter {
         }
     }
 
-    /// As if `steps` had been made before: states of that age. What is never negative is not so here, and the average of
-    /// squares is no smaller than the square of the average.
+    /// As if `steps` had been made before: states of that age. What is never negative is not so here, and the average
+    /// of squares is no smaller than the square of the average.
     pub(crate) fn aged(mut self, steps: u32, values: Values, rng: &mut Random) -> Self {
         for (name, state) in self.rule.states().iter().zip(&mut self.states) {
             let signed = matches!(*name, "momentum_buffer" | "exp_avg" | "ax" | "prev");
@@ -317,8 +318,8 @@ impl Values {
     }
 }
 
-/// Every rule in every variant of its formula. (RAdam's two and SGD's two also depend on the step: the sixth step and the
-/// first one differ from the others.)
+/// Every rule in every variant of its formula. (RAdam's two and SGD's two also depend on the step: the sixth step and
+/// the first one differ from the others.)
 pub(crate) fn every_rule() -> Vec<AnyRule> {
     let mut rules = Vec::new();
     for weight_decay in [0.0, 0.01] {

@@ -1,7 +1,8 @@
 //! Programs made of arbitrary bytes, run on the crate's public API and judged by slow, obvious code.
 //!
-//! Tensors lie in the middle of longer buffers, whose other elements must keep their bits. What is accepted must come out
-//! as if each element had been a tensor of its own, on one thread at the baseline; what is refused must leave no trace.
+//! Tensors lie in the middle of longer buffers, whose other elements must keep their bits. What is accepted must come
+//! out as if each element had been a tensor of its own, on one thread at the baseline; what is refused must leave no
+//! trace.
 
 use arbitrary::{Result, Unstructured};
 use oxistep_kernels::change::{Change, Changes};
@@ -120,7 +121,8 @@ fn extent(u: &mut Unstructured<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Whether all distances are far from overflow; `None` if not even the size times the stride of one dimension can be told.
+/// Whether all distances are far from overflow; `None` if not even the size times the stride of one dimension can be
+/// told.
 fn merges(sizes: &[usize], strides: &[[isize; STREAMS]]) -> Option<bool> {
     let far =
         |stride: isize, size: usize| stride.checked_mul(size as isize).map(|reach| reach.unsigned_abs() < 1 << 60);
