@@ -65,6 +65,8 @@ def main():
     parser.add_argument("--width", type=int, default=256, help="of the hidden layers (default: 256)")
     parser.add_argument("--batch", type=int, default=64, help="digits in an iteration (default: 64)")
     given = parser.parse_args()
+    if min(given.epochs, given.width, given.batch) < 1:
+        parser.error("--epochs, --width and --batch must be 1 or more")
 
     optim = oxistep.optim if given.optim == "oxistep" else torch.optim
     result = train(optim, given.epochs, given.width, given.batch, given.fused or None)

@@ -66,6 +66,8 @@ def main():
     parser.add_argument("--features", type=int, default=50, help="numbers of a point (default: 50)")
     parser.add_argument("--batch", type=int, default=100, help="points in an iteration (default: 100)")
     given = parser.parse_args()
+    if min(given.steps, given.samples, given.features, given.batch) < 1:
+        parser.error("--steps, --samples, --features and --batch must be 1 or more")
 
     Adam = oxistep.numpy.Adam if given.optim == "oxistep" else HandWrittenAdam
     result = train(Adam, given.steps, given.samples, given.features, given.batch)

@@ -110,6 +110,10 @@ def main():
     parser.add_argument("--context", type=int, default=64, help="characters that it sees (default: 64)")
     parser.add_argument("--batch", type=int, default=8, help="pieces of text in an iteration (default: 8)")
     given = parser.parse_args()
+    if min(given.steps, given.width, given.layers, given.context, given.batch) < 1:
+        parser.error("--steps, --width, --layers, --context and --batch must be 1 or more")
+    if given.width % 4:
+        parser.error(f"--width must be a multiple of 4, got {given.width}")
 
     optim = oxistep.optim if given.optim == "oxistep" else torch.optim
     result = train(optim, given.steps, given.width, given.layers, given.context, given.batch, given.fused or None)

@@ -65,9 +65,11 @@ def test_bits_do_not_depend_on_threads_level_or_order(case, dtype):
 def test_unknown_levels_and_thread_counts_are_refused():
     with pytest.raises(ValueError, match="expected a SIMD level of this processor"):
         _core.force_simd("mmx")
-    for wrong in (0, -1):
-        with pytest.raises(ValueError, match="expected a positive number of threads or None"):
+    for wrong in (0, -1, 2**70):
+        with pytest.raises(ValueError, match=f"n: expected a positive number of threads or None.* got {wrong}"):
             oxistep.set_num_threads(wrong)
+    with pytest.raises(TypeError, match=r"n: expected a positive number of threads or None.* got str"):
+        oxistep.set_num_threads("2")
 
 
 def test_flush_denormal_reaches_the_workers():

@@ -226,3 +226,16 @@ def test_demo_reports_a_failure():
     failures = demo.tabulate(reports)[1]
     assert failures[0] == "case_a_linex"
     assert "part of the error left is 0.5" in failures[1]
+
+
+@pytest.mark.parametrize("name, option", [(name, option) for name in TIMED for option in TIMED[name][1][::2]])
+def test_numbers_that_make_no_training_are_refused(name, option, tmp_path):
+    run = python(EXAMPLES / f"{name}.py", option, "0", cwd=tmp_path)
+    assert run.returncode == 2
+    assert option in run.stderr.splitlines()[-1]
+
+
+def test_the_width_of_the_gpt_is_a_multiple_of_its_heads(tmp_path):
+    run = python(EXAMPLES / "small_gpt.py", "--width", "6", cwd=tmp_path)
+    assert run.returncode == 2
+    assert "--width must be a multiple of 4, got 6" in run.stderr

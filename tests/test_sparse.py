@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -399,3 +400,35 @@ def test_rows_of_nothing(dtype):
     p.grad = torch.sparse_coo_tensor([[2, 0, 2]], torch.zeros((3, 0), dtype=dtype), (4, 0))
     for name in BY_ROWS:
         getattr(oxistep.optim, name)([p], lr=0.1).step()
+
+
+def untouched(rows, width):
+    """Zeros whose memory the system has not given yet: a page of it comes when it is first read or written."""
+    return torch.from_numpy(np.zeros((rows, width), np.float32))
+
+
+@pytest.mark.parametrize(
+    "name, states", [("SGD", {}), ("Adagrad", ["sum"]), ("SparseAdam", ["exp_avg", "exp_avg_sq"])]
+)
+def test_a_step_touches_the_rows_that_are_named_and_no_others(name, states):
+    resource = pytest.importorskip("resource", reason="counts page faults")
+    rows, width, named = 1_000_000, 64, 64
+    indices = torch.arange(0, rows, rows // named)[None, :named]
+
+    def step_taken(table, states):
+        p = torch.nn.Parameter(torch.zeros(1))
+        p.data = table
+        optimizer = getattr(oxistep.optim, name)([p], lr=0.1)
+        step = torch.tensor(3.0) if name == "Adagrad" else 3
+        optimizer.state[p].update({**states, **({"step": step} if states else {})})
+        where = indices.clamp(max=len(table) - 1)
+        p.grad = torch.sparse_coo_tensor(where, torch.ones(named, width), table.shape, check_invariants=False)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        optimizer.step()
+        assert p.detach()[0, 0] != 0
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    step_taken(torch.zeros(8, width), {key: torch.zeros(8, width) for key in states})  # what a first step loads
+    faults = step_taken(untouched(rows, width), {key: untouched(rows, width) for key in states})
+    # a row may lie across two pages; the table has 62,500 pages of 4 KiB, and so has each state
+    assert faults <= 2 * named * (1 + len(states)) + 1_000

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use libloading::Library;
 use oxistep_kernels::pool::{Pool, Rayon, Serial};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -87,12 +87,19 @@ pub(crate) fn torch_library() -> Option<&'static Library> {
 ///     >>> oxistep.set_num_threads(None)
 #[pyfunction]
 #[pyo3(signature = (n=None))]
-pub(crate) fn set_num_threads(n: Option<i64>) -> PyResult<()> {
+pub(crate) fn set_num_threads(n: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
     let n = match n {
         None => 0,
-        Some(n) => usize::try_from(n).ok().filter(|&n| n > 0).ok_or_else(|| {
-            PyValueError::new_err(format!("expected a positive number of threads or None (follow torch), got {n}"))
-        })?,
+        Some(n) => {
+            let expected = "n: expected a positive number of threads or None (follow torch), got";
+            match n.extract::<i64>() {
+                Ok(number) if number > 0 => number as usize,
+                Err(error) if error.is_instance_of::<PyTypeError>(n.py()) => {
+                    return Err(PyTypeError::new_err(format!("{expected} {}", n.get_type().qualname()?)));
+                }
+                _ => return Err(PyValueError::new_err(format!("{expected} {}", n.str()?))),
+            }
+        }
     };
     WANTED.store(n, Ordering::Relaxed);
     Ok(())
