@@ -6,7 +6,7 @@ block leaves it out. Blocks with prompts (`>>>`) are compared with what they pri
 
 import dataclasses
 import doctest
-import importlib
+import importlib.util
 import inspect
 import io
 import pkgutil
@@ -223,6 +223,8 @@ def public_modules():
     names = ["oxistep"] + [module.name for module in pkgutil.walk_packages(oxistep.__path__, "oxistep.")]
     names = [name for name in names if not any(part.startswith("_") for part in name.split("."))]
     names = [name for name in names if not is_no_api(name)]
+    if importlib.util.find_spec("torch.optim.functional") is None:  # torch's own, which old versions lack
+        names.remove("oxistep.optim.functional")
     modules = {name: importlib.import_module(name) for name in names}
     return {name: module for name, module in modules.items() if module.__name__.startswith("oxistep")}
 
