@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -244,7 +244,7 @@ def test_what_torch_does_when_a_line_of_its_step_raises():
 
 
 @pytest.mark.skipif(not hasattr(signal, "raise_signal") or sys.platform == "win32", reason="needs signals of POSIX")
-def test_ctrl_c_while_kernels_run_is_delivered_after_the_step():
+def test_ctrl_c_while_kernels_run_is_delivered_after_the_step(request):
     """The signal is sent by a thread that gets the interpreter only because the kernels have released it."""
     params = draw((6_000_000,), (3,))
     optimizer = make(oxistep.optim, "Adam", params)
@@ -255,6 +255,9 @@ def test_ctrl_c_while_kernels_run_is_delivered_after_the_step():
         set_gradients(reference_params, 0)
         optimizer.step()
         reference.step()
+    # a shell that starts programs in the background has them ignore the signal
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # Whatever moment the signal comes in: the step was taken whole, or (it came before) not at all.
     steps, caught = 3, 0
     for _ in range(12):

@@ -407,9 +407,7 @@ def untouched(rows, width):
     return torch.from_numpy(np.zeros((rows, width), np.float32))
 
 
-@pytest.mark.parametrize(
-    "name, states", [("SGD", {}), ("Adagrad", ["sum"]), ("SparseAdam", ["exp_avg", "exp_avg_sq"])]
-)
+@pytest.mark.parametrize("name, states", [("SGD", {}), ("Adagrad", ["sum"]), ("SparseAdam", ["exp_avg", "exp_avg_sq"])])
 def test_a_step_touches_the_rows_that_are_named_and_no_others(name, states):
     resource = pytest.importorskip("resource", reason="counts page faults")
     rows, width, named = 1_000_000, 64, 64
