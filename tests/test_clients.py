@@ -33,6 +33,12 @@ from fifteen import (
 from scenarios import PATH, assert_same, clone, params_of, result
 
 each_dense_class = pytest.mark.parametrize("name", [name for name in KWARGS if name not in ("LBFGS", "SparseAdam")])
+# torch.distributed.optim of torch before 2.13 warns when it is imported.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
+# Old versions of torch's Adagrad make states in the constructor alone: a parameter put in afterwards never has any.
+makes_states_late = "full_like" in inspect.getsource(torch.optim.Adagrad._init_group)
+
 distributed_here = pytest.mark.skipif(
     not (distributed.is_available() and distributed.is_gloo_available()), reason="this torch is built without it"
 )
@@ -193,7 +199,10 @@ def test_deepspeed_swaps_the_groups_and_steps_each(name):
         assert torch.equal(a, draw(name)[0])
         return result(optimizer)
 
-    assert_agrees(name, scenario)
+    if name == "Adagrad" and not makes_states_late:
+        scenario(oxistep.optim)
+    else:
+        assert_agrees(name, scenario)
 
 
 @each_stepping_class
@@ -208,7 +217,10 @@ def test_fsdp_of_accelerate_swaps_parameters_wholesale(name):
         assert all(map(torch.equal, first, draw(name)))
         return result(optimizer)
 
-    assert_agrees(name, scenario)
+    if name == "Adagrad" and not makes_states_late:
+        scenario(oxistep.optim)
+    else:
+        assert_agrees(name, scenario)
 
 
 @each_stepping_class

@@ -194,6 +194,11 @@ def test_a_sparse_parameter_that_comes_to_lie_in_the_gaps_of_others():
 
 
 def test_a_flag_that_only_sparse_gradients_ask_for(way, settings):
+    if way == "clipping":
+        try:
+            torch.nn.utils.get_total_norm([torch.eye(2).to_sparse()])
+        except NotImplementedError:
+            pytest.skip("this torch knows no norm of sparse tensors")
     params, optimizer = trained(in_groups(SGD, **settings))
     trap = Trap()
     params[1].grad = params[1].grad.to_sparse()

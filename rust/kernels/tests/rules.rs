@@ -155,7 +155,8 @@ fn check(rule: impl Strategy<Value = AnyRule>) {
             })
         };
         TestRunner::new(cases(CASES)).run(&strategy, check).unwrap_or_else(|failure| panic!("{types:?}: {failure}"));
-        assert!(blunt.get() < 0.05 * steps.get(), "{types:?}: too many bounds are too wide");
+        // SparseAdam's are 0.03 on average, and scatter by 0.01
+        assert!(blunt.get() < 0.1 * steps.get(), "{types:?}: too many bounds are too wide");
     }
 }
 
