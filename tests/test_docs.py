@@ -218,18 +218,20 @@ def is_no_api(name):
     return any(name == no or name.startswith(f"{no}.") for no in NO_API)
 
 
-def public_modules():
-    """The public modules of the package whose content is ours; others are torch's modules under our name."""
+def our_modules():
+    """The modules of the package whose content is ours; others are torch's modules under our name."""
     names = ["oxistep"] + [module.name for module in pkgutil.walk_packages(oxistep.__path__, "oxistep.")]
-    names = [name for name in names if not any(part.startswith("_") for part in name.split("."))]
-    names = [name for name in names if not is_no_api(name)]
-    if importlib.util.find_spec("torch.optim.functional") is None:  # torch's own, which old versions lack
+    if importlib.util.find_spec("torch.optim.functional") is None:  # old versions of torch lack it
         names.remove("oxistep.optim.functional")
-    modules = {name: importlib.import_module(name) for name in names}
+    modules = {name: importlib.import_module(name) for name in names if not is_no_api(name)}
     return {name: module for name, module in modules.items() if module.__name__.startswith("oxistep")}
 
 
-MODULES = public_modules()
+def is_private(name):
+    return any(part.startswith("_") for part in name.split("."))
+
+
+MODULES = {name: module for name, module in our_modules().items() if not is_private(name)}
 # What a module defines itself, wherever it is; a class of torch's that we hand on is not ours to explain.
 NAMES = {
     f"{module}.{name}": value
@@ -457,10 +459,7 @@ def test_thin_docstring_is_seen():
 def examples():
     """Every docstring of ours with an example, also where a public class has it from a private one."""
     finder = doctest.DocTestFinder(exclude_empty=True)
-    names = ["oxistep"] + [module.name for module in pkgutil.walk_packages(oxistep.__path__, "oxistep.")]
-    names = [name for name in names if not is_no_api(name) and name != "oxistep._core"]
-    modules = {name: importlib.import_module(name) for name in names}
-    ours = {name: module for name, module in modules.items() if module.__name__.startswith("oxistep")}
+    ours = {name: module for name, module in our_modules().items() if name != "oxistep._core"}
     found = [test for name, module in ours.items() for test in finder.find(module, name)]
     # what is native is in no module of Python's
     natives = {name: value for name, value in NAMES.items() if inspect.isbuiltin(value)}
