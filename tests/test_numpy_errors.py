@@ -395,6 +395,16 @@ def test_views_between_each_others_elements_do_not_overlap():
     assert not number.any()
 
 
+@pytest.mark.parametrize("cut", [np.s_[::2, :], np.s_[:, :15]], ids=["rows", "columns"])
+def test_matrices_between_each_others_rows_are_refused_in_true_words(cut):
+    base = np.ones((20, 30), np.float32)
+    rest = base[1::2] if cut == np.s_[::2, :] else base[:, 15:]
+    params = [base[cut], rest]
+    with pytest.raises(ValueError, match=r"params\[1\] shares memory with .*, or lies between its rows: pass a copy"):
+        SGD(params, lr=1).step([np.ones_like(array) for array in params])
+    assert (base == 1).all()
+
+
 def test_memory_that_is_only_read_may_overlap():
     a, b, shared = np.ones(3), np.ones(3), np.ones(3)
     SGD([a, b], lr=1).step([shared, np.broadcast_to(np.ones(1), 3)])

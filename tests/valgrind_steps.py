@@ -74,7 +74,7 @@ def main():
 
     for cls in (oxistep.numpy.SGD, oxistep.numpy.Adam):
         base = np.ones((20, 30), np.float32)
-        arrays = [base[::2, ::-1], np.ones(100, np.float64), base[1::2]]
+        arrays = [base[::2, ::-1], np.ones(100, np.float64), *np.ones((9, 4), np.float32).T]
         optimizer = cls(arrays, lr=0.01)
         for _ in range(3):
             optimizer.step([np.ones_like(a) for a in arrays])
