@@ -193,7 +193,7 @@ lint: $(ENV) ## formatting, clippy and ruff, without changing anything
 	@$(NEED_CARGO)
 	cargo fmt --all --check
 	@# rustfmt leaves comments and strings as wide as they are
-	! grep -rnP --include='*.rs' '^.{121,}$$' rust
+	! LC_ALL=C grep -rnE --include='*.rs' '^.{121,}$$' rust
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

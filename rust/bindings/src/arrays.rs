@@ -203,8 +203,8 @@ pub(crate) fn accept<'py>(object: &Bound<'py, PyAny>, name: &str, write: bool) -
             PyValueError::new_err(format!("{name} is read-only, but a step changes it in place: pass a copy, .copy()"))
         }
         _ => PyValueError::new_err(format!(
-            "{name} shares memory with another array of this step, or lies between its rows: pass a copy, .copy(), of one \
-             of them"
+            "{name} shares memory with another array of this step, or lies between its rows: pass a copy, .copy(), of \
+             one of them"
         )),
     })?;
     let itemsize = dtype.itemsize();
