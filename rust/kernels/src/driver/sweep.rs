@@ -77,9 +77,12 @@ macro_rules! sweeps {
             // only a step that is too large for the caches has chunks of this length
             let far = states <= 1 && !half && n > SMALL_CHUNK + SMALL_CHUNK / 2;
             for b in 0..param.len() {
-                prefetch_block(param, b + ahead, prefetch);
-                prefetch_block(grad, b + ahead, prefetch);
-                $(prefetch_block($state.0, b + ahead, prefetch);)*
+                // what follows a small tensor is another's: bringing it near would cost as much as the tensor
+                if b + ahead < param.len() {
+                    prefetch_block(param, b + ahead, prefetch);
+                    prefetch_block(grad, b + ahead, prefetch);
+                    $(prefetch_block($state.0, b + ahead, prefetch);)*
+                }
                 if far {
                     prefetch_block(param, b + FAR_AHEAD, prefetch_far);
                     prefetch_block(grad, b + FAR_AHEAD, prefetch_far);
@@ -165,7 +168,7 @@ sweeps! {
     sweep3, unit3, each3: s0 -> wide0 -> new0, s1 -> wide1 -> new1, s2 -> wide2 -> new2; ;
 }
 
-/// Prefetches every cache line of a block, also of one beyond the end: there the thread's next chunk begins, mostly.
+/// Prefetches every cache line of a block, also of one beyond the end: after a long chunk the next mostly begins there.
 #[inline(always)]
 fn prefetch_block<T>(blocks: &[[T; BLOCK]], b: usize, prefetch: impl Fn(&[T], usize)) {
     let flat = blocks.as_flattened();
