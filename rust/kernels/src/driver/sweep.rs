@@ -12,9 +12,10 @@ const BLOCK: usize = 64;
 /// itself.
 const AHEAD: usize = 1;
 const AHEAD_HALF: usize = 4;
-/// How many blocks ahead memory is brought into the second-level cache, where there is one state or none: so few
-/// streams do not keep memory busy by themselves. With more of them the instructions cost what they gain.
-const FAR_AHEAD: usize = 10;
+/// How many bytes ahead each stream is brought into the second-level cache where a formula has two states or more: its
+/// arithmetic takes about as long as its memory, and only what was asked for that early arrives meanwhile. (A page: the
+/// hardware stops at the end of one.) With fewer states memory is kept busy as it is, and asking costs what it gains.
+const FAR_AHEAD: usize = 4096;
 
 /// One formula over one chunk: what is compiled once per SIMD level.
 pub(crate) struct Sweep<'a, F, P, G, S> {
@@ -75,18 +76,18 @@ macro_rules! sweeps {
             let ahead = if half { AHEAD_HALF } else { AHEAD };
             let states = <[&str]>::len(&[$(stringify!($state)),*]);
             // only a step that is too large for the caches has chunks of this length
-            let far = states <= 1 && !half && n > SMALL_CHUNK + SMALL_CHUNK / 2;
+            let far = states >= 2 && n > SMALL_CHUNK + SMALL_CHUNK / 2;
             for b in 0..param.len() {
+                if far {
+                    prefetch_far_block(param, b);
+                    prefetch_far_block(grad, b);
+                    $(prefetch_far_block($state.0, b);)*
+                }
                 // what follows a small tensor is another's: bringing it near would cost as much as the tensor
-                if b + ahead < param.len() {
+                if (half || !far) && b + ahead < param.len() {
                     prefetch_block(param, b + ahead, prefetch);
                     prefetch_block(grad, b + ahead, prefetch);
                     $(prefetch_block($state.0, b + ahead, prefetch);)*
-                }
-                if far {
-                    prefetch_block(param, b + FAR_AHEAD, prefetch_far);
-                    prefetch_block(grad, b + FAR_AHEAD, prefetch_far);
-                    $(prefetch_block($state.0, b + FAR_AHEAD, prefetch_far);)*
                 }
                 if !(V::CONVERTS && half) {
                     $each::<P, G, S, A>(update, factor, &mut param[b], &grad[b], $(&mut $state.0[b],)*);
@@ -166,6 +167,12 @@ sweeps! {
     sweep1, unit1, each1: s0 -> wide0 -> new0; s1, s2;
     sweep2, unit2, each2: s0 -> wide0 -> new0, s1 -> wide1 -> new1; s2;
     sweep3, unit3, each3: s0 -> wide0 -> new0, s1 -> wide1 -> new1, s2 -> wide2 -> new2; ;
+}
+
+/// Asks for the block that lies [`FAR_AHEAD`] of block `b`.
+#[inline(always)]
+fn prefetch_far_block<T>(blocks: &[[T; BLOCK]], b: usize) {
+    prefetch_block(blocks, b + FAR_AHEAD / size_of::<[T; BLOCK]>(), prefetch_far);
 }
 
 /// Prefetches every cache line of a block, also of one beyond the end: after a long chunk the next mostly begins there.
