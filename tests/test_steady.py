@@ -104,7 +104,7 @@ def test_a_storage_that_was_shrunk_is_seen_at_every_step(what, make):
 
 
 @tells_storages
-def test_a_learning_rate_computed_with_numpy_keeps_the_short_way(monkeypatch):
+def test_a_learning_rate_computed_with_numpy_or_torch_keeps_the_short_way(monkeypatch):
     """On the long way every parameter is asked for `.grad`; of one that is no leaf, and has none, torch warns."""
     shown = []
     monkeypatch.setattr(warnings, "showwarning", lambda message, *_: shown.append(message))
@@ -123,10 +123,12 @@ def test_a_learning_rate_computed_with_numpy_keeps_the_short_way(monkeypatch):
                 optimizer.step()
         return len(shown), p.tolist()
 
-    assert warned(torch.tensor)[0] == 3
+    assert warned(np.float32)[0] == 3
     expected = warned(float)
     assert expected[0] == 0
     assert warned(np.float64) == expected
+    assert warned(torch.tensor) == expected  # powers of two are the same in float32
+    assert warned(lambda lr: torch.tensor([lr], dtype=torch.float64)) == expected
 
 
 def test_the_collector_is_as_it_was():
@@ -257,6 +259,27 @@ def test_gradients_that_only_torch_holds():
             optimizer.step()
     for p, q in zip(ours[0], theirs[0], strict=True):
         torch.testing.assert_close(p, q)
+
+
+@tells_storages
+@pytest.mark.parametrize("make", [SGD, Adam])
+def test_no_python_objects_are_made_for_gradients(make):
+    """They are read as torch keeps them; asking for `.grad` would make an object of each, which torch then keeps."""
+
+    def tensors():
+        gc.collect()
+        return sum(type(x) is torch.Tensor for x in gc.get_objects())
+
+    params = [torch.nn.Parameter(torch.ones(5)) for _ in range(20)]
+    optimizer = make(params)
+    for step in range(6):
+        optimizer.zero_grad()
+        sum((p * 3).sum() for p in params).backward()
+        before = tensors()
+        optimizer.step()
+        if step > 2:
+            assert tensors() == before
+    assert params[0].grad is not None and tensors() == before + 1  # what is counted does count
 
 
 @pytest.mark.parametrize("limit", [1e-3, 1e9])

@@ -7,6 +7,8 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyString, PyTuple, PyType};
 
+use crate::tensors::{DType, Torch};
+
 /// Python strings made once, for looking names up in dicts.
 #[derive(Default)]
 pub(crate) struct Keys(Vec<(&'static str, Py<PyString>)>);
@@ -32,9 +34,15 @@ pub(crate) struct Group<'a, 'py> {
     pub(crate) single_lr: bool,
     /// Set when a value turns out to be an object of which reading may run Python code.
     pub(crate) foreign: bool,
+    /// Reads an `lr` that is a plain tensor without running Python code. Not while a torch function mode is active.
+    pub(crate) torch: Option<&'a Torch>,
 }
 
-impl<'py> Group<'_, 'py> {
+impl<'a, 'py> Group<'a, 'py> {
+    pub(crate) fn of(values: &'a Bound<'py, PyDict>, keys: &'a mut Keys) -> Self {
+        Self { values, keys, lr: None, single_lr: false, foreign: false, torch: None }
+    }
+
     /// The value under `key`, if there is one.
     pub(crate) fn find(&mut self, key: &'static str) -> PyResult<Option<Bound<'py, PyAny>>> {
         self.values.get_item(self.keys.get(self.values.py(), key))
@@ -115,6 +123,11 @@ impl Hyperparameters for Group<'_, '_> {
             Some(lr) if key == "lr" => Ok(lr),
             _ => {
                 let value = self.value(key)?;
+                let plain = self.torch.filter(|_| key == "lr").and_then(|torch| torch.read_number(&value));
+                if let Some((lr, dtype)) = plain {
+                    self.single_lr = dtype != DType::F64;
+                    return Ok(lr);
+                }
                 let foreign = !is_number(&value);
                 self.foreign |= foreign;
                 if key == "lr" && foreign {

@@ -6,7 +6,7 @@
 //! prefetch.
 #![allow(unsafe_code)]
 
-use oxistep_kernels::simd::prefetch_address;
+use oxistep_kernels::simd::prefetch_far_address;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -73,16 +73,17 @@ impl Nearby {
         [object, tensor + size_of::<usize>() * VERSION_WORD, self.version]
     }
 
-    /// Asks for all that looking the parameter up touches to be brought near.
+    /// Asks for all that looking the parameter up touches to be brought near: into the second-level cache, since of so
+    /// many lines at a time most would wait for a place in the queue of the first.
     #[inline]
     pub(crate) fn prefetch(&self) {
         let [entry, table] = self.entry;
         let lines = [entry, table, table + 64, table + 128, self.autograd, self.autograd + 64, self.counter];
-        lines.into_iter().for_each(prefetch_address);
-        for [object, tensor, storage] in self.tensors {
+        lines.into_iter().for_each(prefetch_far_address);
+        for [object, tensor, storage] in self.tensors.into_iter().take_while(|[object, ..]| *object != 0) {
             // torch's tensor object is three cache lines long, its storage object two
             let lines = [object, tensor, tensor + 64, tensor + 128, storage, storage + 64];
-            lines.into_iter().for_each(prefetch_address);
+            lines.into_iter().for_each(prefetch_far_address);
         }
     }
 }

@@ -43,7 +43,7 @@ use versions::Versions;
 use watch::Watch;
 
 /// How many items ahead is prefetched what the last step touched.
-const ITEMS_AHEAD: usize = 3;
+const ITEMS_AHEAD: usize = 4;
 
 /// Looks up and runs the native steps of one optimizer.
 #[pyclass(module = "oxistep._core", weakref)]
@@ -319,7 +319,7 @@ impl Plan {
             let params = params
                 .cast_into::<PyList>()
                 .or_else(|other| PyList::new(py, other.into_inner().try_iter()?.collect::<PyResult<Vec<_>>>()?))?;
-            let mut group = Group { values: &values, keys: &mut self.keys, lr: None, single_lr: false, foreign: false };
+            let mut group = Group::of(&values, &mut self.keys);
             let rule = read_rule(&mut group, self.kind)?;
             let single_lr = group.single_lr;
             self.foreign |= group.foreign;

@@ -10,7 +10,7 @@ use std::ffi::c_void;
 use oxistep_kernels::{Layout, Precision, STREAMS, Slice, SliceMut, bf16, f16};
 use pyo3::exceptions::{PyImportError, PyRuntimeError};
 use pyo3::prelude::*;
-use pyo3::types::{PyCapsule, PyCapsuleMethods, PyString, PyType};
+use pyo3::types::{PyBool, PyCapsule, PyCapsuleMethods, PyString, PyType};
 
 use crate::dlpack;
 use crate::gradient::{CppGrads, GradAttribute};
@@ -483,6 +483,22 @@ impl Torch {
         let described = self.describe_bits(object)?;
         let suspicious = described.whole.is_some() && described.may_be_lazy();
         if suspicious && is_lazy(object, described.memory.complex) { Err(Unfit::Lazy) } else { Ok(described) }
+    }
+
+    /// The value and dtype of a plain tensor of one element that requires no gradient; `None` for all else, and where
+    /// torch does not tell storages. Runs no Python code where no torch function mode is active.
+    pub(crate) fn read_number(&self, object: &Bound<'_, PyAny>) -> Option<(f64, DType)> {
+        if !self.is_plain(object) {
+            return None;
+        }
+        let requires_grad = object.getattr(pyo3::intern!(object.py(), "requires_grad")).ok()?;
+        if !requires_grad.is(PyBool::new(object.py(), false)) {
+            return None;
+        }
+        let Described { memory, whole, .. } = self.describe_values(object).ok()?;
+        whole?; // where storages are not known, one that was shrunk is for torch to find
+        // SAFETY: described just now, inside its storage; nothing has run since.
+        unsafe { memory.read_scalar() }.map(|x| (x, memory.dtype))
     }
 
     /// Describes what stands in a tensor's memory, whether or not its elements stand for their negatives or conjugates.

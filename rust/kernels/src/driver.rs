@@ -24,7 +24,7 @@ use crate::layout::{Layout, STREAMS};
 use crate::pool::{Panic, Pool, Serial, for_each};
 use crate::rule::{Formula, MAX_STATES, Visitor};
 use crate::rules::Constants;
-use crate::simd::{Level, prefetch_address};
+use crate::simd::{Level, prefetch_far_address};
 
 /// Elements of a chunk: small enough to share a step evenly between threads, large enough that handing one out costs
 /// nothing. A multiple of the cache line for every type.
@@ -205,7 +205,7 @@ impl Place {
     #[inline]
     fn prefetch(&self) {
         for stream in self.streams {
-            (0..self.lines).for_each(|line| prefetch_address(stream + 64 * line));
+            (0..self.lines).for_each(|line| prefetch_far_address(stream + 64 * line));
         }
     }
 }

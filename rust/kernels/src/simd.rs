@@ -164,17 +164,23 @@ pub fn prefetch<T>(slice: &[T], index: usize) {
     prefetch_address(slice.as_ptr().wrapping_add(index) as usize);
 }
 
-/// As [`prefetch`], but no nearer than the second-level cache: for what is wanted later.
+/// As [`prefetch_address`], but no nearer than the second-level cache: for what is wanted later, and for much at a time.
 #[inline(always)]
-pub fn prefetch_far<T>(slice: &[T], index: usize) {
+pub fn prefetch_far_address(address: usize) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         // SAFETY: a prefetch reads nothing and cannot fault, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(slice.as_ptr().wrapping_add(index).cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address as *const i8) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (slice, index);
+    let _ = address;
+}
+
+/// As [`prefetch`], but no nearer than the second-level cache.
+#[inline(always)]
+pub fn prefetch_far<T>(slice: &[T], index: usize) {
+    prefetch_far_address(slice.as_ptr().wrapping_add(index) as usize);
 }
 
 /// The calling thread's treatment of denormal numbers (`torch.set_flush_denormal` is per thread).

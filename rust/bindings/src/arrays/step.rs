@@ -22,8 +22,7 @@ use crate::threads::with_pool;
 #[pyfunction]
 pub(crate) fn rule_states(rule: &str, group: &Bound<'_, PyDict>) -> PyResult<Vec<&'static str>> {
     let mut keys = Keys::default();
-    let (rule, _) =
-        Group { values: group, keys: &mut keys, lr: Some(0.0), single_lr: false, foreign: false }.read(kind(rule)?)?;
+    let (rule, _) = Group { lr: Some(0.0), ..Group::of(group, &mut keys) }.read(kind(rule)?)?;
     Ok(rule.states().to_vec())
 }
 
@@ -60,8 +59,7 @@ pub(crate) fn step_arrays(
         let (grads, states) = (list(Some(grads.get_item(g)?), "grads")?, list(Some(state.get_item(g)?), "state")?);
         same_length(&format!("grads[{g}]"), grads.len(), "its params", params.len())?;
         same_length(&format!("state[{g}]"), states.len(), "its params", params.len())?;
-        let rule =
-            Group { values: &values, keys: &mut keys, lr: Some(lr), single_lr: false, foreign: false }.read(kind)?;
+        let rule = Group { lr: Some(lr), ..Group::of(&values, &mut keys) }.read(kind)?;
         rules.push(rule);
         for (i, ((param, grad), entry)) in params.iter().zip(&grads).zip(&states).enumerate() {
             if grad.is_none() {

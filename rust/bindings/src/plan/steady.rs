@@ -11,6 +11,7 @@
 //! step uses alive where the interpreter is released.
 #![allow(unsafe_code)]
 
+use oxistep_kernels::pool::Serial;
 use oxistep_kernels::simd::Level;
 use oxistep_kernels::{AnyRule, MAX_SCALARS, MAX_STATES, Precision, Scalars, Step, Tensors, driver};
 use pyo3::ffi;
@@ -168,7 +169,7 @@ impl Plan {
             }
             let Some(params) = values.get_item(pyo3::intern!(py, "params"))? else { return Ok(false) };
             let Ok(params) = params.cast_into::<PyList>() else { return Ok(false) };
-            let mut group = Group { values: &values, keys: &mut self.keys, lr: None, single_lr: false, foreign: false };
+            let mut group = Group { torch: Some(torch), ..Group::of(&values, &mut self.keys) };
             let Ok((rule, factor)) = read_rule(&mut group, self.kind)? else { return Ok(false) };
             if group.foreign {
                 return Ok(false);
@@ -359,8 +360,12 @@ impl Plan {
         fault::point("steady versions")?;
         self.count_versions(py)?;
         drop(rests);
-        let mut run = || with_pool(|pool| step.run(pool, Level::current()));
-        let done = if self.steady.large { py.detach(&mut run) } else { run() };
+        let level = Level::current();
+        let done = if self.steady.large {
+            py.detach(|| with_pool(|pool| step.run(pool, level)))
+        } else {
+            step.run(&Serial, level) // as it would with any pool, which would have to be asked for
+        };
         for (memory, value) in &self.steady.counters {
             // SAFETY: as for the slices in `gather_one`.
             unsafe { memory.write_scalar(*value) };

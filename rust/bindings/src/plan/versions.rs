@@ -1,6 +1,6 @@
 //! Counting, for autograd, the versions of the parameters that a step writes.
 
-use oxistep_kernels::simd::prefetch_address;
+use oxistep_kernels::simd::prefetch_far_address;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::PyList;
@@ -54,7 +54,7 @@ impl Versions {
         let mut next = nearby.chunks(BATCH).skip(1);
         for batch in &self.batches {
             for nearby in next.next().unwrap_or_default() {
-                nearby.version().into_iter().for_each(prefetch_address);
+                nearby.version().into_iter().for_each(prefetch_far_address);
             }
             increment.call1((batch,))?;
         }
