@@ -8,14 +8,14 @@ use crate::simd::{Simd, UNIT, Vectorized, prefetch, prefetch_far};
 /// Elements of a block: the inner loop, of constant length, between two rounds of prefetching.
 const BLOCK: usize = 64;
 /// How many blocks ahead memory is brought into the first-level cache. Few lines can be on their way there at once, and
-/// the hardware sees the streams too: further ahead only for half types, whose arithmetic keeps it from looking ahead
-/// itself.
+/// the hardware sees the streams too: further ahead only for half types with states, whose arithmetic keeps it from
+/// looking ahead itself.
 const AHEAD: usize = 1;
 const AHEAD_HALF: usize = 4;
-/// How many bytes ahead each stream is brought into the second-level cache where a formula has two states or more: its
-/// arithmetic takes about as long as its memory, and only what was asked for that early arrives meanwhile. (A page: the
-/// hardware stops at the end of one.) With fewer states memory is kept busy as it is, and asking costs what it gains.
-const FAR_AHEAD: usize = 4096;
+/// How many bytes ahead each stream is brought into the second-level cache: far enough that what is asked for arrives
+/// behind arithmetic that takes as long as its memory, and that the end of a page, where the hardware stops, is seen in
+/// time.
+const FAR_AHEAD: usize = 2560;
 
 /// One formula over one chunk: what is compiled once per SIMD level.
 pub(crate) struct Sweep<'a, F, P, G, S> {
@@ -73,10 +73,12 @@ macro_rules! sweeps {
             let (grad, grad_tail) = grad[..n].as_chunks::<BLOCK>();
             $(let $state = $state[..n].as_chunks_mut::<BLOCK>();)*
             let half = P::HALF || G::HALF || S::HALF;
-            let ahead = if half { AHEAD_HALF } else { AHEAD };
             let states = <[&str]>::len(&[$(stringify!($state)),*]);
+            let ahead = if half && states > 0 { AHEAD_HALF } else { AHEAD };
             // only a step that is too large for the caches has chunks of this length
-            let far = states >= 2 && n > SMALL_CHUNK + SMALL_CHUNK / 2;
+            let far = (states >= 2 || !half) && n > SMALL_CHUNK + SMALL_CHUNK / 2;
+            // with many streams the first level is served by the second; half types gain by both
+            let near = half || states <= 1 || !far;
             for b in 0..param.len() {
                 if far {
                     prefetch_far_block(param, b);
@@ -84,7 +86,7 @@ macro_rules! sweeps {
                     $(prefetch_far_block($state.0, b);)*
                 }
                 // what follows a small tensor is another's: bringing it near would cost as much as the tensor
-                if (half || !far) && b + ahead < param.len() {
+                if near && b + ahead < param.len() {
                     prefetch_block(param, b + ahead, prefetch);
                     prefetch_block(grad, b + ahead, prefetch);
                     $(prefetch_block($state.0, b + ahead, prefetch);)*
