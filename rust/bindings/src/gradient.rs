@@ -9,21 +9,23 @@ use std::ffi::{c_int, c_void};
 
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::PyType;
+use pyo3::types::{PyString, PyType};
 
 use crate::shim::{Shim, TensorRef};
 use crate::threads::torch_library;
 
-/// The descriptor of `.grad`, and the function it is made of.
-pub(crate) struct GradAttribute {
+/// The descriptor of an attribute of torch's tensors, such as `.grad`, and the function it is made of.
+pub(crate) struct Attribute {
+    name: Py<PyString>,
     descriptor: Py<PyAny>,
     get: ffi::descrgetfunc,
 }
 
-impl GradAttribute {
+impl Attribute {
     /// Looks it up; `None` if it is anything but a descriptor of C functions.
-    pub(crate) fn new(parameter: &Bound<'_, PyType>) -> Option<Self> {
-        let descriptor = parameter.getattr("grad").ok()?;
+    pub(crate) fn new(parameter: &Bound<'_, PyType>, name: &str) -> Option<Self> {
+        let name = PyString::intern(parameter.py(), name);
+        let descriptor = parameter.getattr(&name).ok()?;
         let kind = parameter.py().import("types").ok()?.getattr("GetSetDescriptorType").ok()?;
         if !descriptor.get_type().is(&kind) {
             return None;
@@ -33,24 +35,24 @@ impl GradAttribute {
             let get = ffi::PyType_GetSlot(descriptor.get_type_ptr(), ffi::Py_tp_descr_get);
             std::mem::transmute::<*mut std::ffi::c_void, Option<ffi::descrgetfunc>>(get)?
         };
-        Some(Self { descriptor: descriptor.unbind(), get })
+        Some(Self { name: name.unbind(), descriptor: descriptor.unbind(), get })
     }
 
     /// Whether the class still has this descriptor: somebody may have put another in its place.
     pub(crate) fn holds(&self, parameter: &Bound<'_, PyType>) -> bool {
-        let now = parameter.getattr(pyo3::intern!(parameter.py(), "grad"));
+        let now = parameter.getattr(self.name.bind(parameter.py()));
         now.is_ok_and(|now| now.is(&self.descriptor))
     }
 
-    /// The gradient of a tensor whose class is exactly Tensor or Parameter.
+    /// What it is for a tensor whose class is exactly Tensor or Parameter.
     #[inline]
     pub(crate) fn of<'py>(&self, tensor: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         // SAFETY: the function is the descriptor's own, and compares the object's class with its own before it reads
         // it; a reference or an exception comes back.
         unsafe {
             let class = tensor.get_type_ptr().cast();
-            let grad = (self.get)(self.descriptor.as_ptr(), tensor.as_ptr(), class);
-            Bound::from_owned_ptr_or_err(tensor.py(), grad)
+            let value = (self.get)(self.descriptor.as_ptr(), tensor.as_ptr(), class);
+            Bound::from_owned_ptr_or_err(tensor.py(), value)
         }
     }
 }

@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyCapsule, PyCapsuleMethods, PyString, PyType};
 
 use crate::dlpack;
-use crate::gradient::{CppGrads, GradAttribute};
+use crate::gradient::{Attribute, CppGrads};
 use crate::shim::{Answer, Shim, TensorRef};
 
 /// Storage types of tensors that kernels can read or write.
@@ -286,7 +286,8 @@ pub(crate) struct Torch {
     parameter: Py<PyType>,
     describe: dlpack::DescribeFn,
     shim: Option<Shim>,
-    grad: Option<GradAttribute>,
+    grad: Option<Attribute>,
+    requires_grad: Option<Attribute>,
     cpp_grads: Option<CppGrads>,
     function_modes: Py<PyAny>,
 }
@@ -315,11 +316,12 @@ impl Torch {
         };
         let shim = Shim::new(&torch, &tensor);
         let describe = describe.ok_or_else(too_old)?;
-        let grad = GradAttribute::new(&parameter);
+        let grad = Attribute::new(&parameter, "grad");
+        let requires_grad = Attribute::new(&parameter, "requires_grad");
         let cpp_grads = shim.as_ref().and_then(|shim| CppGrads::new(&torch, shim));
         let function_modes = torch.getattr("_C")?.getattr("_len_torch_function_stack")?.unbind();
         let (tensor, parameter) = (tensor.unbind(), parameter.unbind());
-        Ok(Self { tensor, parameter, describe, shim, grad, cpp_grads, function_modes })
+        Ok(Self { tensor, parameter, describe, shim, grad, requires_grad, cpp_grads, function_modes })
     }
 
     /// Whether the class is exactly Tensor or Parameter: subclasses may keep their elements elsewhere.
@@ -332,7 +334,7 @@ impl Torch {
     }
 
     /// What reads `.grad` of plain tensors without running Python code; `None` while something might be in its way.
-    pub(crate) fn grad_attribute(&self, py: Python<'_>) -> PyResult<Option<&GradAttribute>> {
+    pub(crate) fn grad_attribute(&self, py: Python<'_>) -> PyResult<Option<&Attribute>> {
         let no_mode = self.function_modes.call0(py)?.extract::<usize>(py)? == 0;
         Ok(self.grad.as_ref().filter(|grad| no_mode && grad.holds(self.parameter.bind(py))))
     }
@@ -491,7 +493,8 @@ impl Torch {
         if !self.is_plain(object) {
             return None;
         }
-        let requires_grad = object.getattr(pyo3::intern!(object.py(), "requires_grad")).ok()?;
+        // torch's own function, whatever stands in the class now
+        let requires_grad = self.requires_grad.as_ref()?.of(object).ok()?;
         if !requires_grad.is(PyBool::new(object.py(), false)) {
             return None;
         }
