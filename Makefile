@@ -137,7 +137,7 @@ readme-table: ## the table of README.md from a file of results: make readme-tabl
 	$(PY) docs/readme_table.py $(RESULTS) README.md
 
 .PHONY: soak
-soak: $(INSTALLED) ## a long run, about an hour: does memory stay where it is? SOAK_ARGS='--scale 0.1' is a tenth
+soak: $(INSTALLED) ## a long run, some ten minutes: does memory stay where it is? SOAK_ARGS='--scale 0.1' is a tenth
 	@mkdir -p $(OUTSIDE)
 	cd $(OUTSIDE) && $(PY) $(CURDIR)/benches/soak.py $(SOAK_ARGS)
 

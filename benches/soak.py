@@ -164,7 +164,7 @@ def same_when_resumed(steps: int) -> bool:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", type=float, default=1.0, help="part of the load (default: 1, about an hour)")
+    parser.add_argument("--scale", type=float, default=1.0, help="part of the load (default: 1, some ten minutes)")
     parser.add_argument("--tolerance", type=float, default=8.0, help="MiB that memory may grow by (default: 8)")
     parser.add_argument(
         "--looks", type=int, default=40, help="how often memory is looked at in each part (default: 40)"

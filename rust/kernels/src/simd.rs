@@ -164,7 +164,7 @@ pub fn prefetch<T>(slice: &[T], index: usize) {
     prefetch_address(slice.as_ptr().wrapping_add(index) as usize);
 }
 
-/// As [`prefetch_address`], but no nearer than the second-level cache: for what is wanted later, and for much at a time.
+/// As [`prefetch_address`], but no nearer than the second-level cache: for what is wanted later, or much at a time.
 #[inline(always)]
 pub fn prefetch_far_address(address: usize) {
     #[cfg(target_arch = "x86_64")]
