@@ -76,7 +76,7 @@ VALGRIND := valgrind --error-exitcode=9 --quiet --num-callers=30 --suppressions=
 NEED_VALGRIND := command -v valgrind >/dev/null || { echo "valgrind is missing (Debian: apt-get install valgrind)" >&2; exit 1; }
 
 .PHONY: valgrind
-valgrind: $(INSTALLED) ## a program of steps, and the Rust tests, under valgrind's memcheck (half an hour)
+valgrind: $(INSTALLED) ## a program of steps, and the Rust tests, under valgrind's memcheck (twenty minutes)
 	@$(NEED_LINUX)
 	@$(NEED_VALGRIND)
 	@mkdir -p $(OUTSIDE)
