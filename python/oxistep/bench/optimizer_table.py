@@ -24,7 +24,8 @@ class Optimizer:
     """A class of torch.optim with its arguments.
 
     `states` counts the state arrays as large as the parameter. A step reads parameter, gradient and
-    states, and writes parameter and states; `streams` is None where it does more than that.
+    states, and writes parameter and states; `unread` counts those that oxistep's overwrites without
+    reading them. `streams` is None where a step does more than that.
     """
 
     torch_class: str
@@ -33,10 +34,11 @@ class Optimizer:
     elementwise: bool = True
     clip: Clip | None = None
     checked_steps: int = 3
+    unread: int = 0
 
     @property
     def streams(self) -> int | None:
-        return 3 + 2 * self.states if self.elementwise and self.clip is None else None
+        return 3 + 2 * self.states - self.unread if self.elementwise and self.clip is None else None
 
     def has(self, argument: str) -> bool:
         import torch  # not above: helps list the table where torch is missing
@@ -59,7 +61,8 @@ OPTIMIZERS: dict[str, Optimizer] = {
     # its first five steps take another formula
     "RAdam": Optimizer("RAdam", 2, checked_steps=6),
     "Adamax": Optimizer("Adamax", 2),
-    "ASGD": Optimizer("ASGD", 1),
+    # its average is a copy of the parameter until step t0
+    "ASGD": Optimizer("ASGD", 1, unread=1),
     "Rprop": Optimizer("Rprop", 2),
     "SparseAdam": Optimizer("SparseAdam", 2),
     "Adafactor": Optimizer("Adafactor", 0, elementwise=False),

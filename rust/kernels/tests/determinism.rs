@@ -9,6 +9,7 @@ use common::{COMBINATIONS, Parameter, Random, TYPES, Types, Values, cases, every
 use oxistep_kernels::AnyRule;
 use oxistep_kernels::driver::{SERIAL, zero};
 use oxistep_kernels::pool::{Pool, Rayon, Serial};
+use oxistep_kernels::rules::sgd::Sgd;
 use oxistep_kernels::simd::Level;
 use proptest::prelude::*;
 
@@ -116,6 +117,28 @@ fn every_pool_gives_the_same_bits() {
             for pool in POOLS {
                 let found = difference(&expected, &outcome(&parameters, pool, Level::best()));
                 assert_eq!(found, None, "{rule:?} {types:?} {} threads", pool.threads());
+            }
+        }
+    }
+}
+
+/// Every variant of every rule in every combination of types: a step that is too large for the caches has longer chunks,
+/// asks for memory further ahead, and may write past the caches.
+#[test]
+fn a_large_step_gives_the_same_bits() {
+    let sgd = AnyRule::Sgd(Sgd { lr: 0.1, momentum: 0.0, dampening: 0.0, weight_decay: 0.0, nesterov: false });
+    let large = Parameter::new(sgd, COMBINATIONS[1], 1024 * 1024, Values::Scaled, &mut Random(3));
+    let mut beside = vec![large];
+    for rule in every_rule() {
+        for types in COMBINATIONS {
+            let own = parameters(&[rule], types, &[20_001, 20_001], Values::Any, 4);
+            let expected = outcome(&own, &Serial, Level::Baseline);
+            for level in levels() {
+                beside.splice(1.., own.iter().cloned());
+                update(&mut beside, &Rayon { threads: 2 }, level);
+                update(&mut beside, &Rayon { threads: 2 }, level);
+                let bits: Vec<_> = beside[1..].iter().map(Parameter::bits).collect();
+                assert_eq!(difference(&expected, &bits), None, "{rule:?} {types:?} {level:?}");
             }
         }
     }

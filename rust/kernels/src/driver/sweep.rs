@@ -1,9 +1,11 @@
 //! The innermost loop: one formula over slices of numbers.
 
+use std::any::Any;
+
 use super::SMALL_CHUNK;
 use crate::element::{Element, Real};
 use crate::rule::{Formula, MAX_STATES, States};
-use crate::simd::{Simd, UNIT, Vectorized, prefetch, prefetch_far};
+use crate::simd::{Simd, Streaming, UNIT, Vectorized, prefetch, prefetch_far};
 
 /// Elements of a block: the inner loop, of constant length, between two rounds of prefetching.
 const BLOCK: usize = 64;
@@ -38,6 +40,9 @@ where
         let Self { formula, factor, param, grad, states: [s0, s1, s2] } = self;
         let update = formula.formula::<P::Arith>();
         let factor = P::Arith::of(factor);
+        if F::STATE_IS_PARAM && F::STATES == 1 && beyond_caches(param.len()) {
+            return copying::<P, G, S, P::Arith, _>(simd, &update, factor, param, grad, s0);
+        }
         match F::STATES {
             0 => sweep0::<P, G, S, P::Arith, _>(simd, &update, factor, param, grad),
             1 => sweep1::<P, G, S, P::Arith, _>(simd, &update, factor, param, grad, s0),
@@ -75,8 +80,7 @@ macro_rules! sweeps {
             let half = P::HALF || G::HALF || S::HALF;
             let states = <[&str]>::len(&[$(stringify!($state)),*]);
             let ahead = if half && states > 0 { AHEAD_HALF } else { AHEAD };
-            // only a step that is too large for the caches has chunks of this length
-            let far = (states >= 2 || !half) && n > SMALL_CHUNK + SMALL_CHUNK / 2;
+            let far = (states >= 2 || !half) && beyond_caches(n);
             // with many streams the first level is served by the second; half types gain by both
             let near = half || states <= 1 || !far;
             for b in 0..param.len() {
@@ -169,6 +173,46 @@ sweeps! {
     sweep1, unit1, each1: s0 -> wide0 -> new0; s1, s2;
     sweep2, unit2, each2: s0 -> wide0 -> new0, s1 -> wide1 -> new1; s2;
     sweep3, unit3, each3: s0 -> wide0 -> new0, s1 -> wide1 -> new1, s2 -> wide2 -> new2; ;
+}
+
+/// A formula whose one state becomes the parameter. Written past the caches, right after its block of the parameter, the
+/// state costs one transfer instead of two. (The blocks do without prefetching: with three streams left it gains nothing.)
+#[inline(always)]
+fn copying<P, G, S, A, V: Simd>(
+    simd: V,
+    update: &impl Fn(A, A, States<A>) -> (A, States<A>),
+    factor: A,
+    param: &mut [P],
+    grad: &[G],
+    state: &mut [S],
+) where
+    P: Element<Arith = A>,
+    G: Element<Arith = A>,
+    S: Element<Arith = A>,
+    A: Real,
+{
+    let n = param.len();
+    let (param, param_tail) = param.as_chunks_mut::<BLOCK>();
+    let (grad, grad_tail) = grad[..n].as_chunks::<BLOCK>();
+    let (state, state_tail) = state[..n].as_chunks_mut::<BLOCK>();
+    let streaming = Streaming::begin();
+    for ((param, grad), state) in param.iter_mut().zip(grad).zip(state) {
+        match (state as &mut dyn Any).downcast_mut::<[P; BLOCK]>() {
+            Some(state) => {
+                sweep0::<P, G, S, A, V>(simd, update, factor, param, grad);
+                streaming.copy(param, state);
+            }
+            // of another type, it may keep digits that the parameter has not
+            None => sweep1::<P, G, S, A, V>(simd, update, factor, param, grad, state),
+        }
+    }
+    sweep1::<P, G, S, A, V>(simd, update, factor, param_tail, grad_tail, state_tail);
+}
+
+/// Whether a chunk is of a step that is too large for the caches: only those are this long.
+#[inline(always)]
+fn beyond_caches(chunk: usize) -> bool {
+    chunk > SMALL_CHUNK + SMALL_CHUNK / 2
 }
 
 /// Asks for the block that lies [`FAR_AHEAD`] of block `b`.

@@ -82,6 +82,7 @@ struct Variant<const AVERAGE: bool, const DECAY: bool>(Constants);
 
 impl<const AVERAGE: bool, const DECAY: bool> Formula for Variant<AVERAGE, DECAY> {
     const STATES: usize = 1;
+    const STATE_IS_PARAM: bool = !AVERAGE;
 
     #[inline(always)]
     fn formula<A: Real>(&self) -> impl Fn(A, A, States<A>) -> (A, States<A>) {
