@@ -170,7 +170,8 @@ pub trait Rule: Copy + Send + Sync + Sized {
 pub trait Formula: Copy + Send + Sync {
     /// How many state arrays this variant reads and writes.
     const STATES: usize;
-    /// Whether the formula leaves the new parameter in its one state, whatever was there: a large step need not read that.
+    /// Whether the formula leaves the new parameter in its one state, whatever was there: a large step need not read
+    /// that.
     const STATE_IS_PARAM: bool = false;
 
     /// Rounds the constants to the arithmetic type, once, and returns the formula for one element:

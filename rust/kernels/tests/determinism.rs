@@ -122,8 +122,8 @@ fn every_pool_gives_the_same_bits() {
     }
 }
 
-/// Every variant of every rule in every combination of types: a step that is too large for the caches has longer chunks,
-/// asks for memory further ahead, and may write past the caches.
+/// Every variant of every rule in every combination of types: a step that is too large for the caches has longer
+/// chunks, asks for memory further ahead, and may write past the caches.
 #[test]
 fn a_large_step_gives_the_same_bits() {
     let sgd = AnyRule::Sgd(Sgd { lr: 0.1, momentum: 0.0, dampening: 0.0, weight_decay: 0.0, nesterov: false });
