@@ -12,6 +12,7 @@ from functools import partial
 import torch
 
 from oxistep import _core
+from oxistep.optim._native import zeros
 
 from .paired import Step
 
@@ -38,13 +39,7 @@ def native_probe(array_bytes: int, states: int) -> tuple[Step, int] | None:
     # float32 whatever the cell's dtype: it is bytes that count.
     elements = total // (2 + states) // 4
     parameter, gradient = (torch.ones(elements) for _ in range(2))
-    kept = [_zeros(elements) for _ in range(states)]
+    parameter.grad = gradient
+    kept = [zeros(parameter) for _ in range(states)]
     step = partial(_core.probe, parameter.numpy(), gradient.numpy(), [state.numpy() for state in kept])
     return step, (3 + 2 * states) * 4 * elements
-
-
-def _zeros(elements: int) -> torch.Tensor:
-    state = torch.empty(elements)
-    if not _core.zero_large(state):
-        state.zero_()
-    return state

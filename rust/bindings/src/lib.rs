@@ -25,6 +25,7 @@ mod lbfgs;
 mod muon;
 mod nearby;
 mod pages;
+mod placement;
 mod plan;
 mod probe;
 mod processor;
@@ -57,6 +58,8 @@ mod _core {
     use super::muon::{muon_momentum, muon_unfit, muon_update};
     #[pymodule_export]
     use super::pages::zero_large;
+    #[pymodule_export]
+    use super::placement::in_the_way;
     #[pymodule_export]
     use super::plan::Plan;
     #[pymodule_export]
