@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from oxistep import _core
+from oxistep import _core, optim
 from oxistep.optim import _native
 
 FLOAT = 4
-LARGE = 8 * 2**20 // FLOAT  # elements of the smallest state that is placed
+LARGE = 8 * 2**20 // FLOAT  # elements of the smallest state on large pages
 ALIGNED = 2**28
 
 
@@ -41,7 +41,7 @@ def test_any_of_the_tensors_counts(tensor_at):
 
 
 def test_states_made_for_the_same_parameter_count(tensor_at):
-    p, other = torch.zeros(3), torch.zeros(3)
+    p, other = tensor_at(2048, 3), tensor_at(3072, 3)  # never where the states are at the same time
     first, second, third = tensor_at(0), tensor_at(4096), tensor_at(ALIGNED)
     assert not _core.in_the_way(third, [p])
     assert _core.zero_large(first, p)
@@ -72,6 +72,20 @@ def test_another_place_is_found(monkeypatch, refused):
     assert len(asked) == len(set(asked)) == min(refused + 1, tries)
     assert (state.data_ptr() == asked[-1]) == (refused < tries)
     assert state.shape == p.shape and state.untyped_storage().nbytes() == FLOAT * LARGE and not state.any()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_momentum_buffer_is_placed(monkeypatch, transposed):
+    p = torch.nn.Parameter(torch.zeros(2048, LARGE // 2048))
+    p.grad = torch.ones(LARGE // 2048, 2048).t() if transposed else torch.ones_like(p)
+    asked = []
+    monkeypatch.setattr(_core, "in_the_way", lambda state, _: asked.append(state.data_ptr()) or len(asked) == 1)
+    optimizer = optim.SGD([p], lr=0.5, momentum=0.9)
+    optimizer.step()
+    buffer = optimizer.state[p]["momentum_buffer"]
+    assert len(asked) == 2 and buffer.data_ptr() == asked[1]
+    assert torch.equal(buffer, p.grad) and buffer.stride() == p.grad.stride()
+    assert (p == -0.5).all()
 
 
 def test_where_no_more_memory_is_promised_the_place_is_taken(monkeypatch):

@@ -39,7 +39,7 @@ _core.use_torch_threads(
 
 # States of fewer elements are not worth asking for large pages.
 _LARGE = 1 << 20
-# How often to try for a better place: memory that nobody writes costs only addresses.
+# How often to try for a better place. Memory that nobody writes costs only addresses, if it is not set aside at once.
 _OTHER_PLACES = 3
 
 _is_compiling = torch.compiler.is_compiling
@@ -63,20 +63,24 @@ def zero_step(p: Tensor, group: dict[str, Any]) -> Tensor:
 def zeros(p: Tensor) -> Tensor:
     """A state of zeros laid out as its parameter; if it is large, on large pages and in nobody's way in the caches."""
     if p.device.type == "cpu" and p.numel() >= _LARGE:
-        state = _out_of_the_way(p)
+        state = out_of_the_way(p, lambda: torch.empty_like(p, memory_format=torch.preserve_format))
         return state if _core.zero_large(state, p) else state.zero_()
     return torch.zeros_like(p, memory_format=torch.preserve_format)
 
 
-def _out_of_the_way(p: Tensor) -> Tensor:
-    """A state without values. Those that would be in the way are held until another place is found."""
+def out_of_the_way(p: Tensor, empty: Callable[[], Tensor]) -> Tensor:
+    """A state without values, which ``empty`` makes; if it is large, in nobody's way in the caches.
+
+    Those that would be in the way are held until another place is found.
+    """
+    held = [empty()]
+    # memory that torch may fill is not for holding: it would cost more than addresses
+    if p.device.type != "cpu" or p.numel() < _LARGE or torch.are_deterministic_algorithms_enabled():
+        return held[-1]
     tensors = [p] if p.grad is None else [p, p.grad]
-    held = [torch.empty_like(p, memory_format=torch.preserve_format)]
-    if torch.are_deterministic_algorithms_enabled():
-        return held[-1]  # torch may fill what it allocates: holding it would cost more than addresses
     while len(held) <= _OTHER_PLACES and _core.in_the_way(held[-1], tensors):
         try:
-            held.append(torch.empty_like(p, memory_format=torch.preserve_format))
+            held.append(empty())
         except RuntimeError:
             break  # no memory is promised beyond what is there
     return held[-1]

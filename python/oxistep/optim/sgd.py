@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd as sgd
 
-from oxistep.optim._native import NativeStep
+from oxistep.optim._native import NativeStep, out_of_the_way
 
 __all__ = ["SGD", "sgd"]
 
@@ -70,8 +70,9 @@ class SGD(NativeStep, torch.optim.SGD):
         # torch clones the gradient; the first step writes every element, so nothing needs to be copied here
         # (in the dtype of the parameter, also for a half gradient of a float32 parameter)
         if p.stride() == grad.stride() and p.is_contiguous() and 1 not in p.shape and 0 not in p.shape:
-            return {"momentum_buffer": torch.empty_like(grad, dtype=p.dtype)}
-        return {"momentum_buffer": torch.empty_strided(p.shape, _strides(p, grad, group), dtype=p.dtype)}
+            return {"momentum_buffer": out_of_the_way(p, lambda: torch.empty_like(grad, dtype=p.dtype))}
+        strides = _strides(p, grad, group)
+        return {"momentum_buffer": out_of_the_way(p, lambda: torch.empty_strided(p.shape, strides, dtype=p.dtype))}
 
     def _narrows_states(self, group: dict[str, Any]) -> bool:
         return bool(group["momentum"] != 0)

@@ -16,20 +16,20 @@ use crate::threads::with_pool;
 const LARGE: usize = 8 << 20;
 const LARGE_PAGE: usize = 2 << 20;
 
-/// Fills a new, dense state of `param` with zeros, on large pages if it is large. `False`, and nothing done, if that is
-/// not for this function: a small tensor, or none that a kernel could write.
+/// Fills a new, dense state of `param` with zeros, on large pages if it is large, having noted where it lies. `False`,
+/// and nothing written, if that is not for this function: a small tensor, or none that a kernel could write.
 #[pyfunction]
 pub(crate) fn zero_large(py: Python<'_>, tensor: &Bound<'_, PyAny>, param: &Bound<'_, PyAny>) -> PyResult<bool> {
     let torch = &modules(py)?.torch;
     let Ok(described) = torch.describe_values(tensor) else { return Ok(false) };
     let (start, end) = described.memory.interval();
+    if let Ok(param) = torch.describe_values(param) {
+        placement::note(param.memory.interval().0, start);
+    }
     if !described.is_dense || end - start < LARGE {
         return Ok(false);
     }
     advise(start, end);
-    if let Ok(param) = torch.describe_values(param) {
-        placement::note(param.memory.interval().0, start);
-    }
     // SAFETY: the tensor is new, so that nobody else uses its memory, and the caller's reference keeps it alive.
     let memory = unsafe { described.memory.slice_mut() };
     Ok(py.detach(|| with_pool(|pool| driver::zero(pool, memory))).is_ok())

@@ -9,6 +9,8 @@ mod halves;
 
 pub use halves::{Simd, UNIT};
 
+use std::cell::Cell;
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::element::Element;
@@ -185,20 +187,20 @@ pub fn prefetch_far<T>(slice: &[T], index: usize) {
     prefetch_far_address(slice.as_ptr().wrapping_add(index) as usize);
 }
 
-/// Writes past the caches: memory that is overwritten whole need not be read first. Other threads see what was written
-/// once this is dropped.
-pub(crate) struct Streaming(());
+/// Writes past the caches: memory that is overwritten whole need not be read first. What was written is in its place
+/// once this is dropped, and stays borrowed until then.
+pub(crate) struct Streaming<'a>(PhantomData<Cell<&'a ()>>); // a cell, so that 'a cannot be shortened
 
-impl Streaming {
+impl<'a> Streaming<'a> {
     /// Begins to.
     #[inline(always)]
     pub(crate) fn begin() -> Self {
-        Self(())
+        Self(PhantomData)
     }
 
     /// Copies `from` to `to`; by way of the caches where the processor cannot do else or `to` is not aligned for it.
     #[inline(always)]
-    pub(crate) fn copy<T: Element, const N: usize>(&self, from: &[T; N], to: &mut [T; N]) {
+    pub(crate) fn copy<T: Element, const N: usize>(&self, from: &[T; N], to: &'a mut [T; N]) {
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
@@ -208,7 +210,8 @@ impl Streaming {
             if target.is_aligned() {
                 for i in 0..vectors {
                     // SAFETY: both arrays are exactly this many vectors long and, borrowed one shared and one not, do
-                    // not overlap; the target is aligned, and the fence that other threads need follows in `drop`.
+                    // not overlap. The target is aligned, and borrowed for longer than this value lives: nobody
+                    // reaches it before the fence in `drop`.
                     unsafe { _mm_stream_si128(target.add(i), _mm_loadu_si128(source.add(i))) };
                 }
                 return;
@@ -218,7 +221,7 @@ impl Streaming {
     }
 }
 
-impl Drop for Streaming {
+impl Drop for Streaming<'_> {
     #[inline(always)]
     fn drop(&mut self) {
         // SAFETY: every x86-64 processor has this instruction, which orders writes and does nothing else.
@@ -320,7 +323,9 @@ mod tests {
         let from: [f32; 64] = std::array::from_fn(|i| i as f32);
         for start in 0..8 {
             let mut to = [-1.0; 80];
-            Streaming::begin().copy(&from, (&mut to[start..start + 64]).try_into().unwrap());
+            let streaming = Streaming::begin();
+            streaming.copy(&from, (&mut to[start..start + 64]).try_into().unwrap());
+            drop(streaming);
             assert_eq!(to[start..start + 64], from);
             assert!(to[..start].iter().chain(&to[start + 64..]).all(|&x| x == -1.0));
         }

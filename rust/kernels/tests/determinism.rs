@@ -131,7 +131,7 @@ fn a_large_step_gives_the_same_bits() {
     let mut beside = vec![large];
     for rule in every_rule() {
         for types in COMBINATIONS {
-            let own = parameters(&[rule], types, &[20_001, 20_001], Values::Any, 4);
+            let own = parameters(&[rule], types, &[70_001, 70_001], Values::Any, 4);
             let expected = outcome(&own, &Serial, Level::Baseline);
             for level in levels() {
                 beside.splice(1.., own.iter().cloned());

@@ -1,6 +1,6 @@
 //! The innermost loop: one formula over slices of numbers.
 
-use std::any::Any;
+use std::any::{Any, TypeId};
 
 use super::SMALL_CHUNK;
 use crate::element::{Element, Real};
@@ -14,8 +14,9 @@ const BLOCK: usize = 64;
 /// looking ahead itself.
 const AHEAD: usize = 1;
 const AHEAD_HALF: usize = 4;
-/// How many bytes ahead each stream is brought into the second-level cache. With none, streams that displace each
-/// other in the first level (on Zen) are a sixth slower; with twice as many, those that do not.
+/// How many bytes ahead, down to whole blocks, each stream is brought into the second-level cache. With none, streams
+/// that displace each other in the first level (on Zen) are slower by up to a sixth; with twice as many, all others are
+/// slower by a tenth.
 const FAR_AHEAD: usize = 1280;
 
 /// One formula over one chunk: what is compiled once per SIMD level.
@@ -39,7 +40,9 @@ where
         let Self { formula, factor, param, grad, states: [s0, s1, s2] } = self;
         let update = formula.formula::<P::Arith>();
         let factor = P::Arith::of(factor);
-        if F::STATE_IS_PARAM && F::STATES == 1 && beyond_caches(param.len()) {
+        // of another type, the state may keep digits that the parameter has not
+        let is_copy = F::STATE_IS_PARAM && F::STATES == 1 && TypeId::of::<P>() == TypeId::of::<S>();
+        if is_copy && beyond_caches(param.len()) {
             return copying::<P, G, S, P::Arith, _>(simd, &update, factor, param, grad, s0);
         }
         match F::STATES {
@@ -174,8 +177,8 @@ sweeps! {
     sweep3, unit3, each3: s0 -> wide0 -> new0, s1 -> wide1 -> new1, s2 -> wide2 -> new2; ;
 }
 
-/// A formula whose one state becomes the parameter. Written past the caches, right after its block of the parameter,
-/// the state costs one transfer instead of two. (Prefetching gains nothing with the three streams that are left.)
+/// A formula whose one state, of the same type, becomes the parameter. Written past the caches, right after its block
+/// of the parameter, the state costs one transfer instead of two. (Prefetching gains nothing with what is left.)
 #[inline(always)]
 fn copying<P, G, S, A, V: Simd>(
     simd: V,
@@ -196,13 +199,9 @@ fn copying<P, G, S, A, V: Simd>(
     let (state, state_tail) = state[..n].as_chunks_mut::<BLOCK>();
     let streaming = Streaming::begin();
     for ((param, grad), state) in param.iter_mut().zip(grad).zip(state) {
-        match (state as &mut dyn Any).downcast_mut::<[P; BLOCK]>() {
-            Some(state) => {
-                sweep0::<P, G, S, A, V>(simd, update, factor, param, grad);
-                streaming.copy(param, state);
-            }
-            // of another type, it may keep digits that the parameter has not
-            None => sweep1::<P, G, S, A, V>(simd, update, factor, param, grad, state),
+        sweep0::<P, G, S, A, V>(simd, update, factor, param, grad);
+        if let Some(state) = (state as &mut dyn Any).downcast_mut::<[P; BLOCK]>() {
+            streaming.copy(param, state);
         }
     }
     sweep1::<P, G, S, A, V>(simd, update, factor, param_tail, grad_tail, state_tail);
