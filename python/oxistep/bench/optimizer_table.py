@@ -24,8 +24,8 @@ class Optimizer:
     """A class of torch.optim with its arguments.
 
     `states` counts the state arrays as large as the parameter. A step reads parameter, gradient and
-    states, and writes parameter and states; `unread` counts those that oxistep's overwrites without
-    reading them. `streams` is None where a step does more than that.
+    states, and writes parameter and states; `unread` counts those that a large step of oxistep's
+    (on x86-64) overwrites without reading them. `streams` is None where a step does more than that.
     """
 
     torch_class: str
