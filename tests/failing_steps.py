@@ -27,7 +27,11 @@ class Scenario:
 
 
 class Plain(torch.Tensor):
-    """A subclass, which is torch's to update."""
+    """A subclass that sees every function, which is torch's to update."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return super().__torch_function__(func, types, args, kwargs or {})
 
 
 def grouped(name, params, **kwargs):

@@ -297,13 +297,13 @@ def test_fields():
 
 def test_when_all_is_torchs(monkeypatch):
     """As under OXISTEP_BACKEND=torch, and back again."""
-    from oxistep.optim import _native
+    from oxistep.optim import _modes
 
     params = parameters()
     optimizer = oxistep.Adam(params)
     monitor = UpdateMonitor(optimizer)
     for seed, forced in enumerate([False, True, True, False]):
-        monkeypatch.setattr(_native, "_FORCED", forced)
+        monkeypatch.setattr(_modes, "FORCED", forced)
         set_gradients(params, seed)
         before = [p.detach().clone() for p in params]
         optimizer.step()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import oxistep.optim
+from oxistep.optim._definition import definition_of
 from scenarios import (
     NATIVE,
     WHOLE,
@@ -411,7 +412,8 @@ def test_memory_that_runs_out_while_states_are_made_changes_nothing(monkeypatch)
     optimizer = oxistep.optim.Adam(params, lr=0.1)
     set_gradients(params, 0)
     before = result(optimizer)
-    make_state, made = oxistep.optim.Adam._new_state, []
+    definition = definition_of(oxistep.optim.Adam)
+    make_state, made = definition.new_state, []
 
     def fail_at_the_third(self, p, grad, group):
         made.append(p)
@@ -419,7 +421,7 @@ def test_memory_that_runs_out_while_states_are_made_changes_nothing(monkeypatch)
             raise MemoryError("no memory for the third")
         return make_state(self, p, grad, group)
 
-    monkeypatch.setattr(oxistep.optim.Adam, "_new_state", fail_at_the_third)
+    monkeypatch.setattr(definition, "new_state", fail_at_the_third)
     with pytest.raises(MemoryError, match="no memory for the third"):
         optimizer.step()
     assert len(optimizer.state) == 0
@@ -438,17 +440,20 @@ def test_wrong_arguments_of_step():
         optimizer.step(3)
 
 
-def test_a_parameter_changed_while_states_are_made_is_noticed():
+def test_a_parameter_changed_while_states_are_made_is_noticed(monkeypatch):
     """Making states runs Python code: what was described before it is described again, and nothing is written."""
     first, second = torch.ones(8, requires_grad=True), torch.ones(8, requires_grad=True)
 
-    class Meddling(oxistep.optim.Adam):
-        def _new_state(self, p, grad, group):
-            if p is second:
-                first.data = first.data[:2]
-            return super()._new_state(p, grad, group)
+    definition = definition_of(oxistep.optim.Adam)
+    new_state = definition.new_state
 
-    optimizer = Meddling([first, second], lr=0.1)
+    def meddle(optimizer, p, grad, group):
+        if p is second:
+            first.data = first.data[:2]
+        return new_state(optimizer, p, grad, group)
+
+    monkeypatch.setattr(definition, "new_state", meddle)
+    optimizer = oxistep.optim.Adam([first, second], lr=0.1)
     first.grad, second.grad = torch.ones(8), torch.ones(8)
     with pytest.raises(RuntimeError, match=r"param_groups\[0\]\['params'\]\[0\] was changed while this step"):
         optimizer.step()

@@ -419,8 +419,7 @@ def test_a_shrunk_storage_is_refused_on_torchs_path_too(name, what, monkeypatch)
     optimizer = getattr(oxistep.optim, name)([q, p], lr=0.1)
     p.grad, q.grad = torch.ones(50, 20), torch.ones(5, 4)
     optimizer.step()
-    monkeypatch.setattr("oxistep.optim._native._FORCED", True)
-    monkeypatch.setattr("oxistep.optim.muon._FORCED", True)
+    monkeypatch.setattr("oxistep.optim._modes.FORCED", True)
     optimizer.step()
     before = q.clone()
     state = next(value for value in optimizer.state[p].values() if value.dim())
@@ -432,7 +431,7 @@ def test_a_shrunk_storage_is_refused_on_torchs_path_too(name, what, monkeypatch)
 
 
 def test_what_is_no_tensor_is_refused_in_torchs_words(monkeypatch):
-    monkeypatch.setattr("oxistep.optim._native._FORCED", True)
+    monkeypatch.setattr("oxistep.optim._modes.FORCED", True)
     texts = []
     for optim in (oxistep.optim, torch.optim):
         optimizer = optim.Adam([torch.ones(3)], lr=0.1)

@@ -18,6 +18,7 @@ import torch
 import oxistep
 import oxistep.numpy
 import oxistep.optim
+from oxistep.optim._definition import definition_of
 from scenarios import draw, each_class, make, params_of, set_gradients
 from shared_steps import step_shared
 
@@ -236,7 +237,8 @@ def test_a_fork_in_the_middle_of_a_step_of_this_very_thread(monkeypatch):
     params = draw((5,), (6,))
     optimizer = make(oxistep.optim, "Adam", params)
     set_gradients(params, 0)
-    new_state = type(optimizer)._new_state
+    definition = definition_of(type(optimizer))
+    new_state = definition.new_state
     children = []
 
     def fork(self, p, grad, group):
@@ -244,7 +246,7 @@ def test_a_fork_in_the_middle_of_a_step_of_this_very_thread(monkeypatch):
             children.append(os.fork())
         return new_state(self, p, grad, group)
 
-    monkeypatch.setattr(type(optimizer), "_new_state", fork)
+    monkeypatch.setattr(definition, "new_state", fork)
     code = 1
     try:
         optimizer.step()

@@ -33,7 +33,7 @@ def scaled_training(optim, name, infinite, **kwargs):
         scaler.step(optimizer)
         scaler.update()
         history.append((result(optimizer), scaler.get_scale()))
-    return history, w.grad, sorted(set(vars(optimizer)) - {"_plan"})
+    return history, w.grad, sorted(set(vars(optimizer)) - {"_oxistep"})
 
 
 @each_class

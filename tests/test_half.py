@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import oxistep
 import oxistep.optim
-from oxistep.optim import _native
+from oxistep.optim import _modes
 from scenarios import WHOLE, each_class, each_elementwise_class, torch_updates_raise
 
 HALF = [torch.bfloat16, torch.float16]
@@ -275,7 +275,7 @@ def test_the_option_is_not_ignored_where_torch_takes_the_step(name, dtype, why, 
     elif why == "a mode":
         mode = Passing()
     else:
-        monkeypatch.setattr(_native, "_FORCED", True)
+        monkeypatch.setattr(_modes, "FORCED", True)
     before = everything(optimizer) if when == "later" and why != "a subclass" else [p.clone() for p in params]
     with (
         mode,

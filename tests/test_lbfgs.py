@@ -186,7 +186,7 @@ def test_switching_between_steps():
         if turn % 2:
             a.step(closure)
         else:
-            with mock.patch.object(oxistep.optim.lbfgs, "_FORCED", True):
+            with mock.patch("oxistep.optim._modes.FORCED", True):
                 assert oxistep.explain(a)[0].path == "torch"
                 a.step(closure)
     for p, q in zip(params, others, strict=True):
@@ -336,7 +336,7 @@ def test_hooks_and_the_profiler_run_once(optim):
     optimizer.register_step_post_hook(lambda *_: seen.append("after"))
     for forced in (False, True):
         profiling = torch.profiler.profile(acc_events=True)
-        with mock.patch.object(oxistep.optim.lbfgs, "_FORCED", forced), profiling as profile:
+        with mock.patch("oxistep.optim._modes.FORCED", forced), profiling as profile:
             optimizer.step(closure)
         assert seen == ["before", "after"]
         seen.clear()

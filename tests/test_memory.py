@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 import oxistep
 import oxistep.numpy
 import oxistep.optim
+from oxistep.optim._definition import definition_of
 from scenarios import NATIVE, draw, each_class, make, outcome, set_gradients
 from untouched import difference, snapshot
 
@@ -305,14 +306,15 @@ def test_code_run_while_states_are_made(name, meddler, monkeypatch):
     params, optimizer = trained(name, steps=3)
     code = meddlers(params[0], optimizer)[meddler]
     optimizer.state.pop(params[2])
-    new_state = type(optimizer)._new_state
+    definition = definition_of(type(optimizer))
+    new_state = definition.new_state
 
     def meddle(self, p, grad, group):
         if p is params[2]:
             code()
         return new_state(self, p, grad, group)
 
-    monkeypatch.setattr(type(optimizer), "_new_state", meddle)
+    monkeypatch.setattr(definition, "new_state", meddle)
     finish(optimizer, params, outcome(optimizer.step))
 
 

@@ -142,7 +142,7 @@ def test_switching_between_steps():
     a, b = oxistep.optim.Muon([p.requires_grad_()]), torch.optim.Muon([q.requires_grad_()])
     p.grad, q.grad = grads[0], grads[0].clone()
     for turn in range(6):
-        with mock.patch.object(oxistep.optim.muon, "_FORCED", bool(turn % 2)):
+        with mock.patch("oxistep.optim._modes.FORCED", bool(turn % 2)):
             assert oxistep.explain(a)[0].path == ("torch" if turn % 2 else "native")
             a.step()
         b.step()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from oxistep import _core, optim
-from oxistep.optim import _native
+from oxistep.optim import _new_states
 
 FLOAT = 4
 LARGE = 8 * 2**20 // FLOAT  # elements of the smallest state on large pages
@@ -67,8 +67,8 @@ def test_another_place_is_found(monkeypatch, refused):
         return len(asked) <= refused
 
     monkeypatch.setattr(_core, "in_the_way", in_the_way)
-    state = _native.zeros(p)
-    tries = _native._OTHER_PLACES
+    state = _new_states.zeros(p)
+    tries = _new_states._OTHER_PLACES
     assert len(asked) == len(set(asked)) == min(refused + 1, tries)
     assert (state.data_ptr() == asked[-1]) == (refused < tries)
     assert state.shape == p.shape and state.untyped_storage().nbytes() == FLOAT * LARGE and not state.any()
@@ -99,7 +99,7 @@ def test_where_no_more_memory_is_promised_the_place_is_taken(monkeypatch):
 
     monkeypatch.setattr(torch, "empty_like", once)
     monkeypatch.setattr(_core, "in_the_way", lambda *_: True)
-    assert _native.zeros(p) is made[0]
+    assert _new_states.zeros(p) is made[0]
 
 
 def test_memory_that_torch_fills_is_not_held(monkeypatch):
@@ -107,7 +107,7 @@ def test_memory_that_torch_fills_is_not_held(monkeypatch):
     monkeypatch.setattr(_core, "in_the_way", lambda *_: pytest.fail("asked whether to try another place"))
     torch.use_deterministic_algorithms(True)
     try:
-        assert not _native.zeros(p).any()
+        assert not _new_states.zeros(p).any()
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -116,4 +116,4 @@ def test_small_states_and_other_objects_are_left_alone(monkeypatch):
     assert not _core.in_the_way(torch.empty(3), [None, 1, torch.empty(3, device="meta")])
     assert not _core.in_the_way(None, [torch.empty(3)])
     monkeypatch.setattr(_core, "in_the_way", lambda *_: pytest.fail("asked for a small state"))
-    assert not _native.zeros(torch.nn.Parameter(torch.ones(5))).any()
+    assert not _new_states.zeros(torch.nn.Parameter(torch.ones(5))).any()

@@ -11,6 +11,7 @@ import torch
 import oxistep
 import oxistep.numpy
 import oxistep.optim
+from oxistep.optim._definition import definition_of
 from scenarios import draw, each_class, make, params_of, set_gradients, train
 from untouched import outcome_of
 
@@ -108,21 +109,21 @@ def test_all_at_one_optimizer(name, size, settings):
     assert outcome_of(params, optimizer) == outcome_of(reference_params, reference)
 
 
-def test_a_second_step_is_refused_while_the_first_is_under_way():
+def test_a_second_step_is_refused_while_the_first_is_under_way(monkeypatch):
     """No race to be won by luck: the first step waits, in the making of its states, until the second was refused."""
     params = draw((5,), (6,))
     optimizer = oxistep.optim.Adam(params, lr=0.1)
     set_gradients(params, 0)
     inside, refused = threading.Event(), threading.Event()
-    new_state = type(optimizer)._new_state
+    definition = definition_of(oxistep.optim.Adam)
+    new_state = definition.new_state
 
-    class Waiting(oxistep.optim.Adam):
-        def _new_state(self, p, grad, group):
-            inside.set()
-            assert refused.wait(60)
-            return new_state(self, p, grad, group)
+    def wait(*of_item):
+        inside.set()
+        assert refused.wait(60)
+        return new_state(*of_item)
 
-    optimizer = Waiting(params, lr=0.1)
+    monkeypatch.setattr(definition, "new_state", wait)
 
     def second():
         assert inside.wait(60)

@@ -39,14 +39,16 @@ def snapshot(optimizer: torch.optim.Optimizer, params: list[torch.Tensor], gradi
         "versions": [p._version for p in params],
         "gradients": [None if p.grad is None else bits(p.grad) for p in params] if gradients else None,
         # keys, their order, the very objects, and their bits; entries are asked for without making any
-        "states": [value(dict(state[p])) if p in state else "none" for p in params],
+        "states": [
+            value(dict(state[p]) if isinstance(state[p], dict) else state[p]) if p in state else "none" for p in params
+        ],
         "entries": [id(p) for p in state if any(p is q for q in params)],
         "groups": id(optimizer.param_groups),
         "group values": [
             {key: value(v) for key, v in group.items() if key != "params"} for group in optimizer.param_groups
         ],
         "group lists": [[id(p) for p in group["params"]] for group in optimizer.param_groups],
-        "attributes": sorted(key for key in vars(optimizer) if key != "_plan"),
+        "attributes": sorted(key for key in vars(optimizer) if key != "_oxistep"),
     }
 
 

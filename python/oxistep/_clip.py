@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import utils as torch_utils
 
 from oxistep import _core
-from oxistep.optim._native import _FORCED, _modes_want_operations
+from oxistep.optim import _modes
 
 __all__ = ["clip_grad_norm_", "clip_grad_value_", "get_total_norm"]
 
@@ -155,7 +155,7 @@ def clip_grad_value_(
 
 def _torch_only() -> bool:
     """Whether everything is torch's: its operations are being traced or watched, or the user wants it so."""
-    return _is_compiling() or _FORCED or _modes_want_operations()
+    return _is_compiling() or _modes.because() is not None
 
 
 def _unwritable(grads: list[Tensor]) -> bool:

@@ -85,9 +85,11 @@ def explain(optimizer: "Optimizer") -> Explanation:
 
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"expected an optimizer of oxistep.optim or torch.optim, got {type(optimizer).__name__}")
-    explain_ours = getattr(optimizer, "_explain", None)  # classes of oxistep.optim have it
-    if explain_ours is not None:
-        rows = explain_ours()
+    from oxistep.optim._definition import definition_of
+    from oxistep.optim._native import DropIn
+
+    if isinstance(optimizer, DropIn):
+        rows = definition_of(type(optimizer)).explain(optimizer)
     else:
         reason = f"{type(optimizer).__name__} is torch's own class"
         rows = [

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from oxistep import _core
-from oxistep.optim._native import zeros
+from oxistep.optim._new_states import zeros
 
 from .paired import Step
 

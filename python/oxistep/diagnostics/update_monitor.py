@@ -145,15 +145,14 @@ class UpdateMonitor:
     def _native_plan(self) -> Any:
         """The plan that will take the step, if one will."""
         from oxistep._core import Plan
-        from oxistep.optim import _native
+        from oxistep.optim import _modes
+        from oxistep.optim._definition import plan_of
+        from oxistep.optim._native import NativeStep
 
-        optimizer = self._optimizer
-        takes_plans = (
-            isinstance(optimizer, _native.NativeStep) and type(optimizer)._update is _native.NativeStep._update
-        )
-        if not takes_plans or _native._FORCED or _native._modes_want_operations():
+        if not isinstance(self._optimizer, NativeStep) or _modes.because():
             return None
-        return optimizer.__dict__.setdefault("_plan", Plan(optimizer._rule))
+        plan = plan_of(self._optimizer)
+        return plan if isinstance(plan, Plan) else None
 
     def _copy(self, places: list[tuple[int, int]]) -> None:
         """Copies parameters that no kernel measures, before they are written."""

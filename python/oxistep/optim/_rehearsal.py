@@ -1,20 +1,34 @@
-"""Asking torch whether it takes the numbers of a step: on copies of a few elements, before anything is written.
+"""Asking torch whether it takes a step, on copies, before anything is written.
 
-torch computes the constants of a step in Python, which raises where IEEE arithmetic goes on to infinity or NaN
-(``betas`` of one after construction, a learning rate beyond what the dtype holds), and in complex numbers under a root
-of a negative one. By then its own step has written half of what it writes. None of this depends on the values of
-tensors. (But for Adafactor with a learning rate below zero, which its constructor refuses.)
+torch finds out while it steps, when its own step has written half of what it writes. Two things can be wrong:
+
+- Numbers. torch computes the constants of a step in Python, which raises where IEEE arithmetic goes on to infinity or
+  NaN (``betas`` of one after construction, a learning rate beyond what the dtype holds), and in complex numbers under a
+  root of a negative one. None of this depends on tensors: three elements are enough. (But for Adafactor with a learning
+  rate below zero, which its constructor refuses.)
+- Tensors: a state that is missing, or of a shape or a dtype that does not go with the parameter's. This depends on
+  shapes and dtypes, and on no value.
 """
 
+import copy
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from oxistep.optim._kept import kept_of
+from oxistep.optim._storages import place
 
-def rehearse(optimizer: Any, step: Callable[[Any], Any], g: int, p: Tensor, state: dict[str, Any] | None) -> None:
+__all__ = ["rehearse_numbers", "rehearse_tensors"]
+
+# Copies of larger parameters have other sizes: different ones where theirs differ, so that what can be broadcast stays
+# what it is.
+_MOST_COPIED = 1 << 16
+
+
+def rehearse_numbers(optimizer: Any, definition: Any, g: int, p: Tensor, state: dict[str, Any] | None) -> None:
     """Takes torch's step on a parameter of three elements in the place of ``p``.
 
     Raises:
@@ -22,7 +36,6 @@ def rehearse(optimizer: Any, step: Callable[[Any], Any], g: int, p: Tensor, stat
     """
     if p.grad is not None and p.grad.is_sparse and p.grad._nnz() == 0:
         return  # torch passes such a parameter by
-    group = optimizer.param_groups[g]
     twin = torch.zeros(3, dtype=p.dtype)
     if p.grad is not None and p.grad.is_sparse:
         twin.grad = torch.sparse_coo_tensor(
@@ -38,19 +51,56 @@ def rehearse(optimizer: Any, step: Callable[[Any], Any], g: int, p: Tensor, stat
         else value
         for key, value in (state or {}).items()
     }
-    # an object of torch's class that shares the settings, but neither parameters nor states
-    rehearsing = object.__new__(optimizer._torch)
-    rehearsing.__dict__.update(optimizer.__dict__)
-    for scaling in ("grad_scale", "found_inf"):
-        rehearsing.__dict__.pop(scaling, None)
-    rehearsing.param_groups = [{**group, "params": [twin], "foreach": False, "fused": False}]
-    rehearsing.state = defaultdict(dict, {twin: small} if small else {})
+    group = optimizer.param_groups[g]
     try:
-        step(rehearsing)
+        _step(optimizer, definition, group, twin, small)
     except Exception as error:
         numbers = {key: value for key, value in {**group, **small}.items() if _is_number(value)}
         told = ", ".join(f"{key}={value}" for key, value in numbers.items())
         raise type(error)(f"{error} (torch's step of param_groups[{g}], with {told}; nothing was updated)") from error
+
+
+def rehearse_tensors(optimizer: Any, definition: Any, g: int, p: Tensor) -> None:
+    """Takes torch's step on copies of ``p``, its gradient and its states, once for all that look alike.
+
+    Raises:
+        What torch raises, with a note that names the parameter.
+    """
+    entry = optimizer.state[p] if p in optimizer.state else {}
+    group = optimizer.param_groups[g]
+    looks = (definition.rule, _look(p), _look(p.grad), _looks(entry), _looks(group))
+    tried = kept_of(optimizer).tried
+    if looks in tried:
+        return
+    try:
+        like = _Copies(p)
+        twin = like.copy(p)
+        twin.grad = like.copy(p.grad)
+        small = {key: like.copy(value) for key, value in entry.items()} if isinstance(entry, Mapping) else entry
+    except Exception:
+        return  # what cannot even be copied is for torch's step to judge
+    try:
+        _step(optimizer, definition, group, twin, small)
+    except Exception as error:
+        sizes = "" if like.exact else ", asked with smaller copies, whose sizes it names"
+        error.add_note(f"This is torch's step of {place(optimizer, g, p)}{sizes}. Nothing was updated.")
+        raise
+    if len(tried) > 4096:  # shapes that never come again must not pile up
+        tried.clear()
+    tried.add(looks)
+
+
+def _step(optimizer: Any, definition: Any, group: dict[str, Any], twin: Tensor, state: Any) -> None:
+    """torch's step of one parameter, by an object of torch's class that has the settings, but no parameter or state."""
+    rehearsing = object.__new__(definition.torch)
+    rehearsing.__dict__.update(optimizer.__dict__)
+    for scaling in ("grad_scale", "found_inf"):
+        rehearsing.__dict__.pop(scaling, None)
+    rehearsing.param_groups = [{**group, "params": [twin], "foreach": False, "fused": False}]
+    rehearsing.state = defaultdict(dict)
+    if state or not isinstance(state, dict):
+        rehearsing.state[twin] = state
+    definition.torchs_step(rehearsing)
 
 
 _SCALARS = ("step", "eta", "mu", "mu_product")
@@ -62,3 +112,38 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.dim() == 0
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+class _Copies:
+    """Copies of the tensors of one parameter, small ones if it is large."""
+
+    def __init__(self, p: Tensor) -> None:
+        self.exact = p.numel() <= _MOST_COPIED
+        self._sizes = {0: 0, 1: 1}
+
+    def copy(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return copy.copy(value)
+        if value.is_sparse or value.numel() <= 1 or (self.exact and value.numel() <= _MOST_COPIED):
+            return value.detach().clone()
+        self.exact = False
+        small = [self._sizes.setdefault(n, len(self._sizes)) for n in value.shape]
+        return torch.ones(small, dtype=value.dtype, device=value.device)
+
+
+def _look(value: Any) -> Any:
+    """What of a value decides whether torch takes it."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.shape, value.layout, value.device
+    return type(value)
+
+
+def _looks(values: Any) -> Any:
+    """The same of all values of a group or a state but its parameters; flags count as they are."""
+    if not isinstance(values, Mapping):
+        return type(values)
+    return tuple(
+        (key, value if isinstance(value, bool) or value is None else _look(value))
+        for key, value in values.items()
+        if key != "params"
+    )

@@ -5,128 +5,102 @@ move any more: the change is less than half a unit in the last place. The option
 ``load_state_dict`` casts them to the parameter's dtype, ``deepcopy`` and ``pickle`` keep three attributes only.
 """
 
-import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from oxistep.optim._all_or_nothing import AllOrNothing
+from oxistep.optim._kept import KEY, kept_of
 from oxistep.optim._storages import place
 
+__all__ = ["cast_states", "in_state_dtype", "loaded_in_their_dtypes", "refuse_narrow_states", "restore_dtypes"]
+
 _HALF = (torch.float16, torch.bfloat16)
-_PARAMETER = inspect.Parameter(
-    "state_dtype", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="torch.dtype | None"
-)
 
 
-class StateDtype(AllOrNothing):
-    """An optimizer whose constructor takes ``state_dtype`` after torch's arguments."""
+def in_state_dtype(optimizer: Any, p: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+    """The entries of ``state`` that have a parameter's half type, in the dtype asked for."""
+    kept = optimizer.__dict__.get(KEY)
+    dtype = None if kept is None else kept.state_dtype
+    if dtype is None or p.dtype not in _HALF or p.device.type != "cpu":
+        return {}
+    return {key: value.to(dtype) for key, value in state.items() if isinstance(value, Tensor) and value.dtype in _HALF}
 
-    __signature__: ClassVar[inspect.Signature] = inspect.signature(torch.optim.Optimizer)
 
-    _scalars: ClassVar[tuple[str, ...]] = ()
-    """States of one number, besides ``step``, that are not kept in the parameter's dtype."""
+def cast_states(optimizer: Any) -> None:
+    """Casts the states that a constructor of torch's has made."""
+    for p, state in optimizer.state.items():
+        state.update(in_state_dtype(optimizer, p, state))
 
-    _state_dtype: torch.dtype | None = None
-    """None: torch's own dtypes. Kept on the instance, since distributed checkpoints read every key of a group."""
 
-    def __init__(self, *args: Any, state_dtype: torch.dtype | None = None, **kwargs: Any) -> None:
-        if state_dtype not in (None, torch.float32):
-            raise ValueError(
-                f"state_dtype: expected torch.float32 (for parameters of a half type) or None, got {state_dtype}"
+def refuse_narrow_states(
+    optimizer: Any, left: Iterable[tuple[int, Tensor]], narrows_states: Callable[[dict[str, Any]], bool]
+) -> None:
+    """Refuses what torch would update: its step makes states in the parameter's dtype, and takes no others.
+
+    Args:
+        optimizer: the optimizer.
+        left: the parameters that torch would update, each with the index of its group.
+        narrows_states: whether torch's step makes states in the parameter's dtype in a group.
+
+    Raises:
+        RuntimeError: naming the group and the parameter.
+    """
+    kept = optimizer.__dict__.get(KEY)
+    if kept is None or kept.state_dtype is None:
+        return
+    for g, p in left:
+        if p.grad is None or p.dtype not in _HALF or p.device.type != "cpu":
+            continue
+        if narrows_states(optimizer.param_groups[g]):
+            raise RuntimeError(
+                f"state_dtype={kept.state_dtype}: the {p.dtype} parameter {place(optimizer, g, p)} is left to torch's "
+                "step, which keeps states in the parameter's dtype (oxistep.explain tells why it is torch's); "
+                "nothing was updated"
             )
-        if state_dtype is not None:
-            self._state_dtype = state_dtype
-        super().__init__(*args, **kwargs)
-        for p, state in self.state.items():  # Adagrad makes its states in the constructor
-            state.update(self._in_state_dtype(p, state))
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Shows torch's signature with ours after it."""
-        super().__init_subclass__(**kwargs)
-        if "_torch" in cls.__dict__:
-            signature = inspect.signature(cls._torch)  # type: ignore[attr-defined]
-            cls.__signature__ = signature.replace(parameters=[*signature.parameters.values(), _PARAMETER])
-        elif "__init__" in cls.__dict__:  # a user's class shows its own
-            signature = inspect.signature(cls.__init__)
-            cls.__signature__ = signature.replace(parameters=[*signature.parameters.values()][1:])
 
-    def _in_state_dtype(self, p: Tensor, state: dict[str, Any]) -> dict[str, Any]:
-        """The entries of ``state`` that have a parameter's half type, in the dtype asked for."""
-        if self._state_dtype is None or p.dtype not in _HALF or p.device.type != "cpu":
-            return {}
-        return {
-            key: value.to(self._state_dtype)
-            for key, value in state.items()
-            if isinstance(value, Tensor) and value.dtype in _HALF
-        }
+def loaded_in_their_dtypes(optimizer: Any, scalars: tuple[str, ...], load: Callable[[], None]) -> None:
+    """Loads as ``load`` does; with ``state_dtype``, states are cast to it from what was saved, not by way of a half.
 
-    def _narrows_states(self, group: dict[str, Any]) -> bool:
-        """Whether torch's step makes states in the parameter's dtype in this group."""
-        return True
+    torch casts every state but ``step`` to the parameter's dtype, also the scalars that it keeps in float32 itself
+    (``mu_product``, ``eta``, ``mu``). Loaded into parameters of the dtype that they were saved from, those stay what
+    they were: else a resumed run would not go on as the one that was saved.
+    """
+    kept = optimizer.__dict__.get(KEY)
+    if (kept is None or kept.state_dtype is None) and not scalars:
+        load()
+        return
+    kept = kept_of(optimizer)
+    # The last of the pre-hooks sees what will be loaded; `__setstate__` runs before the post-hooks.
+    handle = optimizer.register_load_state_dict_pre_hook(lambda _, loading: setattr(kept, "loading", loading))
+    try:
+        load()
+    finally:
+        handle.remove()
+        kept.loading = None
 
-    def _refuse_narrow_states(self, left: Iterable[tuple[int, Tensor]]) -> None:
-        """Refuses what torch would update: its step makes states in the parameter's dtype, and takes no others.
 
-        Raises:
-            RuntimeError: naming the group and the parameter.
-        """
-        if self._state_dtype is None:
-            return
-        for g, p in left:
-            if p.grad is None or p.dtype not in _HALF or p.device.type != "cpu":
-                continue
-            if self._narrows_states(self.param_groups[g]):
-                raise RuntimeError(
-                    f"state_dtype={self._state_dtype}: the {p.dtype} parameter {place(self, g, p)} is left to torch's "
-                    "step, which keeps states in the parameter's dtype (oxistep.explain tells why it is torch's); "
-                    "nothing was updated"
-                )
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        if self._state_dtype is not None:
-            state["_state_dtype"] = self._state_dtype
-        return state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's; with ``state_dtype``, states are cast to it from what was saved, not by way of a half type.
-
-        torch casts every state but ``step`` to the parameter's dtype, also the scalars that it keeps in float32 itself
-        (``mu_product``, ``eta``, ``mu``). Loaded into parameters of the dtype that they were saved from, those stay
-        what they were: else a resumed run would not go on as the one that was saved.
-        """
-        if self._state_dtype is None and not self._scalars:
-            super().load_state_dict(state_dict)
-            return
-        # The last of the pre-hooks sees what will be loaded; `__setstate__` runs before the post-hooks.
-        handle = self.register_load_state_dict_pre_hook(lambda _, loading: self.__dict__.update(_loading=loading))
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
-            self.__dict__.pop("_loading", None)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        loading = self.__dict__.pop("_loading", None)
-        if loading is None:
-            return
-        ids = chain.from_iterable(group["params"] for group in loading["param_groups"])
-        params = chain.from_iterable(group["params"] for group in self.param_groups)
-        for saved_id, p in zip(ids, params, strict=True):
-            saved = loading["state"].get(saved_id, {})
-            for key, value in self._in_state_dtype(p, self.state.get(p, {})).items():
-                self.state[p][key] = saved[key].to(dtype=value.dtype, device=p.device)
-            if saved and _of_dtype(saved, (p.dtype, self._state_dtype), self._scalars):
-                for key in self._scalars:
-                    value, loaded = saved.get(key), self.state[p].get(key)
-                    # what torch need not cast it hands on as it is, and whoever loads in place counts on that
-                    if isinstance(value, Tensor) and isinstance(loaded, Tensor) and loaded.dtype != value.dtype:
-                        self.state[p][key] = value.detach().clone().to(loaded.device)
+def restore_dtypes(optimizer: Any, scalars: tuple[str, ...]) -> None:
+    """What ``__setstate__`` does to the states that are being loaded, after torch has cast them."""
+    kept = optimizer.__dict__.get(KEY)
+    if kept is None or kept.loading is None:
+        return
+    loading, kept.loading = kept.loading, None
+    ids = chain.from_iterable(group["params"] for group in loading["param_groups"])
+    params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    for saved_id, p in zip(ids, params, strict=True):
+        saved = loading["state"].get(saved_id, {})
+        for key, value in in_state_dtype(optimizer, p, optimizer.state.get(p, {})).items():
+            optimizer.state[p][key] = saved[key].to(dtype=value.dtype, device=p.device)
+        if saved and _of_dtype(saved, (p.dtype, kept.state_dtype), scalars):
+            for key in scalars:
+                value, loaded = saved.get(key), optimizer.state[p].get(key)
+                # what torch need not cast it hands on as it is, and whoever loads in place counts on that
+                if isinstance(value, Tensor) and isinstance(loaded, Tensor) and loaded.dtype != value.dtype:
+                    optimizer.state[p][key] = value.detach().clone().to(loaded.device)
 
 
 def _of_dtype(saved: dict[str, Any], dtypes: tuple[torch.dtype | None, ...], scalars: tuple[str, ...]) -> bool:

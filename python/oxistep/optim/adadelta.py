@@ -5,13 +5,20 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.adadelta import adadelta as adadelta
+from torch.optim.optimizer import ParamsT
 
-from oxistep.optim._native import NativeStep, zero_step, zeros
+from oxistep.optim._definition import define
+from oxistep.optim._kept import keep_settings
+from oxistep.optim._native import NativeStep
+from oxistep.optim._new_states import zero_step, zeros
 
 __all__ = ["Adadelta", "adadelta"]
 
+# torch's class, whatever may be put under its name later
+_Adadelta = torch.optim.Adadelta
 
-class Adadelta(NativeStep, torch.optim.Adadelta):
+
+class Adadelta(NativeStep, _Adadelta):
     r"""Adadelta: the ratio of two running root mean squares, of updates and of gradients, in place of a learning rate.
 
     .. math::
@@ -64,8 +71,39 @@ class Adadelta(NativeStep, torch.optim.Adadelta):
         Zeiler, "ADADELTA: An Adaptive Learning Rate Method", 2012.
     """
 
-    _rule = "adadelta"
-    _torch = torch.optim.Adadelta
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1.0,
+        rho: float = 0.9,
+        eps: float = 1e-6,
+        weight_decay: float = 0,
+        foreach: bool | None = None,
+        *,
+        capturable: bool = False,
+        maximize: bool = False,
+        differentiable: bool = False,
+        state_dtype: torch.dtype | None = None,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite)
+        _Adadelta.__init__(
+            self,
+            params,
+            lr=lr,
+            rho=rho,
+            eps=eps,
+            weight_decay=weight_decay,
+            foreach=foreach,
+            capturable=capturable,
+            maximize=maximize,
+            differentiable=differentiable,
+        )
 
-    def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {"step": zero_step(p, group), "square_avg": zeros(p), "acc_delta": zeros(p)}
+
+def _new_state(optimizer: Any, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    return {"step": zero_step(p, group), "square_avg": zeros(p), "acc_delta": zeros(p)}
+
+
+define(Adadelta, "adadelta", _Adadelta, _new_state)

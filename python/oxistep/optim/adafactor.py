@@ -6,8 +6,12 @@ import torch
 from torch import Tensor
 from torch.optim import Adafactor as _Adafactor
 from torch.optim._adafactor import adafactor as adafactor
+from torch.optim.optimizer import ParamsT
 
-from oxistep.optim._native import NativeStep, zero_step
+from oxistep.optim._definition import Definition, define
+from oxistep.optim._kept import keep_settings
+from oxistep.optim._native import NativeStep
+from oxistep.optim._new_states import zero_step
 
 __all__ = ["Adafactor", "adafactor"]
 
@@ -75,25 +79,55 @@ class Adafactor(NativeStep, _Adafactor):
         Shazeer, Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", 2018.
     """
 
-    _rule = "adafactor"
-    _torch = _Adafactor
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 0.01,
+        beta2_decay: float = -0.8,
+        eps: tuple[float | None, float] = (None, 1e-3),
+        d: float = 1.0,
+        weight_decay: float = 0.0,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite)
+        _Adafactor.__init__(
+            self,
+            params,
+            lr=lr,
+            beta2_decay=beta2_decay,
+            eps=eps,
+            d=d,
+            weight_decay=weight_decay,
+            foreach=foreach,
+            maximize=maximize,
+        )
 
-    def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        state = {"step": zero_step(p, group)}
-        if grad.dim() > 1:
-            state["row_var"] = grad.new_zeros((*grad.shape[:-1], 1))
-            state["col_var"] = grad.new_zeros((*grad.shape[:-2], 1, grad.shape[-1]))
-        else:
-            state["variance"] = torch.zeros_like(grad, memory_format=torch.preserve_format)
-        return state
 
-    def _rehearse(self, g: int, p: Tensor, state: dict[str, Any] | None) -> None:
+def _new_state(optimizer: Any, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    state = {"step": zero_step(p, group)}
+    if grad.dim() > 1:
+        state["row_var"] = grad.new_zeros((*grad.shape[:-1], 1))
+        state["col_var"] = grad.new_zeros((*grad.shape[:-2], 1, grad.shape[-1]))
+    else:
+        state["variance"] = torch.zeros_like(grad, memory_format=torch.preserve_format)
+    return state
+
+
+class _AdafactorDefinition(Definition):
+    """What is special where torch's step is asked: names of states, and an epsilon that belongs to a whole group."""
+
+    def rehearse(self, optimizer: Any, g: int, p: Tensor, state: dict[str, Any] | None) -> None:
         # the rehearsal's parameter is a vector, whose state goes by another name
         if state and "row_var" in state:
             state = {"step": state["step"], "variance": state["row_var"]}
-        super()._rehearse(g, p, state)
+        super().rehearse(optimizer, g, p, state)
 
-    def _torch_step(self, left: list[tuple[int, Tensor]]) -> None:
+    def check_left(self, optimizer: Any, left: list[tuple[int, Tensor]]) -> None:
         for _, p in left:  # torch refuses these group by group, with earlier groups updated
             if p.grad is None:
                 continue
@@ -101,13 +135,16 @@ class Adafactor(NativeStep, _Adafactor):
                 raise RuntimeError("Adafactor does not support complex parameters")
             if p.grad.is_sparse:
                 raise RuntimeError("Adafactor does not support sparse gradients")
+        super().check_left(optimizer, left)
+
+    def torch_step(self, optimizer: Any, left: list[tuple[int, Tensor]]) -> None:
         # torch must see the epsilon of the whole group's first parameter, not of the first that is left to it
-        groups = self.param_groups
+        groups = optimizer.param_groups
         try:
-            self.param_groups = [_with_eps(group) for group in groups]
-            super()._torch_step(left)
+            optimizer.param_groups = [_with_eps(group) for group in groups]
+            super().torch_step(optimizer, left)
         finally:
-            self.param_groups = groups
+            optimizer.param_groups = groups
 
 
 def _with_eps(group: dict[str, Any]) -> dict[str, Any]:
@@ -117,3 +154,6 @@ def _with_eps(group: dict[str, Any]) -> dict[str, Any]:
     if eps1 is not None or first is None:
         return group
     return {**group, "eps": (torch.finfo(first.dtype).eps, eps2)}
+
+
+define(Adafactor, "adafactor", _Adafactor, _new_state, kind=_AdafactorDefinition)

@@ -5,13 +5,21 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.adagrad import adagrad as adagrad
+from torch.optim.optimizer import ParamsT
 
-from oxistep.optim._native import NativeStep, zero_step
+from oxistep.optim._definition import define
+from oxistep.optim._kept import keep_settings
+from oxistep.optim._native import NativeStep
+from oxistep.optim._new_states import zero_step
+from oxistep.optim._state_dtype import cast_states
 
 __all__ = ["Adagrad", "adagrad"]
 
+# torch's class, whatever may be put under its name later
+_Adagrad = torch.optim.Adagrad
 
-class Adagrad(NativeStep, torch.optim.Adagrad):
+
+class Adagrad(NativeStep, _Adagrad):
     r"""Adagrad: a learning rate per element that falls with the squares of all its gradients.
 
     .. math::
@@ -63,14 +71,48 @@ class Adagrad(NativeStep, torch.optim.Adagrad):
         Duchi, Hazan, Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization", 2011.
     """
 
-    _rule = "adagrad"
-    _torch = torch.optim.Adagrad
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 0.01,
+        lr_decay: float = 0,
+        weight_decay: float = 0,
+        initial_accumulator_value: float = 0,
+        eps: float = 1e-10,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        state_dtype: torch.dtype | None = None,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite)
+        _Adagrad.__init__(
+            self,
+            params,
+            lr=lr,
+            lr_decay=lr_decay,
+            weight_decay=weight_decay,
+            initial_accumulator_value=initial_accumulator_value,
+            eps=eps,
+            foreach=foreach,
+            maximize=maximize,
+            differentiable=differentiable,
+            fused=fused,
+        )
+        cast_states(self)
 
-    def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        initial = self.defaults["initial_accumulator_value"]
-        return {
-            "step": zero_step(p, group),
-            "sum": torch.full_like(
-                p, complex(initial, initial) if p.is_complex() else initial, memory_format=torch.preserve_format
-            ),
-        }
+
+def _new_state(optimizer: Any, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    initial = optimizer.defaults["initial_accumulator_value"]
+    return {
+        "step": zero_step(p, group),
+        "sum": torch.full_like(
+            p, complex(initial, initial) if p.is_complex() else initial, memory_format=torch.preserve_format
+        ),
+    }
+
+
+define(Adagrad, "adagrad", _Adagrad, _new_state)

@@ -1,17 +1,24 @@
 """Adam."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.adam import adam as adam
+from torch.optim.optimizer import ParamsT
 
-from oxistep.optim._native import NativeStep, zero_step, zeros
+from oxistep.optim._definition import define
+from oxistep.optim._kept import keep_settings
+from oxistep.optim._native import NativeStep
+from oxistep.optim._new_states import zero_step, zeros
 
 __all__ = ["Adam", "adam"]
 
+# torch's class, whatever may be put under its name later
+_Adam = torch.optim.Adam
 
-class Adam(NativeStep, torch.optim.Adam):
+
+class Adam(NativeStep, _Adam):
     r"""Adam: a running mean of gradients divided by the root of a running mean of their squares.
 
     .. math::
@@ -69,11 +76,48 @@ class Adam(NativeStep, torch.optim.Adam):
         of Adam and Beyond", 2018.
     """
 
-    _rule = "adam"
-    _torch: ClassVar[type[torch.optim.Optimizer]] = torch.optim.Adam
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+        state_dtype: torch.dtype | None = None,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite)
+        _Adam.__init__(
+            self,
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            amsgrad=amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=decoupled_weight_decay,
+        )
 
-    def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        state = {"step": zero_step(p, group), "exp_avg": zeros(p), "exp_avg_sq": zeros(p)}
-        if group["amsgrad"]:
-            state["max_exp_avg_sq"] = zeros(p)
-        return state
+
+def _new_state(optimizer: Any, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    state = {"step": zero_step(p, group), "exp_avg": zeros(p), "exp_avg_sq": zeros(p)}
+    if group["amsgrad"]:
+        state["max_exp_avg_sq"] = zeros(p)
+    return state
+
+
+define(Adam, "adam", _Adam, _new_state)

@@ -5,13 +5,20 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.adamax import adamax as adamax
+from torch.optim.optimizer import ParamsT
 
-from oxistep.optim._native import NativeStep, zero_step, zeros
+from oxistep.optim._definition import define
+from oxistep.optim._kept import keep_settings
+from oxistep.optim._native import NativeStep
+from oxistep.optim._new_states import zero_step, zeros
 
 __all__ = ["Adamax", "adamax"]
 
+# torch's class, whatever may be put under its name later
+_Adamax = torch.optim.Adamax
 
-class Adamax(NativeStep, torch.optim.Adamax):
+
+class Adamax(NativeStep, _Adamax):
     r"""Adamax: Adam with the largest recent gradient in place of the root mean square.
 
     .. math::
@@ -63,8 +70,39 @@ class Adamax(NativeStep, torch.optim.Adamax):
         Kingma, Ba, "Adam: A Method for Stochastic Optimization", 2014, section 7.1.
     """
 
-    _rule = "adamax"
-    _torch = torch.optim.Adamax
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        differentiable: bool = False,
+        capturable: bool = False,
+        state_dtype: torch.dtype | None = None,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite)
+        _Adamax.__init__(
+            self,
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            foreach=foreach,
+            maximize=maximize,
+            differentiable=differentiable,
+            capturable=capturable,
+        )
 
-    def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {"step": zero_step(p, group), "exp_avg": zeros(p), "exp_inf": zeros(p)}
+
+def _new_state(optimizer: Any, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    return {"step": zero_step(p, group), "exp_avg": zeros(p), "exp_inf": zeros(p)}
+
+
+define(Adamax, "adamax", _Adamax, _new_state)

@@ -1,14 +1,21 @@
 """AdamW: Adam with decoupled weight decay."""
 
 import torch
+from torch import Tensor
 from torch.optim.adamw import adamw as adamw
+from torch.optim.optimizer import ParamsT
 
-from oxistep.optim.adam import Adam
+from oxistep.optim._definition import define
+from oxistep.optim._kept import keep_settings
+from oxistep.optim.adam import Adam, _new_state
 
 __all__ = ["AdamW", "adamw"]
 
+# torch's class, whatever may be put under its name later
+_AdamW = torch.optim.AdamW
 
-class AdamW(Adam, torch.optim.AdamW):
+
+class AdamW(Adam, _AdamW):
     r"""Adam that shrinks the parameter instead of adding weight decay to the gradient.
 
     .. math::
@@ -59,4 +66,39 @@ class AdamW(Adam, torch.optim.AdamW):
         Loshchilov, Hutter, "Decoupled Weight Decay Regularization", 2017.
     """
 
-    _torch = torch.optim.AdamW
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        state_dtype: torch.dtype | None = None,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite)
+        _AdamW.__init__(
+            self,
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            amsgrad=amsgrad,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+        )
+
+
+define(AdamW, "adam", _AdamW, _new_state)

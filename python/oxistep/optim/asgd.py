@@ -5,13 +5,20 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.asgd import asgd as asgd
+from torch.optim.optimizer import ParamsT
 
-from oxistep.optim._native import NativeStep, zero_step, zeros
+from oxistep.optim._definition import define
+from oxistep.optim._kept import keep_settings
+from oxistep.optim._native import NativeStep
+from oxistep.optim._new_states import zero_step, zeros
 
 __all__ = ["ASGD", "asgd"]
 
+# torch's class, whatever may be put under its name later
+_ASGD = torch.optim.ASGD
 
-class ASGD(NativeStep, torch.optim.ASGD):
+
+class ASGD(NativeStep, _ASGD):
     r"""Gradient descent with a falling rate, and the average of the parameters it passes through.
 
     .. math::
@@ -65,15 +72,47 @@ class ASGD(NativeStep, torch.optim.ASGD):
         Polyak, Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992.
     """
 
-    _rule = "asgd"
-    _scalars = ("eta", "mu")
-    _torch = torch.optim.ASGD
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 0.01,
+        lambd: float = 1e-4,
+        alpha: float = 0.75,
+        t0: float = 1000000.0,
+        weight_decay: float = 0,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        capturable: bool = False,
+        *,
+        state_dtype: torch.dtype | None = None,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite)
+        _ASGD.__init__(
+            self,
+            params,
+            lr=lr,
+            lambd=lambd,
+            alpha=alpha,
+            t0=t0,
+            weight_decay=weight_decay,
+            foreach=foreach,
+            maximize=maximize,
+            differentiable=differentiable,
+            capturable=capturable,
+        )
 
-    def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        lr = group["lr"]
-        return {
-            "step": zero_step(p, group),
-            "eta": zero_step(p, group) + (lr.item() if isinstance(lr, Tensor) else lr),
-            "mu": zero_step(p, group) + 1.0,
-            "ax": zeros(p),
-        }
+
+def _new_state(optimizer: Any, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    lr = group["lr"]
+    return {
+        "step": zero_step(p, group),
+        "eta": zero_step(p, group) + (lr.item() if isinstance(lr, Tensor) else lr),
+        "mu": zero_step(p, group) + 1.0,
+        "ax": zeros(p),
+    }
+
+
+define(ASGD, "asgd", _ASGD, _new_state, scalars=("eta", "mu"))

@@ -1,5 +1,6 @@
 """LBFGS."""
 
+import inspect
 from collections.abc import Callable
 from ctypes import c_float
 from typing import Any
@@ -7,26 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.lbfgs import _strong_wolfe
+from torch.optim.optimizer import ParamsT
 
 from oxistep import _core
-from oxistep.optim._all_or_nothing import AllOrNothing
-from oxistep.optim._native import (
-    _FORCED,
-    _dispatch_modes,
-    _function_modes,
-    _is_compiling,
-    _modes_want_operations,
-    _unwrapped,
-)
+from oxistep.optim import _modes
+from oxistep.optim._all_or_nothing import refuse_if_torn, tear
+from oxistep.optim._definition import Definition, Rows, define, definition_of
+from oxistep.optim._native import DropIn
 from oxistep.optim._storages import check_storages
 
 __all__ = ["LBFGS"]
 
-_torch_class = torch.optim.LBFGS
+# torch's class, whatever may be put under its name later
+_LBFGS = torch.optim.LBFGS
+_HAS_MAXIMIZE = "maximize" in inspect.signature(_LBFGS).parameters  # torch >= 2.12
+_is_compiling = torch.compiler.is_compiling
 _increment_version = torch._C._increment_version
 
 
-class LBFGS(AllOrNothing, _torch_class):
+class LBFGS(DropIn, _LBFGS):
     r"""A quasi-Newton method that knows the curvature from its last steps.
 
     .. math::
@@ -85,6 +85,32 @@ class LBFGS(AllOrNothing, _torch_class):
         Nocedal, Wright, "Numerical Optimization", 2006, algorithms 3.5, 3.6 and 7.4.
     """
 
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1,
+        max_iter: int = 20,
+        max_eval: int | None = None,
+        tolerance_grad: float = 1e-7,
+        tolerance_change: float = 1e-9,
+        history_size: int = 100,
+        line_search_fn: str | None = None,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        _LBFGS.__init__(
+            self,
+            params,
+            lr=lr,
+            max_iter=max_iter,
+            max_eval=max_eval,
+            tolerance_grad=tolerance_grad,
+            tolerance_change=tolerance_change,
+            history_size=history_size,
+            line_search_fn=line_search_fn,
+            **({"maximize": maximize} if _HAS_MAXIMIZE or maximize else {}),
+        )
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
         """Perform a single optimization step.
@@ -98,19 +124,21 @@ class LBFGS(AllOrNothing, _torch_class):
         """
         if _is_compiling():
             return _step_outside_graph(self, closure)
-        self._refuse_if_torn()
-        torch_step = _unwrapped(_torch_class.step)
-        if len(self.param_groups) != 1 or not self._params or self._torch_because() is not None:
-            check_storages(self, ((0, p) for p in self._params))
-            return torch_step(self, closure)
+        refuse_if_torn(self)
+        if len(self.param_groups) != 1 or not self._params or _torch_because(self) is not None:
+            check_storages(self, [(0, p) for p in self._params])
+            return _torchs_step(self, closure)
+        state = self.state[self._params[0]]  # the closure may look at the counters
+        state.setdefault("func_evals", 0)
+        state.setdefault("n_iter", 0)
         with torch.enable_grad():
             orig_loss = closure()
-        if self._torch_because() is not None:  # what the closure has made of the parameters
-            return torch_step(self, _resume(closure, orig_loss))
+        if _torch_because(self) is not None:  # what the closure has made of the parameters
+            return _torchs_step(self, _resume(closure, orig_loss))
         try:
             _Run(self, closure, orig_loss).iterate()
         except _core.KernelError as panic:
-            raise self._tear(str(panic), self._params) from None
+            raise tear(self, str(panic), self._params) from None
         return orig_loss
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -119,40 +147,7 @@ class LBFGS(AllOrNothing, _torch_class):
         self._params = self.param_groups[0]["params"]
         self._numel_cache = None
 
-    def _torch_because(self) -> str | None:
-        """Why a step now would be torch's; None if it is native."""
-        if _FORCED:
-            return "OXISTEP_BACKEND=torch"
-        if (_dispatch_modes() or _function_modes()) and _modes_want_operations():
-            return "a mode is active that wants to see torch's operations"
-        group = self.param_groups[0]
-        for key in ("max_iter", "max_eval", "tolerance_grad", "tolerance_change", "history_size"):
-            if not isinstance(group[key], (int, float)):
-                return f"{key} is no plain number, torch decides what that means"
-        if not _is_one_number(group["lr"]):
-            return "lr is no plain number, torch decides what that means"
-        params, state = self._params, self.state.get(self._params[0], {})
-        if any(p.is_inference() for p in params):
-            return "a parameter was made in inference mode"
-        vectors, scalars = [], []
-        if state.get("n_iter"):
-            try:
-                vectors = [state["d"], state["prev_flat_grad"], *state["old_dirs"], *state["old_stps"]]
-                scalars = [*state["ro"]]
-                float(state["t"]), float(state["H_diag"])
-            except (KeyError, TypeError, ValueError, RuntimeError):
-                return "its state is not what a step leaves behind"
-            if not len(state["old_dirs"]) == len(state["old_stps"]) == len(scalars):
-                return "the lists of its state differ in length"
-            if any(vector.is_inference() for vector in vectors):
-                return "its state was made in inference mode"
-        return _core.lbfgs_unfit(params, vectors, scalars)
-
-    def _explain(self) -> list[tuple[int, int, str, str]]:
-        """Rows for ``oxistep.explain``: all parameters are one vector and take one path."""
-        reason = self._torch_because() if self._params else None
-        path = "native" if reason is None else "torch"
-        return [(0, i, path, reason or "plain CPU tensors, one flat vector") for i in range(len(self._params))]
+    # torch's own names: its line search calls them.
 
     def _gather_flat_grad(self) -> Tensor:
         first = self._params[0]
@@ -170,6 +165,48 @@ class LBFGS(AllOrNothing, _torch_class):
             super()._add_grad(step_size, update)
 
 
+class _LBFGSDefinition(Definition):
+    """All parameters are one vector and take one path."""
+
+    def explain(self, optimizer: Any) -> Rows:
+        params = optimizer._params
+        reason = _torch_because(optimizer) if params else None
+        path = "native" if reason is None else "torch"
+        return [(0, i, path, reason or "plain CPU tensors, one flat vector") for i in range(len(params))]
+
+
+def _torch_because(optimizer: Any) -> str | None:
+    """Why a step now would be torch's; None if it is native."""
+    if (reason := _modes.because() or definition_of(type(optimizer)).overridden(optimizer)) is not None:
+        return reason
+    group = optimizer.param_groups[0]
+    for key in ("max_iter", "max_eval", "tolerance_grad", "tolerance_change", "history_size"):
+        if not isinstance(group[key], (int, float)):
+            return f"{key} is no plain number, torch decides what that means"
+    if not _is_one_number(group["lr"]):
+        return "lr is no plain number, torch decides what that means"
+    params, state = optimizer._params, optimizer.state.get(optimizer._params[0], {})
+    if any(p.is_inference() for p in params):
+        return "a parameter was made in inference mode"
+    if not isinstance(state, dict):
+        return "its state is not what a step leaves behind"
+    vectors, scalars = [], []
+    if state.get("n_iter"):
+        try:
+            vectors = [state["d"], state["prev_flat_grad"], *state["old_dirs"], *state["old_stps"]]
+            scalars = [*state["ro"]]
+            float(state["t"]), float(state["H_diag"])
+        except (KeyError, TypeError, ValueError, RuntimeError):
+            return "its state is not what a step leaves behind"
+        if not len(state["old_dirs"]) == len(state["old_stps"]) == len(scalars):
+            return "the lists of its state differ in length"
+        if not all(isinstance(vector, Tensor) for vector in vectors):
+            return "its state is not what a step leaves behind"
+        if any(vector.is_inference() for vector in vectors):
+            return "its state was made in inference mode"
+    return _core.lbfgs_unfit(params, vectors, scalars)
+
+
 class _Run:
     """One step: the loop of iterations, as torch's goes, on native vector work."""
 
@@ -184,8 +221,6 @@ class _Run:
 
     def iterate(self) -> None:
         group, state, optimizer = self.group, self.state, self.optimizer
-        state.setdefault("func_evals", 0)
-        state.setdefault("n_iter", 0)
         state["func_evals"] += 1
         if self.is_small(self.flat_grad, 1.0, "tolerance_grad"):
             return
@@ -296,6 +331,26 @@ _KEPT = ("d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", "pr
 """What a step leaves to the next, in the order in which torch stores it; ``al`` is only scratch space."""
 
 
+def _torchs_step(optimizer: Any, closure: Callable[[], Any]) -> Any:
+    """torch's whole step. If it raises before it has moved a parameter, the state is what it was."""
+    params = optimizer._params
+    entry = optimizer.state.get(params[0], {}) if params else {}
+    before = {k: [*v] if isinstance(v, list) else v for k, v in entry.items()} if isinstance(entry, dict) else None
+    versions = [p._version for p in params if not p.is_inference()]
+    try:
+        return definition_of(type(optimizer)).torchs_step(optimizer, closure)
+    except Exception:
+        if before is not None and versions == [p._version for p in params if not p.is_inference()]:
+            for key, value in before.items():
+                if isinstance(value, list) and isinstance(entry.get(key), list):
+                    entry[key][:] = value  # the list itself may be somebody's
+                else:
+                    entry[key] = value
+            for key in [key for key in entry if key not in before]:
+                del entry[key]
+        raise
+
+
 def _is_one_number(value: Any) -> bool:
     return isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)
 
@@ -309,3 +364,6 @@ def _resume(closure: Callable[[], Any], loss: Any) -> Callable[[], Any]:
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _step_outside_graph(optimizer: LBFGS, closure: Callable[[], Any]) -> Any:
     return optimizer.step(closure)
+
+
+define(LBFGS, "lbfgs", _LBFGS, lambda *_: {}, kind=_LBFGSDefinition)

@@ -6,9 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
+from torch.optim.optimizer import ParamsT
 
 from oxistep import _core
-from oxistep.optim._native import _FORCED, NativeStep, _dispatch_modes, _function_modes, _modes_want_operations
+from oxistep.optim import _modes
+from oxistep.optim._all_or_nothing import tear
+from oxistep.optim._definition import Definition, Rows, all_torchs, define
+from oxistep.optim._kept import keep_settings
+from oxistep.optim._max_grad_norm import guarded_by_torch
+from oxistep.optim._native import NativeStep
+from oxistep.optim._storages import check_storages
 
 __all__ = ["Muon"]
 
@@ -18,8 +25,11 @@ _AT_ONCE = 1 << 18
 
 _increment_version = torch._C._increment_version
 
+# torch's class, whatever may be put under its name later
+_Muon = torch.optim.Muon
 
-class Muon(NativeStep, torch.optim.Muon):
+
+class Muon(NativeStep, _Muon):
     r"""Momentum made orthogonal, for the matrices of hidden layers.
 
     .. math::
@@ -74,40 +84,93 @@ class Muon(NativeStep, torch.optim.Muon):
         Liu and others, "Muon is scalable for LLM training", 2025.
     """
 
-    _rule = "muon"
-    _torch = torch.optim.Muon
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
+        eps: float = 1e-7,
+        ns_steps: int = 5,
+        adjust_lr_fn: str | None = None,
+        *,
+        state_dtype: torch.dtype | None = None,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite)
+        _Muon.__init__(
+            self,
+            params,
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            nesterov=nesterov,
+            ns_coefficients=ns_coefficients,
+            eps=eps,
+            ns_steps=ns_steps,
+            adjust_lr_fn=adjust_lr_fn,
+        )
 
-    def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {"momentum_buffer": torch.zeros_like(grad, memory_format=torch.preserve_format)}
+
+def _new_state(optimizer: Any, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    return {"momentum_buffer": torch.zeros_like(grad, memory_format=torch.preserve_format)}
+
+
+class _MuonDefinition(Definition):
+    """Muon looks at whole matrices, between whose products its native work is done: its steps are no plan's."""
+
+    def new_plan(self) -> Any:
+        return _Steps(self)
+
+    def explain(self, optimizer: Any) -> Rows:
+        return all_torchs(_rows_of_explain(optimizer), _modes.because() or self.overridden(optimizer))
+
+
+class _Steps:
+    """Takes the steps of one optimizer, as a native plan does for other classes."""
+
+    def __init__(self, definition: Definition) -> None:
+        self.definition = definition
 
     @torch.no_grad()
-    def _update(self, unscale: Callable[[], None] | None = None) -> None:
-        self._refuse_if_torn()
-        if _FORCED or ((_dispatch_modes() or _function_modes()) and _modes_want_operations()):
-            everything = self._everything()
-            if self._guarded_by_torch(unscale):
-                self._torch_step(everything)
-            return
-        rows = self._rows()
+    def step(
+        self,
+        optimizer: Any,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        unscale: Callable[[], None] | None = None,
+    ) -> Tensor | None:
+        """A step; what is to be done with the gradients first is read where it is kept."""
+        definition = self.definition
+        if definition.overridden(optimizer):
+            return definition.leave_everything(optimizer, unscale)
+        rows = _rows(optimizer)
         native: list[_Row] = []
         left: list[tuple[int, Tensor]] = []
-        for row, reason in zip(rows, self._reasons(rows), strict=True):
+        for row, reason in zip(rows, _reasons(optimizer, rows), strict=True):
             if reason:
                 left.append((row.g, row.p))
             else:
                 native.append(row)
-        self._check_left(left)
-        if not self._guarded_by_torch(unscale):
-            return
+        check_storages(optimizer, left)
+        definition.check_left(optimizer, left)
+        for g, p in left:
+            definition.rehearse_tensors(optimizer, g, p)
+        step_it_is, norm = guarded_by_torch(optimizer, unscale)
+        if not step_it_is:
+            return norm
         if left:
-            self._torch_step(left)
+            definition.torch_step(optimizer, left)
         fresh = [row for row in native if "momentum_buffer" not in row.state]
-        made = [self._make_state(row.p, row.grad, row.group) for row in fresh]
-        had_entry = [row.p in self.state for row in fresh]
+        made = [definition.make_state(optimizer, row.p, row.grad, row.group) for row in fresh]
+        had_entry = [row.p in optimizer.state for row in fresh]
         begun: list[_Row] = []
         try:
             for row, state in zip(fresh, made, strict=True):
-                row.state = self.state[row.p]
+                row.state = optimizer.state[row.p]
                 row.state.update(state)
             start, elements = 0, 0
             for end, row in enumerate(native, 1):
@@ -119,53 +182,50 @@ class Muon(NativeStep, torch.optim.Muon):
             if not begun:
                 for row, had in zip(fresh, had_entry, strict=True):
                     if had:
-                        self.state[row.p].pop("momentum_buffer", None)
+                        optimizer.state[row.p].pop("momentum_buffer", None)
                     else:
-                        self.state.pop(row.p, None)
+                        optimizer.state.pop(row.p, None)
                 raise
             # The matrix products are torch's, which may run out of memory, and made one round after the other, since no
             # more of them are to be held at once: a part of the matrices is updated.
-            torn = self._tear(f"a step of Muon broke off ({error!r})", [row.p for row in native])
+            torn = tear(optimizer, f"a step of Muon broke off ({error!r})", [row.p for row in native])
             if isinstance(error, Exception):
                 raise torn from error
             raise
+        return norm
 
-    def _rows(self) -> list["_Row"]:
-        """The parameters that have a gradient; makes no entry in ``state``."""
-        rows = []
-        for g, group in enumerate(self.param_groups):
-            for p in group["params"]:
-                grad = p.grad
-                if grad is not None:
-                    state = self.state[p] if p in self.state else {}
-                    rows.append(_Row(g, p, grad, state, group))
-        return rows
 
-    def _reasons(self, rows: list["_Row"]) -> list[str | None]:
-        """For each row why it is left to torch; None: it is native."""
-        by_group = [_group_because(group) for group in self.param_groups]
-        unfit = _core.muon_unfit(
-            [row.p for row in rows], [row.grad for row in rows], [row.state.get("momentum_buffer") for row in rows]
-        )
-        return [by_group[row.g] or reason or row.because() for row, reason in zip(rows, unfit, strict=True)]
+def _rows(optimizer: Any) -> list["_Row"]:
+    """The parameters that have a gradient; makes no entry in ``state``."""
+    rows = []
+    for g, group in enumerate(optimizer.param_groups):
+        for p in group["params"]:
+            grad = p.grad
+            if grad is not None:
+                state = optimizer.state[p] if p in optimizer.state else {}
+                rows.append(_Row(g, p, grad, state, group))
+    return rows
 
-    def _explain(self) -> list[tuple[int, int, str, str]]:
-        everything = None
-        if _FORCED:
-            everything = "OXISTEP_BACKEND=torch"
-        elif _modes_want_operations():
-            everything = "a mode is active that wants to see torch's operations"
-        reasons = iter(self._reasons(self._rows()))
-        lines = []
-        for g, group in enumerate(self.param_groups):
-            for i, p in enumerate(group["params"]):
-                if p.grad is None:
-                    lines.append((g, i, "skipped", "it has no gradient"))
-                elif reason := next(reasons) or everything:
-                    lines.append((g, i, "torch", reason))
-                else:
-                    lines.append((g, i, "native", "plain CPU tensors; the matrix products are torch's"))
-        return lines
+
+def _reasons(optimizer: Any, rows: list["_Row"]) -> list[str | None]:
+    """For each row why it is left to torch; None: it is native."""
+    by_group = [_group_because(group) for group in optimizer.param_groups]
+    unfit = _core.muon_unfit([row.p for row in rows], [row.grad for row in rows], [row.buffer() for row in rows])
+    return [by_group[row.g] or reason or row.because() for row, reason in zip(rows, unfit, strict=True)]
+
+
+def _rows_of_explain(optimizer: Any) -> Rows:
+    reasons = iter(_reasons(optimizer, _rows(optimizer)))
+    lines = []
+    for g, group in enumerate(optimizer.param_groups):
+        for i, p in enumerate(group["params"]):
+            if p.grad is None:
+                lines.append((g, i, "skipped", "it has no gradient"))
+            elif reason := next(reasons):
+                lines.append((g, i, "torch", reason))
+            else:
+                lines.append((g, i, "native", "plain CPU tensors; the matrix products are torch's"))
+    return lines
 
 
 class _Row:
@@ -174,10 +234,17 @@ class _Row:
     __slots__ = ("g", "grad", "group", "p", "state")
 
     def __init__(self, g: int, p: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        self.g, self.p, self.grad, self.state, self.group = g, p, grad, state, group
+        self.g, self.p, self.grad, self.group = g, p, grad, group
+        self.state: Any = state  # which somebody may have made anything but a dict
+
+    def buffer(self) -> Any:
+        """The momentum buffer, if there is one."""
+        return self.state.get("momentum_buffer") if isinstance(self.state, dict) else None
 
     def because(self) -> str | None:
         """Why its state is left to torch, which refuses it."""
+        if not isinstance(self.state, dict):
+            return "its entry in optimizer.state is no dict"
         if "momentum_buffer" not in self.state:
             return None
         buffer = self.state["momentum_buffer"]
@@ -225,3 +292,6 @@ def _group_because(group: dict[str, Any]) -> str | None:
     if not isinstance(group["lr"], (int, float)) and not (isinstance(group["lr"], Tensor) and group["lr"].numel() == 1):
         return "lr is no plain number, torch decides what that means"
     return None
+
+
+define(Muon, "muon", _Muon, _new_state, kind=_MuonDefinition)

@@ -5,13 +5,20 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.nadam import nadam as nadam
+from torch.optim.optimizer import ParamsT
 
-from oxistep.optim._native import NativeStep, zero_step, zeros
+from oxistep.optim._definition import define
+from oxistep.optim._kept import keep_settings
+from oxistep.optim._native import NativeStep
+from oxistep.optim._new_states import zero_step, zeros
 
 __all__ = ["NAdam", "nadam"]
 
+# torch's class, whatever may be put under its name later
+_NAdam = torch.optim.NAdam
 
-class NAdam(NativeStep, torch.optim.NAdam):
+
+class NAdam(NativeStep, _NAdam):
     r"""NAdam: Adam with Nesterov's look ahead.
 
     .. math::
@@ -68,14 +75,48 @@ class NAdam(NativeStep, torch.optim.NAdam):
         Dozat, "Incorporating Nesterov Momentum into Adam", 2016.
     """
 
-    _rule = "nadam"
-    _scalars = ("mu_product",)
-    _torch = torch.optim.NAdam
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum_decay: float = 4e-3,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: torch.dtype | None = None,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite)
+        _NAdam.__init__(
+            self,
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            momentum_decay=momentum_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+        )
 
-    def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {
-            "step": zero_step(p, group),
-            "mu_product": zero_step(p, group) + 1.0,
-            "exp_avg": zeros(p),
-            "exp_avg_sq": zeros(p),
-        }
+
+def _new_state(optimizer: Any, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    return {
+        "step": zero_step(p, group),
+        "mu_product": zero_step(p, group) + 1.0,
+        "exp_avg": zeros(p),
+        "exp_avg_sq": zeros(p),
+    }
+
+
+define(NAdam, "nadam", _NAdam, _new_state, scalars=("mu_product",))

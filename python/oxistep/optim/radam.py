@@ -4,14 +4,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 from torch.optim.radam import radam as radam
 
-from oxistep.optim._native import NativeStep, zero_step, zeros
+from oxistep.optim._definition import define
+from oxistep.optim._kept import keep_settings
+from oxistep.optim._native import NativeStep
+from oxistep.optim._new_states import zero_step, zeros
 
 __all__ = ["RAdam", "radam"]
 
+# torch's class, whatever may be put under its name later
+_RAdam = torch.optim.RAdam
 
-class RAdam(NativeStep, torch.optim.RAdam):
+
+class RAdam(NativeStep, _RAdam):
     r"""RAdam: Adam that adapts only once its estimate of the variance can be trusted.
 
     .. math::
@@ -66,8 +73,41 @@ class RAdam(NativeStep, torch.optim.RAdam):
         Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond", 2019.
     """
 
-    _rule = "radam"
-    _torch = torch.optim.RAdam
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: torch.dtype | None = None,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite)
+        _RAdam.__init__(
+            self,
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+        )
 
-    def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {"step": zero_step(p, group), "exp_avg": zeros(p), "exp_avg_sq": zeros(p)}
+
+def _new_state(optimizer: Any, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    return {"step": zero_step(p, group), "exp_avg": zeros(p), "exp_avg_sq": zeros(p)}
+
+
+define(RAdam, "radam", _RAdam, _new_state)

@@ -4,14 +4,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 from torch.optim.rmsprop import rmsprop as rmsprop
 
-from oxistep.optim._native import NativeStep, zero_step, zeros
+from oxistep.optim._definition import define
+from oxistep.optim._kept import keep_settings
+from oxistep.optim._native import NativeStep
+from oxistep.optim._new_states import zero_step, zeros
 
 __all__ = ["RMSprop", "rmsprop"]
 
+# torch's class, whatever may be put under its name later
+_RMSprop = torch.optim.RMSprop
 
-class RMSprop(NativeStep, torch.optim.RMSprop):
+
+class RMSprop(NativeStep, _RMSprop):
     r"""RMSprop: the gradient divided by a running root mean square of itself.
 
     .. math::
@@ -68,13 +75,48 @@ class RMSprop(NativeStep, torch.optim.RMSprop):
         Recurrent Neural Networks", 2013.
     """
 
-    _rule = "rmsprop"
-    _torch = torch.optim.RMSprop
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 0.01,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum: float = 0,
+        centered: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        *,
+        state_dtype: torch.dtype | None = None,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite)
+        _RMSprop.__init__(
+            self,
+            params,
+            lr=lr,
+            alpha=alpha,
+            eps=eps,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            centered=centered,
+            capturable=capturable,
+            foreach=foreach,
+            maximize=maximize,
+            differentiable=differentiable,
+        )
 
-    def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        state = {"step": zero_step(p, group), "square_avg": zeros(p)}
-        if group["momentum"] > 0:
-            state["momentum_buffer"] = zeros(p)
-        if group["centered"]:
-            state["grad_avg"] = zeros(p)
-        return state
+
+def _new_state(optimizer: Any, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    state = {"step": zero_step(p, group), "square_avg": zeros(p)}
+    if group["momentum"] > 0:
+        state["momentum_buffer"] = zeros(p)
+    if group["centered"]:
+        state["grad_avg"] = zeros(p)
+    return state
+
+
+define(RMSprop, "rmsprop", _RMSprop, _new_state)

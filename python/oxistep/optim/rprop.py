@@ -4,15 +4,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import _to_scalar
+from torch.optim.optimizer import ParamsT, _to_scalar
 from torch.optim.rprop import rprop as rprop
 
-from oxistep.optim._native import NativeStep, zero_step, zeros
+from oxistep.optim._definition import define
+from oxistep.optim._kept import keep_settings
+from oxistep.optim._native import NativeStep
+from oxistep.optim._new_states import zero_step, zeros
 
 __all__ = ["Rprop", "rprop"]
 
+# torch's class, whatever may be put under its name later
+_Rprop = torch.optim.Rprop
 
-class Rprop(NativeStep, torch.optim.Rprop):
+
+class Rprop(NativeStep, _Rprop):
     r"""Rprop: each element steps by a size of its own, which grows while its gradient keeps its sign.
 
     .. math::
@@ -64,13 +70,42 @@ class Rprop(NativeStep, torch.optim.Rprop):
         Riedmiller, Braun, "A direct adaptive method for faster backpropagation learning: the RPROP algorithm", 1993.
     """
 
-    _rule = "rprop"
-    _torch = torch.optim.Rprop
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 0.01,
+        etas: tuple[float, float] = (0.5, 1.2),
+        step_sizes: tuple[float, float] = (1e-6, 50),
+        *,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        state_dtype: torch.dtype | None = None,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite)
+        _Rprop.__init__(
+            self,
+            params,
+            lr=lr,
+            etas=etas,
+            step_sizes=step_sizes,
+            capturable=capturable,
+            foreach=foreach,
+            maximize=maximize,
+            differentiable=differentiable,
+        )
 
-    def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        lr = _to_scalar(group["lr"])
-        return {
-            "step": zero_step(p, group),
-            "prev": zeros(p),
-            "step_size": torch.full_like(grad, complex(lr, lr) if p.is_complex() else lr, dtype=p.dtype),
-        }
+
+def _new_state(optimizer: Any, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    lr = _to_scalar(group["lr"])
+    return {
+        "step": zero_step(p, group),
+        "prev": zeros(p),
+        "step_size": torch.full_like(grad, complex(lr, lr) if p.is_complex() else lr, dtype=p.dtype),
+    }
+
+
+define(Rprop, "rprop", _Rprop, _new_state)

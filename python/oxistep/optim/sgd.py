@@ -4,14 +4,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd as sgd
 
-from oxistep.optim._native import NativeStep, out_of_the_way
+from oxistep.optim._definition import define
+from oxistep.optim._kept import keep_settings
+from oxistep.optim._native import NativeStep
+from oxistep.optim._new_states import out_of_the_way
 
 __all__ = ["SGD", "sgd"]
 
+# torch's class, whatever may be put under its name later
+_SGD = torch.optim.SGD
 
-class SGD(NativeStep, torch.optim.SGD):
+
+class SGD(NativeStep, _SGD):
     r"""Stochastic gradient descent, with momentum or Nesterov's.
 
     .. math::
@@ -63,19 +70,46 @@ class SGD(NativeStep, torch.optim.SGD):
         Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013.
     """
 
-    _rule = "sgd"
-    _torch = torch.optim.SGD
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float | Tensor = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        state_dtype: torch.dtype | None = None,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite)
+        _SGD.__init__(
+            self,
+            params,
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            maximize=maximize,
+            foreach=foreach,
+            differentiable=differentiable,
+            fused=fused,
+        )
 
-    def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        # torch clones the gradient; the first step writes every element, so nothing needs to be copied here
-        # (in the dtype of the parameter, also for a half gradient of a float32 parameter)
-        if p.stride() == grad.stride() and p.is_contiguous() and 1 not in p.shape and 0 not in p.shape:
-            return {"momentum_buffer": out_of_the_way(p, lambda: torch.empty_like(grad, dtype=p.dtype))}
-        strides = _strides(p, grad, group)
-        return {"momentum_buffer": out_of_the_way(p, lambda: torch.empty_strided(p.shape, strides, dtype=p.dtype))}
 
-    def _narrows_states(self, group: dict[str, Any]) -> bool:
-        return bool(group["momentum"] != 0)
+def _new_state(optimizer: Any, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    # torch clones the gradient; the first step writes every element, so nothing needs to be copied here
+    # (in the dtype of the parameter, also for a half gradient of a float32 parameter)
+    if p.stride() == grad.stride() and p.is_contiguous() and 1 not in p.shape and 0 not in p.shape:
+        return {"momentum_buffer": out_of_the_way(p, lambda: torch.empty_like(grad, dtype=p.dtype))}
+    strides = _strides(p, grad, group)
+    return {"momentum_buffer": out_of_the_way(p, lambda: torch.empty_strided(p.shape, strides, dtype=p.dtype))}
 
 
 def _strides(p: Tensor, grad: Tensor, group: dict[str, Any]) -> tuple[int, ...]:
@@ -97,3 +131,6 @@ def _result_of(*operands: Tensor) -> Tensor:
     if all(t.stride() == first.stride() == t.clone().stride() for t in operands):  # dense, in the same order
         return first
     return first + operands[-1]
+
+
+define(SGD, "sgd", _SGD, _new_state, narrows_states=lambda group: bool(group["momentum"] != 0))

@@ -4,13 +4,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
-from oxistep.optim._native import NativeStep, zeros
+from oxistep.optim._definition import define
+from oxistep.optim._kept import keep_settings
+from oxistep.optim._native import NativeStep
+from oxistep.optim._new_states import zeros
 
 __all__ = ["SparseAdam"]
 
+# torch's class, whatever may be put under its name later
+_SparseAdam = torch.optim.SparseAdam
 
-class SparseAdam(NativeStep, torch.optim.SparseAdam):
+
+class SparseAdam(NativeStep, _SparseAdam):
     r"""Adam on the rows that a sparse gradient names; the moments of other rows stand still.
 
     .. math::
@@ -59,8 +66,31 @@ class SparseAdam(NativeStep, torch.optim.SparseAdam):
         Kingma, Ba, "Adam: A Method for Stochastic Optimization", 2014.
     """
 
-    _rule = "sparse_adam"
-    _torch = torch.optim.SparseAdam
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        maximize: bool = False,
+        *,
+        state_dtype: torch.dtype | None = None,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite)
+        _SparseAdam.__init__(
+            self,
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            maximize=maximize,
+        )
 
-    def _new_state(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        return {"step": 0, "exp_avg": zeros(p), "exp_avg_sq": zeros(p)}
+
+def _new_state(optimizer: Any, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+    return {"step": 0, "exp_avg": zeros(p), "exp_avg_sq": zeros(p)}
+
+
+define(SparseAdam, "sparse_adam", _SparseAdam, _new_state)

@@ -24,6 +24,8 @@ const NO_KERNEL: &str = "no kernel for this combination of dtypes";
 
 const NOT_ALL_COMPLEX: &str = "parameter, gradient and states are not all complex";
 
+const GRAD_SHAPE: &str = "the gradient has another shape than the parameter";
+
 const SINGLE_LR: &str = "lr is a float32 tensor: torch computes constants of a float64 step in float32";
 
 const UNUSUAL: &str = "a hyperparameter or counter is outside its usual range, torch decides what that means";
@@ -45,6 +47,12 @@ pub(crate) struct Item {
     pub(crate) first: bool,
     /// Its hyperparameters or counters are such that torch might refuse them: torch is asked before the first write.
     pub(crate) unusual: bool,
+    /// It is torch's, which may refuse its tensors or its group: torch is asked before the first write.
+    pub(crate) unsure: bool,
+    /// It shares memory with other parameters, and is updated when those before it have been.
+    pub(crate) tied: bool,
+    /// Its group asks for torch's foreach path.
+    pub(crate) foreach: bool,
     pub(crate) param: Py<PyAny>,
     pub(crate) grad: Py<PyAny>,
     pub(crate) states: [Option<Py<PyAny>>; MAX_STATES],
@@ -72,6 +80,8 @@ pub(crate) struct Item {
 pub(crate) struct Look<'a, 'py> {
     pub(crate) torch: &'a Torch,
     pub(crate) rule: &'a AnyRule,
+    /// What is asked of Python about the class.
+    pub(crate) definition: &'a Bound<'py, PyAny>,
     pub(crate) optimizer: &'a Bound<'py, PyAny>,
     pub(crate) values: &'a Bound<'py, PyDict>,
     pub(crate) make_states: bool,
@@ -95,6 +105,9 @@ impl Item {
             rule: rule as u32,
             first: false,
             unusual: false,
+            unsure: false,
+            tied: false,
+            foreach: false,
             param: param.unbind(),
             grad: grad.unbind(),
             states: [const { None }; MAX_STATES],
@@ -132,7 +145,10 @@ impl Item {
         }
         let is_sparse = self.rows.is_some();
         let mut pair = match pair {
-            Err(refused) => return Ok(Route::Torch(refused.reason())),
+            Err(refused) => {
+                self.unsure = matches!(refused, Refused::Pair(GRAD_SHAPE));
+                return Ok(Route::Torch(refused.reason()));
+            }
             Ok(_) if takes == Gradients::Sparse && !is_sparse => return left("the gradient is not sparse"),
             Ok(pair) => pair,
         };
@@ -179,11 +195,9 @@ impl Item {
                 };
             }
             fault::point("make states")?;
-            let made = look
-                .optimizer
-                .call_method1(pyo3::intern!(py, "_make_state"), (&self.param, &self.grad, look.values))?;
-            let made =
-                made.cast_into::<PyDict>().map_err(|_| PyTypeError::new_err("_make_state must return a dict"))?;
+            let of_item = (look.optimizer, &self.param, &self.grad, look.values);
+            let made = look.definition.call_method1(pyo3::intern!(py, "make_state"), of_item)?;
+            let made = made.cast_into::<PyDict>().map_err(|_| PyTypeError::new_err("make_state must return a dict"))?;
             self.fresh = Some(made.clone().unbind());
             if let Some(entry) = entry.as_ref().filter(|entry| !entry.is_empty()) {
                 let mut names = made.keys().iter().collect::<Vec<_>>();
@@ -202,6 +216,7 @@ impl Item {
         if Whole::of(look.rule, &param, &grad).as_ref() != Ok(&self.whole) {
             return left("the parameter or its gradient changed while its states were made");
         }
+        self.unsure = true; // if one of the next is torch's, a state does not fit
         let mut described: [Option<Described<'_>>; STREAMS] = [Some(param), Some(grad), None, None, None];
         let mut objects: [Option<Bound<'_, PyAny>>; MAX_STATES] = Default::default();
         for (k, name) in names.iter().enumerate() {
@@ -229,6 +244,7 @@ impl Item {
         }
         let dtype = |k: usize| described[k].map(|d| d.memory.dtype);
         if look.single_lr && param.memory.dtype == DType::F64 {
+            self.unsure = false;
             return left(SINGLE_LR);
         }
         let complex = |k: usize| described[k].map(|d| d.memory.complex);
@@ -261,7 +277,13 @@ impl Item {
                 (values[k], self.python_counter) = (f64::from(count), Some(*name));
                 continue;
             }
-            let memory = match value.as_ref().map(|value| look.torch.describe_values(value)) {
+            // torch computes with an integer as with a float, but for what it makes a tensor of the counter's dtype
+            let may_be_integer = scalar_names.len() == 1;
+            let described = value.as_ref().map(|value| match may_be_integer {
+                true => look.torch.describe_count(value),
+                false => look.torch.describe_values(value),
+            });
+            let memory = match described {
                 Some(Ok(counter)) => Some(counter.memory),
                 Some(Err(Unfit::Outside(bytes))) => return Err(self.outside(bytes)),
                 _ => None,
@@ -276,6 +298,7 @@ impl Item {
             self.scalars[k] = value.map(Bound::unbind);
         }
         self.scalar_values = Scalars::new(values, precisions);
+        self.unsure = false;
         Ok(self.settle_unusual(look, param_dtype, one_dtype))
     }
 
@@ -334,8 +357,12 @@ impl Item {
         }
         for (object, memory) in self.scalars.iter().zip(&mut self.scalar_memory) {
             let (Some(object), Some(memory)) = (object, memory) else { continue };
-            match torch.describe_values(object.bind(py)) {
-                Ok(now) if now.memory.dtype == memory.dtype && now.memory.len == 1 => *memory = now.memory,
+            match torch.describe_count(object.bind(py)) {
+                Ok(now)
+                    if (now.memory.dtype, now.memory.integer, now.memory.len) == (memory.dtype, memory.integer, 1) =>
+                {
+                    *memory = now.memory;
+                }
                 _ => same = false,
             }
         }
@@ -345,7 +372,9 @@ impl Item {
     /// Calls `f` with every range of memory that updating this parameter writes.
     pub(crate) fn written(&self, py: Python<'_>, torch: &Torch, mut f: impl FnMut((usize, usize))) {
         if self.route == Route::Native {
-            let streams = self.memory.iter().enumerate().filter(|(stream, _)| *stream != 1);
+            // where parameters take turns, that they overlap is known
+            let streams =
+                self.memory.iter().enumerate().filter(|(stream, _)| *stream > 1 || (*stream == 0 && !self.tied));
             let memories =
                 streams.filter_map(|(_, memory)| *memory).chain(self.scalar_memory.iter().copied().flatten());
             memories.for_each(|memory| f(memory.interval()));
@@ -367,6 +396,24 @@ impl Item {
         let objects = [Some(&self.param), Some(&self.grad)].into_iter().chain(self.states.iter().map(Option::as_ref));
         let streams = objects.zip(&self.memory).chain(self.scalars.iter().map(Option::as_ref).zip(&self.scalar_memory));
         streams.filter_map(|(object, memory)| Some((object?, (*memory)?)))
+    }
+
+    /// Whether it is known without asking torch's Python that parameter, gradient and states lie inside their storages,
+    /// as far as they are of torch's own classes.
+    ///
+    /// # Errors
+    /// If one of them does not.
+    pub(crate) fn tells_storages(&self, py: Python<'_>, torch: &Torch) -> PyResult<bool> {
+        // not `self.grad`, which may be the values of a sparse gradient
+        let grad = self.param.bind(py).getattr(pyo3::intern!(py, "grad"))?;
+        let states = self.entry.as_ref().map(|entry| entry.bind(py).values());
+        let states = states.into_iter().flatten();
+        let tensors = [self.param.bind(py).clone(), grad].into_iter().chain(states);
+        let mut all_known = torch.tells_storages();
+        for tensor in tensors.filter(|tensor| torch.is_plain(tensor)) {
+            all_known &= torch.is_inside(&tensor).map_err(|bytes| self.outside(bytes))?;
+        }
+        Ok(all_known)
     }
 
     /// The tensors that a native update writes.
@@ -441,7 +488,7 @@ fn describe_pair<'t>(
         return if plain { Ok((param, grad)) } else { Err(Refused::Pair("sparse, and not all contiguous and real")) };
     }
     if !param.shape.same_sizes(&grad.shape) {
-        return Err(Refused::Pair("the gradient has another shape than the parameter"));
+        return Err(Refused::Pair(GRAD_SHAPE));
     }
     if !param.is_dense && !param.shape.is_free_of_overlap() {
         return Err(Refused::Pair("several elements of the parameter share memory"));

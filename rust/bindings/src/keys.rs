@@ -23,3 +23,20 @@ pub(crate) fn has_plain_keys(dict: &Bound<'_, PyDict>) -> bool {
     }
     true
 }
+
+/// Whether looking something up is what it is for Python's own dicts, and for those that make a dict of what they lack.
+pub(crate) fn looks_up_plainly(dict: &Bound<'_, PyDict>, defaultdict: &Py<PyAny>) -> PyResult<bool> {
+    if dict.is_exact_instance_of::<PyDict>() {
+        return Ok(true);
+    }
+    let py = dict.py();
+    let (class, plain) = (dict.get_type(), py.get_type::<PyDict>());
+    if class.is(defaultdict) {
+        return Ok(dict.getattr(pyo3::intern!(py, "default_factory"))?.is(&plain));
+    }
+    let is_plain = |name| PyResult::Ok(class.getattr(name)?.is(&plain.getattr(name)?));
+    Ok(is_plain(pyo3::intern!(py, "__getitem__"))?
+        && is_plain(pyo3::intern!(py, "get"))?
+        && is_plain(pyo3::intern!(py, "__contains__"))?
+        && !class.hasattr(pyo3::intern!(py, "__missing__"))?)
+}

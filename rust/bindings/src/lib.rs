@@ -34,6 +34,7 @@ mod shim;
 mod span;
 mod state_map;
 mod statistics;
+mod subclasses;
 mod tensors;
 mod threads;
 #[cfg(feature = "trespass")]

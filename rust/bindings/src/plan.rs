@@ -7,6 +7,8 @@
 #![allow(unsafe_code)]
 
 mod checks;
+mod left;
+mod overlaps;
 mod states;
 mod steady;
 mod versions;
@@ -22,7 +24,7 @@ use pyo3::exceptions::{PyKeyError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyList};
+use pyo3::types::{PyDict, PyList, PyString};
 
 use crate::clip::Gradients;
 use crate::collector::CollectorRests;
@@ -38,6 +40,7 @@ use crate::nearby::Nearby;
 use crate::state_map::{Place, StateMap};
 use crate::tensors::Torch;
 use crate::threads::with_pool;
+use left::FOREIGN_DICT;
 use steady::{Attempt, Steady};
 use versions::Versions;
 use watch::Watch;
@@ -49,6 +52,10 @@ const ITEMS_AHEAD: usize = 4;
 #[pyclass(module = "oxistep._core", weakref)]
 pub(crate) struct Plan {
     kind: Kind,
+    /// How the class of the optimizer steps: what is asked of Python.
+    definition: Py<PyAny>,
+    /// What torch's step calls of its class, by name, as our class has it.
+    methods: Vec<(Py<PyString>, Py<PyAny>)>,
     keys: Keys,
     state_map: StateMap,
     items: Vec<Item>,
@@ -67,9 +74,6 @@ pub(crate) struct Plan {
     steady: Steady,
     /// The native parameters of the last step.
     versions: Option<Versions>,
-    /// Those before that, until this step is done: these may be the last references to tensors, and when they go Python
-    /// code may run.
-    retired: Option<Versions>,
     /// The addresses of their states' objects, as one number: another number, other objects.
     known_states: usize,
     /// Whether one of all these was made in inference mode.
@@ -88,6 +92,7 @@ pub(crate) struct Plan {
 pub(crate) struct Modules {
     pub(crate) torch: Torch,
     pub(crate) increment_version: Py<PyAny>,
+    pub(crate) defaultdict: Py<PyAny>,
 }
 
 static MODULES: PyOnceLock<Modules> = PyOnceLock::new();
@@ -95,19 +100,22 @@ static MODULES: PyOnceLock<Modules> = PyOnceLock::new();
 pub(crate) fn modules(py: Python<'_>) -> PyResult<&Modules> {
     MODULES.get_or_try_init(py, || {
         let increment_version = py.import("torch")?.getattr("_C")?.getattr("_increment_version")?.unbind();
-        Ok(Modules { torch: Torch::new(py)?, increment_version })
+        let defaultdict = py.import("collections")?.getattr("defaultdict")?.unbind();
+        Ok(Modules { torch: Torch::new(py)?, increment_version, defaultdict })
     })
 }
 
 #[pymethods]
 impl Plan {
     #[new]
-    fn new(rule: &str) -> PyResult<Self> {
+    fn new(rule: &str, definition: &Bound<'_, PyAny>) -> PyResult<Self> {
         let kind = Kind::from_name(rule).ok_or_else(|| {
             PyValueError::new_err(format!("unknown rule {rule:?}; there are {}", Kind::NAMES.join(", ")))
         })?;
         Ok(Self {
             kind,
+            definition: definition.clone().unbind(),
+            methods: definition.getattr("methods")?.extract()?,
             keys: Keys::default(),
             state_map: StateMap::default(),
             items: Vec::new(),
@@ -121,7 +129,6 @@ impl Plan {
             gradients: Gradients::default(),
             steady: Steady::default(),
             versions: None,
-            retired: None,
             known_states: 0,
             holds_inference_tensor: false,
             measuring: false,
@@ -131,8 +138,8 @@ impl Plan {
         })
     }
 
-    /// Takes one step of `optimizer`: natively where possible, the rest through `optimizer._torch_step`. Returns the
-    /// norm of all gradients if `max_grad_norm` or `skip_nonfinite` is given. `unscale` is called when all has been
+    /// Takes one step of `optimizer`: natively where possible, the rest through the definition's `torch_step`. Returns
+    /// the norm of all gradients if `max_grad_norm` or `skip_nonfinite` is given. `unscale` is called when all has been
     /// checked.
     #[pyo3(signature = (optimizer, max_grad_norm=None, skip_nonfinite=false, unscale=None))]
     fn step<'py>(
@@ -149,8 +156,18 @@ impl Plan {
             )
         })?;
         let result = plan.take_step(optimizer, &Guard { max_grad_norm, skip_nonfinite, unscale });
-        plan.forget();
+        plan.forget(slf.py());
         result
+    }
+
+    /// Why the next step is torch's as a whole, if it is.
+    fn because(&mut self, optimizer: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
+        if !self.is_torchs(optimizer)? {
+            return Ok(None);
+        }
+        let overridden = self.definition.call_method1(optimizer.py(), "overridden", (optimizer,))?;
+        let reason = overridden.extract::<Option<String>>(optimizer.py())?;
+        Ok(Some(reason.unwrap_or_else(|| FOREIGN_DICT.to_owned())))
     }
 
     /// For each parameter (group, index, path, reason), path being "native", "torch" or "skipped".
@@ -166,7 +183,7 @@ impl Plan {
             lines.push((item.group, item.index, path, reason));
         }
         lines.sort();
-        self.forget();
+        self.forget(optimizer.py());
         Ok(lines)
     }
 
@@ -203,8 +220,11 @@ impl Plan {
         guard: &Guard<'_, '_>,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let py = optimizer.py();
-        let rests = CollectorRests::new(py);
         self.measuring = guard.measures();
+        if self.is_torchs(optimizer)? {
+            return self.leave_everything(optimizer, guard);
+        }
+        let rests = CollectorRests::new(py);
         let attempt = match guard.unscale {
             None if self.watch.is_none() => self.take_steady_step(optimizer, guard, rests)?,
             _ => Attempt::Failed(rests),
@@ -220,7 +240,7 @@ impl Plan {
         if guard.unscale.is_some() || self.items.iter().any(|item| item.route != Route::Native) {
             // what is checked further down is checked before others write
             self.check_storages(py)?;
-            optimizer.call_method1(pyo3::intern!(py, "_check_left"), (self.left(py)?,))?;
+            self.check_left(optimizer)?;
             self.holds_inference_tensor = self.find_inference_tensor(py)?;
             self.check_inference_mode(py)?;
         }
@@ -268,7 +288,6 @@ impl Plan {
         let left = self.items.iter().any(|item| item.route != Route::Native);
         if left {
             drop(rests);
-            fault::point("torch's part")?;
             self.run_torch(optimizer)?;
             rests = CollectorRests::new(py);
             self.items.retain(|item| item.route == Route::Native);
@@ -298,7 +317,7 @@ impl Plan {
     fn survey(&mut self, optimizer: &Bound<'_, PyAny>, make_states: bool) -> PyResult<Vec<(u32, u32)>> {
         let py = optimizer.py();
         let torch = &modules(py)?.torch;
-        self.forget();
+        self.forget(py);
         self.places.clear();
         self.foreign = !torch.grad_is_torchs(py);
         let groups = optimizer.getattr(pyo3::intern!(py, "param_groups"))?;
@@ -322,6 +341,7 @@ impl Plan {
             let mut group = Group::of(&values, &mut self.keys);
             let rule = read_rule(&mut group, self.kind)?;
             let single_lr = group.single_lr;
+            let foreach = overlaps::asks_for_foreach(group.find("foreach")?.as_ref());
             self.foreign |= group.foreign;
             if let Ok(rule) = &rule {
                 self.rules.push(*rule);
@@ -349,12 +369,27 @@ impl Plan {
                 self.items.push(Item::new((g, i), self.rules.len().saturating_sub(1), param, grad));
                 self.places.push(self.state_map.last_place());
                 let Some(item) = self.items.last_mut() else { continue };
+                item.foreach = foreach;
                 item.route = match found {
-                    Err(reason) => Route::Torch(reason),
+                    Err(reason) => {
+                        // a flag that torch has a path for is no cause for doubt
+                        item.unsure = !FLAGS.iter().any(|(_, flag)| reason == *flag);
+                        Route::Torch(reason)
+                    }
                     Ok((rule, entry)) => {
                         item.entry = entry;
                         let measuring = self.measuring;
-                        let look = Look { torch, rule, optimizer, values: &values, make_states, single_lr, measuring };
+                        let definition = self.definition.bind(py);
+                        let look = Look {
+                            torch,
+                            rule,
+                            definition,
+                            optimizer,
+                            values: &values,
+                            make_states,
+                            single_lr,
+                            measuring,
+                        };
                         item.look_up(py, &look, &mut self.keys)?
                     }
                 };
@@ -362,42 +397,6 @@ impl Plan {
         }
         self.settle_overlaps(py, torch);
         Ok(skipped)
-    }
-
-    /// Leaves to torch whatever writes memory that something else in the step uses.
-    fn settle_overlaps(&mut self, py: Python<'_>, torch: &Torch) {
-        loop {
-            self.written.begin();
-            for (k, item) in self.items.iter().enumerate() {
-                item.written(py, torch, |range| self.written.add(k, range));
-            }
-            let shared = || Route::Torch("its memory overlaps memory of another tensor in the step".into());
-            let mut changed = false;
-            let mut leave = |item: &mut Item| {
-                if item.route == Route::Native {
-                    item.route = shared();
-                    changed = true;
-                }
-            };
-            for &k in self.written.conflicts() {
-                leave(&mut self.items[k]);
-            }
-            self.hints.resize(self.items.len(), 0);
-            for k in 0..self.items.len() {
-                let Some(range) = self.items[k].read(py, torch) else { continue };
-                let mut met = false;
-                self.written.meeting(range, &mut self.hints[k], |other| {
-                    met = true;
-                    leave(&mut self.items[other]);
-                });
-                if met {
-                    leave(&mut self.items[k]);
-                }
-            }
-            if !changed {
-                return;
-            }
-        }
     }
 
     /// Has torch take the step on copies of three elements wherever it might refuse the numbers of a step, so that it
@@ -408,27 +407,12 @@ impl Plan {
         for item in self.items.iter().filter(|item| item.unusual) {
             let this = (item.rule, item.scalar_values, item.memory[0].map(|memory| memory.dtype));
             if last != Some(this) {
-                let of_item = (item.group, &item.param, item.entry.as_ref());
-                optimizer.call_method1(pyo3::intern!(py, "_rehearse"), of_item)?;
+                let of_item = (optimizer, item.group, &item.param, item.entry.as_ref());
+                self.definition.call_method1(py, pyo3::intern!(py, "rehearse"), of_item)?;
             }
             last = Some(this);
         }
         Ok(last.is_some())
-    }
-
-    /// Lets torch update what is left to it.
-    fn run_torch(&self, optimizer: &Bound<'_, PyAny>) -> PyResult<()> {
-        let py = optimizer.py();
-        optimizer.call_method1(pyo3::intern!(py, "_torch_step"), (self.left(py)?,)).map(drop)
-    }
-
-    /// What is left to torch: parameters with the index of their group.
-    fn left<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        let left = PyList::empty(py);
-        for item in self.items.iter().filter(|item| item.route != Route::Native) {
-            left.append((item.group, item.param.bind(py)))?;
-        }
-        Ok(left)
     }
 
     /// Reads the native tensors' pointers again, after Python code has run.
@@ -456,8 +440,18 @@ impl Plan {
         Ok(())
     }
 
-    /// Notes the native parameters, unless they and their states are those of the last step.
+    /// Notes the native parameters, unless they and their states are those of the last step, and holds them.
     fn settle_versions(&mut self, py: Python<'_>) -> PyResult<()> {
+        self.note_versions(py)?;
+        if let Some(versions) = &mut self.versions {
+            for (k, item) in self.items.iter().enumerate() {
+                versions.hold(k, item.param.bind(py))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn note_versions(&mut self, py: Python<'_>) -> PyResult<()> {
         let states = self.items.iter().flat_map(Item::state_addresses);
         let states = states.fold(0_usize, |sum, address| sum.rotate_left(5).wrapping_add(address));
         let known_states = std::mem::replace(&mut self.known_states, states);
@@ -469,7 +463,7 @@ impl Plan {
         self.check_storages(py)?;
         self.nearby = self.items.iter().map(|item| item.nearby(py)).collect();
         self.holds_inference_tensor = self.find_inference_tensor(py)?;
-        self.retired = self.versions.replace(versions);
+        self.versions = Some(versions);
         Ok(())
     }
 
@@ -482,7 +476,21 @@ impl Plan {
         let py = optimizer.py();
         let mut step: Step<'_> = self.step.take().unwrap_or_default();
         let watch = self.watch.as_deref_mut();
-        let ready = fill(&mut step, &self.items, &self.rules, &mut self.advanced, watch)
+        self.advanced.clear();
+        self.advanced.extend(self.items.iter().map(|item| item.scalar_values));
+        // parameters that share memory are updated one after the other, as torch does, each in a step of its own
+        let mut turns = Vec::new();
+        let free = |item: &Item| !item.tied;
+        let ready = fill(&mut step, &self.items, free, &self.rules, &mut self.advanced, watch)
+            .and_then(|()| {
+                for tied in self.items.iter().filter(|item| item.tied) {
+                    let mut turn = Step::default();
+                    let this = |item: &Item| std::ptr::eq(item, tied);
+                    fill(&mut turn, &self.items, this, &self.rules, &mut self.advanced, None)?;
+                    turns.push(turn);
+                }
+                Ok(())
+            })
             .and_then(|()| self.set_python_counters(py, 1))
             .and_then(|()| fault::point("versions"))
             .and_then(|()| self.count_versions(py));
@@ -493,14 +501,17 @@ impl Plan {
             return Err(error);
         }
         // From here on nothing can fail, but for a defect in a kernel.
-        let elements = step.elements();
+        let elements = step.elements() + turns.iter().map(Step::elements).sum::<usize>();
         let small = elements < driver::SERIAL;
         drop(rests);
         let mut measured = self.watch.as_mut().map(|watch| &mut watch.measured);
         let mut run = || {
-            with_pool(|pool| match &mut measured {
-                None => step.run(pool, Level::current()),
-                Some(measured) => step.run_measured(measured, pool, Level::current()),
+            with_pool(|pool| {
+                match &mut measured {
+                    None => step.run(pool, Level::current()),
+                    Some(measured) => step.run_measured(measured, pool, Level::current()),
+                }?;
+                turns.iter_mut().try_for_each(|turn| turn.run(pool, Level::current()))
             })
         };
         let done = if small { run() } else { py.detach(&mut run) };
@@ -512,6 +523,7 @@ impl Plan {
                 }
             }
         }
+        drop(turns);
         self.step = Some(step.recycle());
         self.expect_steady(elements);
         done.map_err(|panic| self.broke_off(py, &*panic))
@@ -526,25 +538,29 @@ impl Plan {
     }
 
     /// Drops what was looked up for a step, keeping the lists' memory.
-    fn forget(&mut self) {
+    fn forget(&mut self, py: Python<'_>) {
         self.items.clear();
         self.rules.clear();
         self.advanced.clear();
         self.state_map.forget();
-        self.retired = None;
+        if let Some(versions) = &mut self.versions {
+            versions.let_go(py);
+        }
     }
 }
 
-/// Adds the native parameters to a step, with their constants, and notes the scalar states after it.
+/// Adds those of the native parameters that are `wanted` to a step, with their constants, and notes their scalar states
+/// after it.
 fn fill<'a>(
     step: &mut Step<'a>,
     items: &'a [Item],
+    wanted: impl Fn(&Item) -> bool,
     rules: &[(AnyRule, f64)],
-    advanced: &mut Vec<Scalars>,
+    advanced: &mut [Scalars],
     mut watch: Option<&mut Watch>,
 ) -> PyResult<()> {
     let mut last = None;
-    for item in items {
+    for (item, advanced) in items.iter().zip(advanced).filter(|(item, _)| wanted(item)) {
         let (rule, factor) = &rules[item.rule as usize];
         // parameters of a group nearly always stand at the same step: their constants are computed once
         let before = (item.rule, item.scalar_values, item.first);
@@ -557,12 +573,13 @@ fn fill<'a>(
                 scalars
             }
         };
-        advanced.push(after);
+        *advanced = after;
         fault::point("push")?;
         // SAFETY: the tensors were described after the last Python code that could change them ran (counting versions
         // and setting Python integers runs none), and are kept alive by the items until the step is done.
-        // `settle_overlaps` found that what is written overlaps no other tensor of the step. That nobody else uses them
-        // meanwhile is what torch, too, leaves to its callers.
+        // `settle_overlaps` found that what is written overlaps no other tensor of the step, but for parameters that take
+        // turns, of which a step holds one. That nobody else uses them meanwhile is what torch, too, leaves to its
+        // callers.
         let tensors = unsafe { item.tensors() };
         let pushed = match (item.rows.as_deref(), item.whole) {
             (None, Whole::No) => step.push(tensors, *factor),
@@ -578,12 +595,15 @@ fn fill<'a>(
     Ok(())
 }
 
+/// Flags that make a group torch's.
+const FLAGS: [(&str, &str); 2] = [
+    ("differentiable", "differentiable=True: autograd goes through the step"),
+    ("capturable", "capturable=True: the step may be captured in a graph"),
+];
+
 /// Reads a group's rule, or says why the whole group is torch's.
 fn read_rule(group: &mut Group<'_, '_>, kind: Kind) -> PyResult<Result<(AnyRule, f64), Reason>> {
-    for (flag, reason) in [
-        ("differentiable", "differentiable=True: autograd goes through the step"),
-        ("capturable", "capturable=True: the step may be captured in a graph"),
-    ] {
+    for (flag, reason) in FLAGS {
         if group.is_set(flag)? {
             return Ok(Err(reason.into()));
         }

@@ -15,6 +15,7 @@ use pyo3::types::{PyBool, PyCapsule, PyCapsuleMethods, PyString, PyType};
 use crate::dlpack;
 use crate::gradient::{Attribute, CppGrads};
 use crate::shim::{Answer, Shim, TensorRef};
+use crate::subclasses::Subclasses;
 
 /// Storage types of tensors that kernels can read or write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,6 +153,8 @@ pub(crate) struct Memory {
     pub(crate) dtype: DType,
     /// Whether the elements are pairs of reals, which then count as two.
     pub(crate) complex: bool,
+    /// Whether it is a counter of int64, which counts as float64: that holds any count that a program reaches.
+    pub(crate) integer: bool,
     /// Elements.
     pub(crate) len: usize,
     /// Elements from the first to the last in memory, gaps counted.
@@ -234,6 +237,7 @@ impl Memory {
         unsafe {
             match self.dtype {
                 _ if self.len != 1 => None,
+                _ if self.integer => Some(self.data.cast::<i64>().read() as f64),
                 DType::F64 => Some(self.data.cast::<f64>().read()),
                 DType::F32 => Some(f64::from(self.data.cast::<f32>().read())),
                 DType::F16 => Some(self.data.cast::<f16>().read().to_f64()),
@@ -251,6 +255,7 @@ impl Memory {
         unsafe {
             match self.dtype {
                 _ if self.len != 1 => {}
+                _ if self.integer => self.data.cast::<i64>().write(x as i64),
                 DType::F64 => self.data.cast::<f64>().write(x),
                 DType::F32 => self.data.cast::<f32>().write(x as f32),
                 DType::F16 => self.data.cast::<f16>().write(f16::from_f32(x as f32)),
@@ -290,6 +295,7 @@ pub(crate) struct Torch {
     requires_grad: Option<Attribute>,
     cpp_grads: Option<CppGrads>,
     function_modes: Py<PyAny>,
+    subclasses: Subclasses,
 }
 
 impl Torch {
@@ -321,16 +327,30 @@ impl Torch {
         let cpp_grads = shim.as_ref().and_then(|shim| CppGrads::new(&torch, shim));
         let function_modes = torch.getattr("_C")?.getattr("_len_torch_function_stack")?.unbind();
         let (tensor, parameter) = (tensor.unbind(), parameter.unbind());
-        Ok(Self { tensor, parameter, describe, shim, grad, requires_grad, cpp_grads, function_modes })
+        Ok(Self {
+            tensor,
+            parameter,
+            describe,
+            shim,
+            grad,
+            requires_grad,
+            cpp_grads,
+            function_modes,
+            subclasses: Subclasses::default(),
+        })
     }
 
-    /// Whether the class is exactly Tensor or Parameter: subclasses may keep their elements elsewhere.
+    /// Whether the class is Tensor or Parameter, or adds nothing to one of them that a step would notice: other
+    /// subclasses may keep their elements elsewhere.
     pub(crate) fn is_plain(&self, object: &Bound<'_, PyAny>) -> bool {
-        self.is_plain_class(object.get_type_ptr())
+        self.is_plain_class(object.py(), object.get_type_ptr())
     }
 
-    fn is_plain_class(&self, class: *mut pyo3::ffi::PyTypeObject) -> bool {
-        class == self.tensor.as_ptr().cast() || class == self.parameter.as_ptr().cast()
+    #[inline(always)]
+    fn is_plain_class(&self, py: Python<'_>, class: *mut pyo3::ffi::PyTypeObject) -> bool {
+        class == self.tensor.as_ptr().cast()
+            || class == self.parameter.as_ptr().cast()
+            || self.subclasses.is_plain(py, class, &self.tensor, &self.parameter)
     }
 
     /// What reads `.grad` of plain tensors without running Python code; `None` while something might be in its way.
@@ -375,7 +395,7 @@ impl Torch {
         let Some((shim, grads)) = self.shim.as_ref().zip(self.cpp_grads.as_ref()) else { return Err(()) };
         let Some(grad) = grads.of(shim.tensor_in(param)) else { return Ok(None) };
         let class = grads.class(grad);
-        if !(class.is_null() || self.is_plain_class(class)) {
+        if !(class.is_null() || self.is_plain_class(param.py(), class)) {
             return Err(());
         }
         known(shim, grad).filter(|described| !described.may_be_lazy()).map(Some).ok_or(())
@@ -395,22 +415,34 @@ impl Torch {
 
     /// An error if a tensor of any dtype reaches beyond its storage, where that is known.
     pub(crate) fn check_inside(&self, object: &Bound<'_, PyAny>, what: &str) -> PyResult<()> {
-        let (Ok(tensor), Some(shim)) = (self.raw(object), &self.shim) else { return Ok(()) };
-        let Some((offset, bytes)) = shim.storage(shim.tensor_in(object)) else { return Ok(()) };
-        let ndim = tensor.ndim as usize;
-        if tensor.device.kind != dlpack::DEVICE_CPU || ndim == 0 {
-            return Ok(());
+        self.is_inside(object).map(drop).map_err(|bytes| outside(what, bytes))
+    }
+
+    /// Whether a tensor of any dtype is known to lie inside its storage, or not to be on the CPU.
+    ///
+    /// # Errors
+    /// If it reaches beyond its storage, which has so many bytes.
+    pub(crate) fn is_inside(&self, object: &Bound<'_, PyAny>) -> Result<bool, usize> {
+        let (Ok(tensor), Some(shim)) = (self.raw(object), &self.shim) else { return Ok(false) };
+        if tensor.device.kind != dlpack::DEVICE_CPU {
+            return Ok(true);
         }
-        // SAFETY: the description points at `ndim` sizes and strides inside the tensor, which lives.
-        let shape = unsafe {
-            Shape {
-                sizes: std::slice::from_raw_parts(tensor.shape, ndim),
-                strides: std::slice::from_raw_parts(tensor.strides, ndim),
+        let Some((offset, bytes)) = shim.storage(shim.tensor_in(object)) else { return Ok(false) };
+        let ndim = tensor.ndim as usize;
+        let shape = if ndim == 0 {
+            Shape { sizes: &[], strides: &[] }
+        } else {
+            // SAFETY: the description points at `ndim` sizes and strides inside the tensor, which lives.
+            unsafe {
+                Shape {
+                    sizes: std::slice::from_raw_parts(tensor.shape, ndim),
+                    strides: std::slice::from_raw_parts(tensor.strides, ndim),
+                }
             }
         };
         let size = usize::from(tensor.dtype.bits / 8) * usize::from(tensor.dtype.lanes);
         let (extent, end) = (shape.extent(), offset.saturating_add(shape.extent()).saturating_mul(size));
-        if extent > 0 && end > bytes { Err(outside(what, bytes)) } else { Ok(()) }
+        if extent > 0 && end > bytes { Err(bytes) } else { Ok(true) }
     }
 
     /// The elements of a contiguous matrix of int64 on the CPU, such as the indices of a sparse tensor, copied, with
@@ -485,6 +517,21 @@ impl Torch {
         let described = self.describe_bits(object)?;
         let suspicious = described.whole.is_some() && described.may_be_lazy();
         if suspicious && is_lazy(object, described.memory.complex) { Err(Unfit::Lazy) } else { Ok(described) }
+    }
+
+    /// As [`Torch::describe_values`], for a counter of int64 too, which some programs make.
+    pub(crate) fn describe_count<'t>(&self, object: &'t Bound<'_, PyAny>) -> Result<Described<'t>, Unfit> {
+        let mut raw = self.raw(object)?;
+        if (raw.dtype.code, raw.dtype.bits, raw.dtype.lanes) != (0, 64, 1) {
+            return self.describe_values(object);
+        }
+        (raw.dtype.code, raw.dtype.bits) = (2, 64); // the same bytes
+        let mut described = understood(raw)?;
+        described.memory.integer = true;
+        if let Some(shim) = &self.shim {
+            described.whole = whole(shim, shim.tensor_in(object), &described.memory)?;
+        }
+        Ok(described)
     }
 
     /// The value and dtype of a plain tensor of one element that requires no gradient; `None` for all else, and where
@@ -582,7 +629,12 @@ fn understood<'t>(tensor: dlpack::Tensor) -> Result<Described<'t>, Unfit> {
     if !(data as usize).is_multiple_of(dtype.size()) {
         return Err(Unfit::Misaligned);
     }
-    Ok(Described { memory: Memory { data: data.cast(), dtype, complex, len, extent }, shape, is_dense, whole: None })
+    Ok(Described {
+        memory: Memory { data: data.cast(), dtype, complex, integer: false, len, extent },
+        shape,
+        is_dense,
+        whole: None,
+    })
 }
 
 /// Whether the elements stand for their negatives or conjugates.

@@ -100,7 +100,7 @@ impl Plan {
         if !self.steady.ready {
             return Ok(Attempt::Failed(rests));
         }
-        self.forget();
+        self.forget(optimizer.py());
         self.steady.begin(self.steady.large || guard.measures());
         self.gradients.clear();
         let mut step = self.step.take().unwrap_or_default();
@@ -131,6 +131,7 @@ impl Plan {
             item.route == Route::Native
                 && item.whole == Whole::No
                 && item.layout.is_none()
+                && !item.tied
                 && item.rows.is_none()
                 && item.python_counter.is_none()
         };
@@ -149,7 +150,8 @@ impl Plan {
     /// Looks up, checks and pushes everything; `false` as soon as something is not as it was.
     fn gather(&mut self, optimizer: &Bound<'_, PyAny>, step: &mut Step<'static>) -> PyResult<bool> {
         let py = optimizer.py();
-        let Some(parameters) = self.versions.as_ref().map(|versions| versions.len()) else { return Ok(false) };
+        let live = self.versions.as_ref().filter(|versions| versions.all_live());
+        let Some(parameters) = live.map(|versions| versions.len()) else { return Ok(false) };
         let groups = optimizer.getattr(pyo3::intern!(py, "param_groups"))?;
         let state = optimizer.getattr(pyo3::intern!(py, "state"))?;
         let Ok(state) = state.cast::<PyDict>() else { return Ok(false) };
@@ -208,8 +210,10 @@ impl Plan {
                 if let Some(nearby) = self.nearby.get(k + ITEMS_AHEAD) {
                     nearby.prefetch();
                 }
-                let known = self.versions.as_ref().is_some_and(|versions| versions.holds(k, &param));
-                if !known || !self.gather_one(torch, &mut one, k, state, &param, (grad, g), step)? {
+                let known = self.versions.as_mut().filter(|versions| versions.holds(k, &param));
+                let Some(versions) = known else { return Ok(false) };
+                versions.hold(k, &param)?;
+                if !self.gather_one(torch, &mut one, k, state, &param, (grad, g), step)? {
                     return Ok(false);
                 }
                 k += 1;

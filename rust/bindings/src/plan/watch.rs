@@ -43,6 +43,20 @@ impl Watch {
         Ok(true)
     }
 
+    /// Tells the watcher that kernels will measure nothing.
+    pub(super) fn begin_with_everything(&mut self, optimizer: &Bound<'_, PyAny>) -> PyResult<()> {
+        let py = optimizer.py();
+        self.measured.clear();
+        self.pushed.clear();
+        let all = PyList::empty(py);
+        for (g, group) in optimizer.getattr("param_groups")?.try_iter()?.enumerate() {
+            for i in 0..group?.get_item("params")?.len()? {
+                all.append((g, i))?;
+            }
+        }
+        self.watcher.call_method1(py, pyo3::intern!(py, "_copy"), (all,)).map(drop)
+    }
+
     pub(super) fn pushed(&mut self, item: &Item, step: &Step<'_>) {
         self.measured.pushed(step);
         self.pushed.push(is_measured(item).then_some((item.group, item.index)));

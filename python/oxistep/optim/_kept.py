@@ -1,0 +1,195 @@
+"""What oxistep keeps on an optimizer beside what torch's class keeps: one attribute, ``_oxistep``.
+
+Whoever subclasses an optimizer may use every other name, as with torch's classes. So the settings of ours are kept
+here as well, and are attributes only where they were given to the constructor.
+"""
+
+import warnings
+from collections.abc import Callable
+from numbers import Real
+from typing import Any, Generic, TypeVar, overload
+
+import torch
+
+from oxistep._torn import Torn
+
+__all__ = ["KEY", "Kept", "Setting", "kept_of", "max_grad_norm_of", "skip_nonfinite_of", "state_dtype_of"]
+
+KEY = "_oxistep"
+
+T = TypeVar("T")
+
+
+class Kept:
+    """Plans and settings of one optimizer. A copy, or what is pickled, has the settings; its plans are made anew."""
+
+    __slots__ = (
+        "given",
+        "guarded",
+        "loading",
+        "max_grad_norm",
+        "plans",
+        "skip_nonfinite",
+        "state_dtype",
+        "torn",
+        "tried",
+    )
+
+    def __init__(self) -> None:
+        self.plans: dict[type, Any] = {}
+        """What takes the steps, by the class that the optimizer had then: programs assign to ``__class__``."""
+        self.torn: Torn | None = None
+        """Set after a step that broke off half-way; there are no plans then."""
+        self.tried: set[Any] = set()
+        """Descriptions of tensors that torch's step was found to take: see ``_rehearsal``."""
+        self.loading: dict[str, Any] | None = None
+        """The state dict that is being loaded."""
+        self.given: frozenset[str] = frozenset()
+        """The settings that were given to the constructor."""
+        self.state_dtype: torch.dtype | None = None
+        """``None``: torch's own dtypes."""
+        self.max_grad_norm: float | None = None
+        self.skip_nonfinite = False
+        self.guarded = False
+        """Whether a step measures its gradients first."""
+
+    def settle(self) -> None:
+        """After a setting has changed."""
+        self.guarded = self.max_grad_norm is not None or self.skip_nonfinite
+
+    @property
+    def is_worth_keeping(self) -> bool:
+        """Whether a copy would differ without it."""
+        return bool(self.given) or self.torn is not None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (self.given, self.state_dtype, self.max_grad_norm, self.skip_nonfinite, self.torn)
+
+
+def _restored(
+    given: frozenset[str],
+    state_dtype: torch.dtype | None,
+    max_grad_norm: float | None,
+    skip_nonfinite: bool,
+    torn: Torn | None,
+) -> Kept:
+    kept = Kept()
+    kept.given, kept.state_dtype, kept.torn = given, state_dtype, torn
+    kept.max_grad_norm, kept.skip_nonfinite = max_grad_norm, skip_nonfinite
+    kept.settle()
+    return kept
+
+
+def kept_of(optimizer: Any) -> Kept:
+    """What is kept on an optimizer; made if there is nothing yet."""
+    try:
+        return optimizer.__dict__[KEY]  # type: ignore[no-any-return]
+    except KeyError:  # setdefault: two threads that come here must not get two
+        return optimizer.__dict__.setdefault(KEY, Kept())  # type: ignore[no-any-return]
+
+
+def keep_settings(
+    optimizer: Any, state_dtype: torch.dtype | None, max_grad_norm: float | None, skip_nonfinite: bool
+) -> None:
+    """What each constructor does first with the settings that torch's class does not have."""
+    values = {
+        "state_dtype": state_dtype_of(state_dtype),
+        "max_grad_norm": max_grad_norm_of(max_grad_norm),
+        "skip_nonfinite": skip_nonfinite_of(skip_nonfinite),
+    }
+    given = frozenset(name for name, value in values.items() if value is not None and value is not False)
+    if not given and KEY not in optimizer.__dict__:
+        return  # the attributes of a plain optimizer are torch's
+    kept = kept_of(optimizer)
+    kept.given = given
+    for name, value in values.items():
+        setattr(kept, name, value)
+    kept.settle()
+
+
+def state_dtype_of(value: Any) -> torch.dtype | None:
+    """Checks ``state_dtype``."""
+    if value not in (None, torch.float32):
+        raise ValueError(f"state_dtype: expected torch.float32 (for parameters of a half type) or None, got {value}")
+    return value  # type: ignore[no-any-return]
+
+
+def max_grad_norm_of(value: Any) -> float | None:
+    """Checks ``max_grad_norm``."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"max_grad_norm: expected a positive number or None, got {type(value).__name__}")
+    if not float(value) > 0:
+        raise ValueError(f"max_grad_norm: expected a positive number or None, got {value}")
+    return float(value)
+
+
+def skip_nonfinite_of(value: Any) -> bool:
+    """Checks ``skip_nonfinite``."""
+    if not isinstance(value, bool):
+        raise TypeError(f"skip_nonfinite: expected True or False, got {type(value).__name__}")
+    return value
+
+
+class Setting(Generic[T]):
+    """A setting that may change between steps, if the constructor was given it.
+
+    Else the name is the user's: an attribute like any other, whatever it holds.
+    """
+
+    def __init__(self, default: T, check: Callable[[Any], T], doc: str) -> None:
+        self.default = default
+        self.check = check
+        self.__doc__ = doc
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.owner, self.name = owner, name
+
+    @overload
+    def __get__(self, optimizer: None, cls: type | None = None) -> "Setting[T]": ...
+    @overload
+    def __get__(self, optimizer: object, cls: type | None = None) -> T: ...
+    def __get__(self, optimizer: Any, cls: type | None = None) -> Any:
+        if optimizer is None:
+            return self
+        if (kept := self._kept(optimizer)) is not None:
+            return getattr(kept, self.name)
+        if self.name in optimizer.__dict__:
+            return optimizer.__dict__[self.name]
+        other = self._behind(optimizer)
+        if other is None:
+            return self.default
+        return other.__get__(optimizer, type(optimizer)) if hasattr(type(other), "__get__") else other
+
+    def __set__(self, optimizer: Any, value: T) -> None:
+        if (kept := self._kept(optimizer)) is not None:
+            setattr(kept, self.name, self.check(value))
+            kept.settle()
+            return
+        other = self._behind(optimizer)
+        if hasattr(type(other), "__set__"):
+            other.__set__(optimizer, value)
+            return
+        if type(optimizer).__module__.startswith("oxistep.optim."):
+            warnings.warn(
+                f"{self.name} was not given to the constructor of this {type(optimizer).__name__}, so it is an "
+                f"attribute that no step reads. To set it between steps, give {self.name}= to the constructor",
+                stacklevel=2,
+            )
+        optimizer.__dict__[self.name] = value
+
+    def __delete__(self, optimizer: Any) -> None:
+        if self._kept(optimizer) is not None or self.name not in optimizer.__dict__:
+            raise AttributeError(f"{type(optimizer).__name__!r} object has no attribute {self.name!r} to delete")
+        del optimizer.__dict__[self.name]
+
+    def _kept(self, optimizer: Any) -> Kept | None:
+        """What holds the setting, if it was given."""
+        kept = optimizer.__dict__.get(KEY)
+        return kept if type(kept) is Kept and self.name in kept.given else None
+
+    def _behind(self, optimizer: Any) -> Any:
+        """What a class further down the line has under this name."""
+        line = type(optimizer).__mro__
+        return next((vars(c)[self.name] for c in line[line.index(self.owner) + 1 :] if self.name in vars(c)), None)

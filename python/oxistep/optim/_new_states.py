@@ -1,0 +1,54 @@
+"""The tensors that new states are made of."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oxistep import _core
+
+__all__ = ["out_of_the_way", "zero_step", "zeros"]
+
+# States of fewer elements are not worth asking for large pages.
+_LARGE = 1 << 20
+# How often to try for a better place. Memory that nobody writes costs only addresses, if it is not set aside at once.
+_OTHER_PLACES = 3
+
+
+def scalar_dtype(group: dict[str, Any]) -> torch.dtype:
+    """The dtype of ``step``: float32, or float64 where that is torch's default, unless fused."""
+    if not group.get("fused") and torch.get_default_dtype() == torch.float64:
+        return torch.float64
+    return torch.float32
+
+
+def zero_step(p: Tensor, group: dict[str, Any]) -> Tensor:
+    """A step counter at zero; on the CPU whatever the default device, unless fused."""
+    return torch.zeros((), dtype=scalar_dtype(group), device=p.device if group.get("fused") else "cpu")
+
+
+def zeros(p: Tensor) -> Tensor:
+    """A state of zeros laid out as its parameter; if it is large, on large pages and in nobody's way in the caches."""
+    if p.device.type == "cpu" and p.numel() >= _LARGE:
+        state = out_of_the_way(p, lambda: torch.empty_like(p, memory_format=torch.preserve_format))
+        return state if _core.zero_large(state, p) else state.zero_()
+    return torch.zeros_like(p, memory_format=torch.preserve_format)
+
+
+def out_of_the_way(p: Tensor, empty: Callable[[], Tensor]) -> Tensor:
+    """A state without values, which ``empty`` makes; if it is large, in nobody's way in the caches.
+
+    Those that would be in the way are held until another place is found.
+    """
+    held = [empty()]
+    # memory that torch may fill is not for holding: it would cost more than addresses
+    if p.device.type != "cpu" or p.numel() < _LARGE or torch.are_deterministic_algorithms_enabled():
+        return held[-1]
+    tensors = [p] if p.grad is None else [p, p.grad]
+    while len(held) <= _OTHER_PLACES and _core.in_the_way(held[-1], tensors):
+        try:
+            held.append(empty())
+        except RuntimeError:
+            break  # no memory is promised beyond what is there
+    return held[-1]
