@@ -17,9 +17,10 @@ from oxistep.numpy._hyper import Check, is_whole, real
 Array = NDArray[Any]
 Group = dict[str, Any]
 State = dict[str, Array]
-Params = Iterable[Array] | Mapping[str, Array] | Iterable[Group]
+# One iterable and one sequence for all that may be in them: mypy does not look into a list where two kinds would do.
+Params = Iterable[Array | Group] | Mapping[str, Array]
 Grad = Array | np.generic | None
-Grads = Sequence[Grad] | Mapping[str, Grad]
+Grads = Sequence[Grad | Sequence[Grad] | Mapping[str, Grad]] | Mapping[str, Grad]
 
 # How torch runs a step. It does not change what is computed, so a checkpoint loads without these.
 _TORCH_ONLY = {"foreach", "fused", "capturable", "differentiable"}
@@ -92,7 +93,7 @@ class Optimizer:
         for group in groups:
             self._add(group)
 
-    def step(self, grads: Grads | Sequence[Grads]) -> None:
+    def step(self, grads: Grads) -> None:
         """Update every parameter that has a gradient, in place.
 
         Args:
