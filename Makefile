@@ -198,9 +198,17 @@ lint: $(ENV) ## formatting, clippy and ruff, without changing anything
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# What pages and examples may do that --strict forbids: functions without annotations (torch has them, too: `backward`), and
+# a name for one thing after another.
+AS_USERS := --config-file= --strict --warn-unreachable --cache-dir ../mypy-cache-of-users \
+	--allow-untyped-defs --allow-incomplete-defs --allow-untyped-calls --allow-redefinition
+
 .PHONY: types
-types: $(ENV) ## type-check the Python sources
+types: $(INSTALLED) ## type-check the sources; then pages, docstrings and examples as users would, against the wheel
 	$(PY) -m mypy
+	$(PY) docs/typed_snippets.py target/typed
+	cd target/typed && $(PY) -m mypy $(AS_USERS) .
+	cd target/typed && $(BIN)/basedpyright --pythonpath $(PY) --project .
 
 .PHONY: stub
 stub: $(INSTALLED) ## does _core.pyi say what the built module holds?

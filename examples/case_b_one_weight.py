@@ -48,6 +48,7 @@ def two_inputs(optim):
     error = w1 * x1 + w2 * x2 - y
     (error**2).backward()
     optimizer.step()
+    assert w1.grad is not None and w2.grad is not None
     return {
         "partials_by_hand": [2 * error.item() * x1, 2 * error.item() * x2],
         "partials": [w1.grad.item(), w2.grad.item()],

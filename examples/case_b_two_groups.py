@@ -29,7 +29,8 @@ def fine_tune(optim):
     torch.manual_seed(0)
     x = torch.randn(64, 4)
     y = torch.sin(x).sum(dim=1, keepdim=True)
-    body = nn.Sequential(nn.Linear(4, 16), nn.Tanh())
+    first = nn.Linear(4, 16)
+    body = nn.Sequential(first, nn.Tanh())
     head = nn.Linear(16, 1)
     optimizer = optim.Adam(
         [
@@ -37,13 +38,13 @@ def fine_tune(optim):
             {"params": head.parameters(), "lr": 0.02},
         ]
     )
-    body_at_start = body[0].weight.detach().clone()
+    body_at_start = first.weight.detach().clone()
     body.requires_grad_(False)  # frozen: no gradients, so the optimizer leaves it alone
 
     losses = []
     for step in range(300):
         if step == 100:
-            body_moved_while_frozen = (body[0].weight - body_at_start).abs().max().item()
+            body_moved_while_frozen = (first.weight - body_at_start).abs().max().item()
             body.requires_grad_(True)  # the body gets its first gradient now
         if step == 200:
             for group in optimizer.param_groups:
@@ -57,12 +58,12 @@ def fine_tune(optim):
     return {
         "losses": losses,
         "body_moved_while_frozen": body_moved_while_frozen,
-        "body_moved": (body[0].weight - body_at_start).abs().max().item(),
+        "body_moved": (first.weight - body_at_start).abs().max().item(),
         # Each parameter counts its own steps, so a late one starts with a fresh bias correction.
-        "body_steps": int(optimizer.state[body[0].weight]["step"]),
+        "body_steps": int(optimizer.state[first.weight]["step"]),
         "head_steps": int(optimizer.state[head.weight]["step"]),
         "lrs": [group["lr"] for group in optimizer.param_groups],
-        "body": body[0].weight.flatten().tolist(),
+        "body": first.weight.flatten().tolist(),
         "head": head.weight.flatten().tolist(),
     }
 

@@ -29,6 +29,7 @@ def accumulation(optim):
     w, b = start()
     optimizer = optim.SGD([w, b], lr=1.0)
     loss_of(w, b).backward()
+    assert w.grad is not None and b.grad is not None
     once = b.grad.tolist()
     rows_once = w.grad.tolist()
     loss_of(w, b).backward()

@@ -38,7 +38,7 @@ def summed(optim):
     losses = []
     for _ in range(100):
         hidden = torch.zeros(1, 8)
-        loss = 0.0
+        loss = torch.zeros(())
         for x, target in zip(inputs, targets, strict=True):
             output, hidden = model(x, hidden)
             loss = loss + nn.functional.mse_loss(output, target)

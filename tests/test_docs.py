@@ -120,6 +120,39 @@ def test_wrong_code_is_seen():
     assert caught.traceback[-1].lineno == 4  # counted from 0: the fifth line of the page
 
 
+# ---- what `make types` is given ----
+
+
+def typed_snippets():
+    spec = importlib.util.spec_from_file_location("typed_snippets", ROOT / "docs" / "typed_snippets.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", PAGES, ids=IDS)
+def test_type_checkers_read_what_is_run(path):
+    text = path.read_text(encoding="utf-8")
+    run_here = {}
+    for block in blocks(text, "python"):
+        if block.not_run is None and ">>>" not in block.code:
+            run_here |= {block.line + i: line for i, line in enumerate(block.code.splitlines()) if line.strip()}
+    pieces = typed_snippets().of_page(text)
+    given = {i: line for i, line in enumerate(typed_snippets().placed(pieces).splitlines(), 1) if line.strip()}
+    assert run_here.items() <= given.items()
+    if ">>>" not in text:
+        assert run_here == given
+
+
+def test_type_checkers_read_docstrings():
+    source = 'def f():\n    """Adds.\n\n    >>> 1 + 1\n    2\n    """\n\n\nclass A:\n    """None."""\n'
+    module = typed_snippets()
+    (found,) = module.of_docstrings(source)
+    assert found == ("f", [(3, "1 + 1\n")])
+    assert module.placed(found[1]) == "\n\n\n1 + 1\n"
+    assert module.of_page("```python\n>>> 1 + 1\n2\n```\n") == [(1, "1 + 1\n")]
+
+
 # ---- commands ----
 
 MAKEFILE = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "Makefile", *ROOT.glob("*.mk")))

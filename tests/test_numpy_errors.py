@@ -517,6 +517,83 @@ def test_a_learning_rate_function_that_raises():
     assert snapshot(optimizer) == before
 
 
+# Settings changed after construction, found by the step
+
+
+AFTERWARDS = [
+    (cls, bad, error, text)
+    for cls, bad, error, text in [*BAD_HYPERPARAMETERS, *BAD_FOR_US]
+    if "lr" not in bad and not {"foreach", "fused", "decoupled_weight_decay"} & bad.keys()
+] + [
+    (AdamW, {"decoupled_weight_decay": False}, ValueError, "AdamW's weight decay is decoupled"),
+    (Adam, {"betas": (1.0, 0.999)}, ValueError, "Invalid beta parameter at index 0: 1.0"),
+    (AdamW, {"betas": (0.9, 1.0)}, ValueError, "Invalid beta parameter at index 1: 1.0"),
+    (AdamW, {"betas": [0.9, 1.0]}, ValueError, "Invalid beta parameter at index 1: 1.0"),
+    (SGD, {"maximize": 1}, TypeError, "maximize must be True or False, got 1"),
+    (RMSprop, {"momentum": np.array(0.9)}, TypeError, "momentum value must be a number, got ndarray"),
+]
+
+
+def test_every_setting_that_constructors_check_is_spoilt_afterwards():
+    for cls in (SGD, Adagrad, RMSprop, Adam, AdamW):
+        spoilt = {key for other, bad, *_ in AFTERWARDS if issubclass(cls, other) for key in bad}
+        assert cls._checks.keys() - {"lr", "decoupled_weight_decay", "maximize"} <= spoilt, cls
+
+
+@pytest.mark.parametrize(("cls", "bad", "error", "text"), AFTERWARDS)
+@pytest.mark.parametrize("steps", [0, 2])
+def test_bad_settings_put_into_a_group(cls, bad, error, text, steps):
+    optimizer = cls([{"params": [np.ones(2)]}, {"params": [np.ones(2)]}])
+    grads = [[np.ones(2)], [np.ones(2)]]
+    for _ in range(steps):
+        optimizer.step(grads)
+    good = dict(optimizer.param_groups[1])
+    optimizer.param_groups[1].update(bad)
+    before = snapshot(optimizer)
+    for _ in range(2):  # what was refused is not remembered as good
+        with pytest.raises(error, match=text) as caught:
+            optimizer.step(grads)
+        assert str(caught.value).endswith(" in param_groups[1]") or "param_groups[1];" in str(caught.value)
+        assert snapshot(optimizer) == before
+    optimizer.param_groups[1].update(good)
+    optimizer.step(grads)
+
+
+def test_a_list_of_betas_changed_in_place():
+    optimizer = Adam([np.ones(2)])
+    betas = optimizer.param_groups[0]["betas"] = [0.5, 0.5]
+    optimizer.step([np.ones(2)])
+    betas[0] = 1.0
+    before = snapshot(optimizer)
+    with pytest.raises(ValueError, match=r"Invalid beta parameter at index 0: 1\.0"):
+        optimizer.step([np.ones(2)])
+    assert snapshot(optimizer) == before
+
+
+def test_a_learning_rate_function_that_spoils_its_group():
+    def schedule(step):
+        optimizer.param_groups[0]["betas"] = (1.0, 0.999)
+        return 0.1
+
+    w = np.ones(2)
+    optimizer = Adam([w], lr=schedule)
+    with pytest.raises(ValueError, match=r"Invalid beta parameter at index 0: 1\.0"):
+        optimizer.step([np.ones(2)])
+    assert w.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("cls", [Adagrad, RMSprop, Adam, AdamW])
+@pytest.mark.parametrize("count", [-1.0, NAN, float("inf")])
+def test_a_step_counter_that_counts_no_steps(cls, count):
+    optimizer = cls([np.ones(2), np.ones(2)])
+    optimizer.step([np.ones(2), np.ones(2)])
+    optimizer.state[0][1]["step"][...] = count
+    before = snapshot(optimizer)
+    with pytest.raises(ValueError, match=r'state "step" of params\[1\] must be a number of steps, got'):
+        optimizer.step([np.ones(2), np.ones(2)])
+    assert snapshot(optimizer) == before
+
+
 # Bad checkpoints
 
 

@@ -428,6 +428,20 @@ def test_signature_and_defaults_are_torchs(cls, hyper):
 
 
 @every_class
+def test_programs_that_are_driven_by_configuration_find_every_parameter(cls, hyper):
+    """The four ways in which such programs ask what a constructor takes."""
+    parameters = list(inspect.signature(cls).parameters)
+    assert set(parameters) == {"params", *cls._checks} - ({"decoupled_weight_decay"} if cls is AdamW else set())
+    assert list(inspect.signature(cls.__init__).parameters) == ["self", *parameters]
+    spec = inspect.getfullargspec(cls.__init__)
+    assert [*spec.args, *spec.kwonlyargs] == ["self", *parameters]
+    assert (spec.varargs, spec.varkw) == (None, None)
+    assert inspect.getfullargspec(cls).args[1:] == spec.args[1:]
+    code = cls.__init__.__code__
+    assert code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] == ("self", *parameters)
+
+
+@every_class
 def test_repr_is_torchs(cls, hyper):
     torch = pytest.importorskip("torch")
     ours = repr(cls([{"params": [np.ones(2)]}, {"params": [np.ones(2)], "lr": 0.5}], **hyper))

@@ -5,13 +5,14 @@ import re
 from collections import UserDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import oxistep
 import oxistep.optim
-from oxistep.optim import SGD, Adagrad, Adam, SparseAdam
+from oxistep.optim import SGD, Adagrad, Adam, AdamW, SparseAdam
 from oxistep.optim._definition import definition_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "torch-parity.md"
@@ -106,7 +107,16 @@ NATIVE = {
     "sparse COO, coalesced or not": lambda: Adagrad(
         [given(torch.ones(4, 2), sparse()), given(torch.ones(4, 2), sparse(indices=((1, 1),)).coalesce())]
     ),
-    "lr as a tensor": lambda: Adam([ones(3)], lr=torch.tensor(0.1)),
+    "lr as a tensor": lambda: Adam(
+        [
+            {"params": [ones(3)]},
+            {"params": [ones(3, dtype=torch.float64)], "lr": torch.tensor(0.1, dtype=torch.float64)},
+        ],
+        lr=torch.tensor(0.1),
+    ),
+    "lr as a tensor of bfloat16 or float16": lambda: AdamW(
+        [{"params": [ones(3)], "lr": torch.tensor(0.1, dtype=dtype)} for dtype in (torch.bfloat16, torch.half)]
+    ),
     "foreach=True, fused=True, maximize=True": lambda: Adam(
         [{"params": [ones(3)], "foreach": True}, {"params": [ones(3)], "fused": True}], maximize=True
     ),
@@ -188,6 +198,16 @@ def without(key):
     return make
 
 
+def with_decay(name, decay):
+    return lambda optim: step(getattr(optim, name)([ones(3)], weight_decay=decay))
+
+
+def with_a_dict_for_states(optim):
+    optimizer = step(optim.Adam([ones(3)]))
+    optimizer.state = {}
+    return step(optimizer)
+
+
 def a_copy_of_lbfgs(optim):
     return step_with(copy.deepcopy(optim.LBFGS([torch.ones(3)])))
 
@@ -202,6 +222,13 @@ KINDER = {
         (lambda optim: step(optim.Adafactor([ones(0, 3)])), ZeroDivisionError),
         (lambda optim: step_with(optim.LBFGS([torch.ones(0, 3)])), RuntimeError),
     ],
+    "weight_decay as an array, a bool or a tensor of one element": [
+        (with_decay("SGD", np.array(0.1)), TypeError),
+        (with_decay("SGD", True), RuntimeError),
+        (with_decay("SGD", torch.tensor([0.1])), TypeError),
+        (with_decay("AdamW", np.array([0.1])), TypeError),
+    ],
+    "`optimizer.state = {}`": [(with_a_dict_for_states, KeyError)],
     "a group that lacks a flag": [
         (without(key), KeyError) for key in ("maximize", "foreach", "fused", "capturable", "differentiable")
     ],
@@ -247,6 +274,51 @@ def assert_torchs(what, optimizer):
 @pytest.mark.parametrize("what", TORCHS)
 def test_torchs(what):
     assert_torchs(what, TORCHS[what]())
+
+
+@pytest.mark.parametrize("decay", [np.array(0.25), np.array([0.25]), torch.tensor([0.25]), True])
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "Adagrad", "Adafactor", "NAdam"])
+def test_a_weight_decay_counts_as_the_number_that_it_holds(name, decay):
+    def after(decay):
+        # where decay is added to the gradient it turns its sign
+        p = given(torch.tensor([3.0, -2.0, 1.0]), torch.tensor([-0.1, 0.2, -0.1]))
+        step(getattr(oxistep.optim, name)([p], weight_decay=decay))
+        return p
+
+    number = decay if decay is True else decay.item()
+    assert torch.equal(after(decay), after(number))
+    assert not torch.equal(after(decay), after(0.0))
+
+
+def test_states_begin_anew_in_a_plain_dict():
+    p, fresh = ones(3), ones(3)
+    optimizer = step(Adam([p]))
+    fresh.data.copy_(p)
+    optimizer.state = {}
+    step(optimizer)
+    step(Adam([fresh]))
+    assert torch.equal(p, fresh)
+    assert optimizer.state[p]["step"] == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.half])
+def test_an_lr_of_half_precision_counts_as_the_number_that_it_holds(dtype):
+    """torch computes `1 - lr * weight_decay` in the lr's precision, which the page says."""
+    lr = torch.tensor(0.0123, dtype=dtype)
+
+    def after(optim, lr):
+        p = torch.linspace(1, 2, 100)
+        optimizer = optim.AdamW([p], lr=lr, weight_decay=0.1)
+        for _ in range(3):
+            p.grad = torch.sin(p)
+            optimizer.step()
+        return p
+
+    assert torch.equal(after(oxistep.optim, lr), after(oxistep.optim, lr.item()))
+    torch.testing.assert_close(after(oxistep.optim, lr), after(torch.optim, lr.item()))
+    distance = (after(oxistep.optim, lr) - after(torch.optim, lr)).abs().max()
+    moved = (after(oxistep.optim, lr) - torch.linspace(1, 2, 100)).abs().max()
+    assert 0.01 * moved < distance < moved
 
 
 @pytest.mark.parametrize("optimizer_class", [SGD, Adam])

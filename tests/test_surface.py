@@ -49,6 +49,55 @@ def test_names_that_torch_does_not_list_are_handed_on():
     assert oxistep.optim._functional is torch.optim._functional
 
 
+PUBLIC = """
+def public(names):
+    return sorted(name for name in names if not name.startswith("_"))
+"""
+
+
+@pytest.mark.parametrize("then", ["", "for name in MODULES: importlib.import_module(f'oxistep.optim.{name}')"])
+def test_the_namespace_holds_what_torchs_holds(then):
+    """A program that makes a menu of the classes in the module finds the same menu, with nothing of typing's in it."""
+    modules = OURS + HANDED_ON
+    report = python(
+        f"MODULES = {modules}"
+        + PUBLIC
+        + f"""
+import importlib, inspect
+import torch, oxistep.optim
+{then}
+ours, theirs = oxistep.optim, torch.optim
+for ask in vars, dir, lambda module: dict(inspect.getmembers(module, inspect.isclass)):
+    print(public(ask(ours)) == public(ask(theirs)), set(public(ask(ours))) ^ set(public(ask(theirs))))
+"""
+    ).splitlines()
+    assert report == ["True set()"] * 3
+
+
+@pytest.mark.parametrize("module", ["oxistep", "oxistep.numpy", "oxistep.diagnostics", "oxistep.viz"])
+def test_namespaces_hold_what_is_listed_and_modules_of_the_package(module):
+    report = python(
+        PUBLIC
+        + f"""
+import types
+import {module} as module
+for name in public(vars(module)):
+    value = getattr(module, name)
+    if name not in module.__all__ and not (
+        isinstance(value, types.ModuleType) and value.__name__ == f"{module}.{{name}}"
+    ):
+        print(name)
+"""
+    )
+    assert report == ""
+
+
+@pytest.mark.parametrize("module", OURS)
+def test_modules_of_single_classes_are_attributes_of_the_package(module):
+    """As before their names were taken out of it; torch has them nowhere."""
+    assert getattr(oxistep.optim, module) is importlib.import_module(f"oxistep.optim.{module}")
+
+
 def test_star_import():
     names = {}
     exec("from oxistep.optim import *", names)

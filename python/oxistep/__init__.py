@@ -7,15 +7,19 @@ Change one import line::
 Importing ``oxistep`` imports neither torch nor the optimizers; they are loaded when first touched.
 """
 
-import importlib
-import os
-from typing import TYPE_CHECKING, Any
+# Under names with underscores: what is public in here is oxistep's.
+import importlib as _importlib
+import os as _os
+import typing as _typing
 
 from oxistep import _core
 from oxistep._core import __version__, get_num_threads, set_num_threads
 
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from oxistep import diagnostics as diagnostics
+    from oxistep import numpy as numpy
+    from oxistep import optim as optim
+    from oxistep import viz as viz
     from oxistep._clip import clip_grad_norm_ as clip_grad_norm_
     from oxistep._clip import clip_grad_value_ as clip_grad_value_
     from oxistep._clip import get_total_norm as get_total_norm
@@ -90,7 +94,7 @@ __all__ = [
 ]
 
 
-def cpu_features() -> dict[str, Any]:
+def cpu_features() -> dict[str, _typing.Any]:
     """What this processor offers and what oxistep uses of it.
 
     Returns:
@@ -107,31 +111,33 @@ def cpu_features() -> dict[str, Any]:
     return {"arch": arch, "simd": simd, "available": _core.simd_levels()}
 
 
-if level := os.environ.get("OXISTEP_SIMD"):
-    _core.force_simd(level)
+if _level := _os.environ.get("OXISTEP_SIMD"):
+    _core.force_simd(_level)
 
 
 # Modules that are loaded when first touched.
 _MODULES = ("diagnostics", "numpy", "optim", "viz")
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"oxistep.{name}")
-    if name in _LAZY:
-        try:
-            value = getattr(importlib.import_module(_LAZY[name]), name)
-        except ModuleNotFoundError as error:
-            if error.name != "torch" or _LAZY[name] == "oxistep.optim":  # which says so itself
-                raise
-            raise ModuleNotFoundError(
-                f"oxistep.{name} needs PyTorch: pip install 'oxistep[torch]' (torch >= 2.10). "
-                "For NumPy arrays alone there is oxistep.numpy.",
-                name="torch",
-            ) from error
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'oxistep' has no attribute {name!r}")
+if not _typing.TYPE_CHECKING:  # a type checker would believe that every name is there
+
+    def __getattr__(name):
+        if name in _MODULES:
+            return _importlib.import_module(f"oxistep.{name}")
+        if name in _LAZY:
+            try:
+                value = getattr(_importlib.import_module(_LAZY[name]), name)
+            except ModuleNotFoundError as error:
+                if error.name != "torch" or _LAZY[name] == "oxistep.optim":  # which says so itself
+                    raise
+                raise ModuleNotFoundError(
+                    f"oxistep.{name} needs PyTorch: pip install 'oxistep[torch]' (torch >= 2.10). "
+                    "For NumPy arrays alone there is oxistep.numpy.",
+                    name="torch",
+                ) from error
+            globals()[name] = value
+            return value
+        raise AttributeError(f"module 'oxistep' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

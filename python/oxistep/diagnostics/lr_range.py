@@ -135,7 +135,9 @@ def lr_range_test(
         ...     loss.backward()
         ...     return loss
         >>> found = lr_range_test(closure, optimizer, lr_min=1e-4, lr_max=10)
-        >>> 0.001 < found.suggestion < 1 < found.diverged_at
+        >>> found.suggestion is not None and 0.001 < found.suggestion < 1
+        True
+        >>> found.diverged_at is not None and found.diverged_at > 1
         True
         >>> w[0].item(), optimizer.param_groups[0]["lr"], w.grad
         (5.0, 0.1, None)

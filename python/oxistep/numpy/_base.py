@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
+from operator import is_, itemgetter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,9 +17,10 @@ from oxistep.numpy._hyper import Check, is_whole, real
 Array = NDArray[Any]
 Group = dict[str, Any]
 State = dict[str, Array]
-Params = Iterable[Array] | Mapping[str, Array] | Iterable[Group]
+# One iterable and one sequence for all that may be in them: mypy does not look into a list where two kinds would do.
+Params = Iterable[Array | Group] | Mapping[str, Array]
 Grad = Array | np.generic | None
-Grads = Sequence[Grad] | Mapping[str, Grad]
+Grads = Sequence[Grad | Sequence[Grad] | Mapping[str, Grad]] | Mapping[str, Grad]
 
 # How torch runs a step. It does not change what is computed, so a checkpoint loads without these.
 _TORCH_ONLY = {"foreach", "fused", "capturable", "differentiable"}
@@ -46,11 +48,22 @@ class Optimizer:
     _state_keys: ClassVar[tuple[str, ...]]
     _added_later: ClassVar[Group]
 
+    # Reads all hyperparameters of a group but lr; each class has several.
+    _settings: ClassVar[itemgetter[Any]]
+
+    _checked_last: tuple[tuple[Any, ...], ...] = ()
+    """For each group its hyperparameters but lr as they were when they were last found good."""
+
     _torn: Torn | None = None
     """Set when a step broke off half-way, which takes a defect in a kernel; cleared by `load_state_dict`."""
 
     _watch: Any = None
     """An `oxistep.diagnostics.UpdateMonitor` that wants to know what each step does."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "_checks" in cls.__dict__:
+            cls._settings = itemgetter(*(key for key in cls._checks if key != "lr"))
 
     def __init__(self, params: Params, defaults: Group) -> None:
         self.defaults = self._checked(defaults)
@@ -80,7 +93,7 @@ class Optimizer:
         for group in groups:
             self._add(group)
 
-    def step(self, grads: Grads | Sequence[Grads]) -> None:
+    def step(self, grads: Grads) -> None:
         """Update every parameter that has a gradient, in place.
 
         Args:
@@ -90,10 +103,11 @@ class Optimizer:
                 do. None leaves that parameter and its state as they are.
 
         Raises:
-            TypeError: a gradient is not an array or has another dtype than its parameter, or `grads` is of
-                another kind than the parameters.
+            TypeError: a gradient is not an array or has another dtype than its parameter, `grads` is of
+                another kind than the parameters, or what was put into a group has a wrong type.
             ValueError: a gradient's shape, the number of gradients or a name does not fit; a parameter cannot
-                be written or overlaps other memory of the step; a learning rate is negative or NaN.
+                be written or overlaps other memory of the step; a learning rate or what was put into a group
+                is out of range or NaN, a step counter is negative or NaN.
                 Whatever is raised, nothing has been changed.
 
         Example:
@@ -115,8 +129,10 @@ class Optimizer:
             self._torn.step()
         watch = self._watch
         updates = None if watch is None else watch._row()
+        listed = self._listed(grads)
+        self._check_settings()  # last, after learning rate functions, which may change groups
         try:
-            step_arrays(self._rule, groups, lrs, self._listed(grads), self.state, self._new_state, updates)
+            step_arrays(self._rule, groups, lrs, listed, self.state, self._new_state, updates)
         except KernelError as panic:
             message, arrays = panic.args
             names = names_of(groups, arrays)
@@ -268,6 +284,22 @@ class Optimizer:
             except (TypeError, ValueError) as error:
                 raise type(error)(f"{error}{where}") from None
         return checked
+
+    def _check_settings(self) -> None:
+        """Refuse what was put into a group since the last step and the constructor would have refused."""
+        last, now = self._checked_last, []
+        for k, group in enumerate(self.param_groups):
+            try:
+                settings = self._settings(group)
+            except KeyError:
+                settings = ()
+            # The same objects as last time, in most steps. Not equal ones: 1 is no bool, though it equals True.
+            if not (settings and k < len(last) and last[k] and all(map(is_, settings, last[k]))):
+                self._checked({**self._added_later, **group, "lr": 0.0}, f" in param_groups[{k}]")
+                # A list can be changed in place, so it is looked at in every step.
+                settings = () if any(isinstance(value, list) for value in settings) else settings
+            now.append(settings)
+        self._checked_last = tuple(now)
 
     def _add(self, param_group: Group) -> None:
         k = len(self.param_groups)

@@ -47,9 +47,10 @@ def schedule(
             `steps` or the ending of `output` makes no sense.
 
     Example:
+        >>> import numpy as np
         >>> from oxistep.viz import schedule
         >>> figure = schedule(lambda step: 0.1 * 0.5 ** (step // 30), steps=90)
-        >>> float(figure.axes[0].lines[0].get_ydata()[-1])
+        >>> float(np.asarray(figure.axes[0].lines[0].get_ydata())[-1])
         0.025
     """
     path = style.checked_output(output)

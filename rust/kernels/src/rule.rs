@@ -88,7 +88,7 @@ impl Scalars {
     }
 
     /// Whether the counter stands where counting from zero leads.
-    pub(crate) fn is_counted(&self) -> bool {
+    pub fn is_counted(&self) -> bool {
         (0.0..1e15).contains(&self.values[0])
     }
 

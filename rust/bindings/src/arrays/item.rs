@@ -144,6 +144,15 @@ impl<'py> Look<'_, 'py> {
         }
         let (extents, layout) = place(&arrays);
         let scalar_values = Scalars::new(values, precisions);
+        if let Some(counter) = scalar_names.first()
+            && !scalar_values.is_counted()
+        {
+            // no constructor checks it, but a state can be replaced, and the corrections would divide by zero
+            return Err(PyValueError::new_err(format!(
+                "state {counter:?} of {name} must be a number of steps, got {}",
+                values[0]
+            )));
+        }
         let name = self.name;
         Ok(Item { name, first: absent, arrays, extents, layout, scalars, scalar_values, entry, fresh, watched })
     }
