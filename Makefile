@@ -103,7 +103,7 @@ demo: $(INSTALLED) ## train the example cases with oxistep beside torch.optim: t
 BENCH = mkdir -p target/bench && cd target/bench && PATH="$(BIN):$$PATH" $(PY) $(CURDIR)/benches $(1)
 
 .PHONY: bench
-bench: $(INSTALLED) ## the whole benchmark (about 25 minutes): target/bench/bench.json and bench.html
+bench: $(INSTALLED) ## the whole benchmark (about 30 minutes): target/bench/bench.json and bench.html
 	$(call BENCH,run --output bench.json $(BENCH_ARGS))
 	-$(call BENCH,memory --into bench.json)
 	-$(call BENCH,threads --into bench.json)

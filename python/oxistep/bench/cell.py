@@ -11,6 +11,7 @@ import torch
 from .check import difference
 from .clipping import clipped_step, limits, norm_of
 from .implementations import IMPLEMENTATIONS, OURS, REFERENCE, Parameters, Task
+from .layouts import empty
 from .neighbours import Neighbours
 from .optimizer_table import OPTIMIZERS
 from .paired import Step, contestant, measure
@@ -19,7 +20,7 @@ from .probe import native_probe, probe_bytes
 from .record import CellName, Record
 from .room import available_bytes, fits
 from .tensors import fill_normal, fill_uniform, rows_gradient
-from .workloads import WORKLOADS
+from .workloads import STRIDED, WORKLOADS
 
 # Above this all implementations step on the same parameters and gradients, and only the states are
 # their own: nothing of that size survives in a cache from one block to the next anyway.
@@ -82,7 +83,8 @@ class Cell:
         return (own + states + 2) * self.array_bytes + self._probe_bytes()
 
     def _probe_bytes(self) -> int:
-        dense = self.workload.rows is None and self.optimizer.streams is not None
+        dense = self.workload.rows is None and self.record.name.workload not in STRIDED
+        dense = dense and self.optimizer.streams is not None
         return probe_bytes(self.array_bytes, self.optimizer.states) if dense else 0
 
     def _checked_steps(self, present: list[str]) -> dict[str, Step]:
@@ -141,13 +143,13 @@ class Cell:
     def _gradients(self) -> list[torch.Tensor]:
         if self.workload.rows:
             return [rows_gradient(shape, self.workload.rows, self.dtype) for shape in self.workload.shapes]
-        return [fill_uniform(gradient) for gradient in self._empty()]
+        return [fill_uniform(gradient) for gradient in self._empty(self.workload.gradient_lies)]
 
-    def _empty(self) -> list[torch.Tensor]:
-        return [torch.empty(shape, dtype=self.dtype) for shape in self.workload.shapes]
+    def _empty(self, lies: str) -> list[torch.Tensor]:
+        return [empty(shape, lies, self.dtype) for shape in self.workload.shapes]
 
     def _parameters(self, gradients: list[torch.Tensor]) -> Parameters:
-        made = [torch.nn.Parameter(tensor) for tensor in self._empty()]
+        made = [torch.nn.Parameter(tensor) for tensor in self._empty(self.workload.parameter_lies)]
         for parameter, gradient in zip(made, gradients, strict=True):
             parameter.grad = gradient
         return made

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .optimizer_table import COMMON, UNFUSED
+from .workloads import STRIDED
 
 # Against whom a ratio is taken: the fastest of these that was timed.
 EAGER = ("for-loop", "foreach", "fused")
@@ -20,6 +21,7 @@ RIVALS: dict[str, tuple[str, ...]] = {
 }
 CEILING = "ceiling"  # the share of the probe's rate
 ANYWHERE = 0.97  # never slower than the best peer, but for the noise
+LAYOUTS = 0.95  # and nowhere slower where tensors are not contiguous
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ FLOORS: list[Floor] = [
     *_floors("gpt2_small", ["no clip + Adam"], "fused", 1.4),
     *_floors("gpt2_small", ["max_grad_norm Adam"], "fused", 1.45),
     *_floors("embedding", ["SparseAdam", "Adagrad"], "best peer", 4.0),
+    *_floors(" ".join(STRIDED), COMMON, "best peer", LAYOUTS),
 ]
 
 

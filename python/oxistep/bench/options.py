@@ -6,7 +6,7 @@ import argparse
 
 from .._options import count, new_file, positive
 from .optimizer_table import OPTIMIZERS
-from .workloads import DTYPES, WORKLOADS
+from .workloads import DTYPES, STRIDED, WORKLOADS
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +45,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def shown(names: list[str]) -> list[str]:
     """Families of names in short."""
-    return list(
-        dict.fromkeys(f"{family}_<n>" if (family := n.split("_")[0]) in ("size", "tensors") else n for n in names)
-    )
+
+    def short(name: str) -> str:
+        family = name.rpartition("_")[0]
+        if name in STRIDED:
+            return f"{family}_<size>"
+        return f"{family}_<n>" if family in ("size", "tensors") else name
+
+    return list(dict.fromkeys(map(short, names)))

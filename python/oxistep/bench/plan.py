@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from .implementations import IMPLEMENTATIONS
 from .optimizer_table import COMMON, OPTIMIZERS, UNFUSED
 from .record import CellName, Record
-from .workloads import SIZES, TENSORS, WORKLOADS
+from .workloads import SIZES, STRIDED, TENSORS, WORKLOADS
 
 _CLIPPING = [name for name, optimizer in OPTIMIZERS.items() if optimizer.clip]
 # Classes of torch that take sparse gradients.
 SPARSE = ("SGD", "Adagrad", "SparseAdam")
-_SWEEPS = {*SIZES, *TENSORS}
+_SWEEPS = {*SIZES, *TENSORS, *STRIDED}
 
 # Parameters from which on a cell needs more time: a round of all contestants on 128 Mi takes a second.
 _LARGE = 2**22
@@ -52,6 +52,7 @@ def full() -> list[CellName]:
         *grid(["matrices"], ["Adafactor", "Muon"], f32),
         *grid(["flat"], [*COMMON, *UNFUSED[1:]], f32),
         *grid(["flat"], ["Adam"], ["bfloat16", "float16"]),
+        *grid(list(STRIDED), COMMON, f32),
         *sweeps(),
     ]
 
@@ -68,6 +69,8 @@ def quick() -> list[CellName]:
         *grid(["flat_16"], ["Adam"], ["bfloat16"]),
         *grid(["embedding"], ["SparseAdam"], f32),
         *grid(["resnet50"], ["Adam"], f32),
+        *grid(["sliced_columns_small", "sliced_columns_large"], ["SGD"], f32),
+        *grid(["transposed_gradient_large", "channels_last_gradient_large"], ["SGD momentum", "Adam"], f32),
     ]
 
 

@@ -37,6 +37,9 @@ def _length(tensor: torch.Tensor) -> int:
 
 
 def _tile(tensor: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    if not tensor.is_contiguous():
+        # the numbers are those of a contiguous tensor of this shape, wherever they lie
+        return tensor.copy_(_tile(torch.empty(tensor.shape, dtype=tensor.dtype), values))
     if tensor.numel():
         for piece in torch.split(tensor.view(-1), len(values)):
             piece.copy_(values[: len(piece)])

@@ -5,6 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from .layouts import LAYOUTS
+from .workloads import STRIDED
+
+
+def strided_label(workload: str) -> str:
+    """The layout and the sizes, as in `sliced columns, 64 × 64`."""
+    layout, [shape] = workload.rpartition("_")[0], STRIDED[workload].shapes
+    return f"{LAYOUTS[layout][0]}, {' × '.join(f'{size:,}' for size in shape)}"
+
+
 # Workloads as a reader knows them, in the order of the page; sweeps have figures instead.
 WORKLOAD_LABELS = {
     "two_scalars": "two scalars",
@@ -18,6 +28,7 @@ WORKLOAD_LABELS = {
     "embedding": "4,096 rows of 1 M × 64",
     "flat_16": "flat 16 Mi",
     "flat": "flat 128 Mi",
+    **{name: strided_label(name) for name in STRIDED},
 }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 
-Shape = tuple[int, ...]
+from .layouts import LAYOUTS, Shape, shapes
 
 DTYPES = ["float32", "float64", "bfloat16", "float16"]
 
@@ -66,10 +66,15 @@ def gpt2_small() -> list[Shape]:
 
 @dataclass(frozen=True)
 class Workload:
-    """Shapes of the parameters; with `rows`, gradients are sparse and name that many rows of each."""
+    """Shapes of the parameters; with `rows`, gradients are sparse and name that many rows of each.
+
+    `parameter_lies` and `gradient_lies`: where their elements are in memory (`layouts.py`).
+    """
 
     shapes: list[Shape]
     rows: int | None = None
+    parameter_lies: str = "contiguous"
+    gradient_lies: str = "contiguous"
 
     @property
     def parameters(self) -> int:
@@ -84,6 +89,12 @@ class Workload:
 # One tensor of 2**k elements, and n tensors of 64: what a step costs against either number.
 SIZES = {f"size_{k}": k for k in (*range(0, 28, 2), 28)}
 TENSORS = {f"tensors_{n}": n for n in (1, 3, 10, 30, 100, 300, 1000, 3000)}
+# One tensor of each layout and size.
+STRIDED = {
+    f"{layout}_{size}": Workload([shape], None, parameter_lies, gradient_lies)
+    for layout, (_, parameter_lies, gradient_lies) in LAYOUTS.items()
+    for size, shape in shapes(layout).items()
+}
 
 WORKLOADS: dict[str, Workload] = {
     "two_scalars": Workload([(), ()]),
@@ -99,4 +110,5 @@ WORKLOADS: dict[str, Workload] = {
     "flat": Workload([(2**27,)]),
     **{name: Workload([(2**k,)]) for name, k in SIZES.items()},
     **{name: Workload([(64,) for _ in range(n)]) for name, n in TENSORS.items()},
+    **STRIDED,
 }

@@ -1,9 +1,11 @@
 //! The loop of a step, element by element: tensors -> chunks -> threads -> SIMD level -> formula.
 
 mod alike;
+mod gather;
 mod measured;
 mod rows;
 mod slices;
+mod strided;
 mod sweep;
 
 use std::fmt;
@@ -18,7 +20,6 @@ pub(crate) use slices::Storage;
 pub use slices::{Slice, SliceMut};
 pub(crate) use sweep::Sweep;
 
-use crate::element::{bf16, f16};
 use crate::factored::Factored;
 use crate::layout::{Layout, STREAMS};
 use crate::pool::{Panic, Pool, Serial, for_each};
@@ -35,8 +36,9 @@ const SMALL_CHUNK: usize = CHUNK / 8;
 const MEDIUM: usize = 1024 * 1024;
 /// How many chunks ahead the beginnings of small tensors are prefetched.
 const PLACES_AHEAD: usize = 4;
-/// Elements of a tile: what is gathered from a strided tensor at a time, and stays in the first-level cache.
-const TILE: usize = 256;
+/// Rows that a chunk of a strided tensor has at least, if some stream runs across them: so many elements of it share a
+/// cache line.
+const ROWS: usize = 16;
 /// Below this many elements a step runs on the calling thread alone: a fork-join would cost more than it gains.
 pub const SERIAL: usize = 128 * 1024;
 
@@ -255,8 +257,7 @@ impl<'a> Step<'a> {
         if let Some(layout) = tensors.layout {
             let len = layout.len();
             self.elements += len;
-            let block = layout.block(states).max(1);
-            let each = (CHUNK / block).max(1) * block;
+            let each = strided_chunk(layout, states);
             let (mut rest, mut start) = (tensors, 0);
             while len - start > each + each / 2 {
                 let (first, tail) = rest.cut(layout, start, start + each);
@@ -347,6 +348,15 @@ impl<'a> Step<'a> {
     }
 }
 
+/// Elements of a chunk of a strided tensor.
+fn strided_chunk(layout: &Layout, states: usize) -> usize {
+    let (block, grid) = (layout.block(states).max(1), layout.grid());
+    if grid.crossed && block <= grid.step {
+        return (CHUNK / grid.step).max(ROWS) * grid.step;
+    }
+    (CHUNK / block).max(1) * block
+}
+
 /// Writes zeros, cut among the threads as a step over this tensor will be: on a machine with several memories each page
 /// then lies near the thread that will use it.
 ///
@@ -388,68 +398,9 @@ impl Chunk<'_> {
                 let kinds = self.tensors.kinds();
                 update(constants, level, self.grad_factor, kinds, &mut Some(self.tensors.whole()), sums);
             }
-            Some(layout) => {
-                let Tensors { param, grad, states, .. } = &mut self.tensors;
-                strided(constants, level, self.grad_factor, param, *grad, states, layout, self.range, sums);
-            }
+            Some(layout) => self.run_strided(constants, layout, level, sums),
         }
     }
-}
-
-/// Updates strided tensors: gathers a tile, updates it, scatters it back.
-fn strided(
-    constants: &Constants,
-    level: Level,
-    factor: f64,
-    param: &mut SliceMut<'_>,
-    grad: Slice<'_>,
-    states: &mut [SliceMut<'_>; MAX_STATES],
-    layout: &Layout,
-    (start, end): (usize, usize),
-    mut sums: Option<&mut Lanes>,
-) {
-    macro_rules! tiles {
-        ($p:ty, $g:ty, $s:ty) => {
-            if let (Some(param), Some(grad)) = (<$p>::slice_mut(param), <$g>::slice(&grad)) {
-                let mut states = states.each_mut().map(|s| <$s>::slice_mut(s));
-                let origins: [usize; STREAMS] =
-                    std::array::from_fn(|s| if s == 1 { 0 } else { origin(layout, s, start) });
-                let mut first = start;
-                while first < end {
-                    let n = TILE.min(end - first);
-                    let mut p = [<$p>::default(); TILE];
-                    let mut g = [<$g>::default(); TILE];
-                    let mut s = [[<$s>::default(); TILE]; MAX_STATES];
-                    layout.walk(0, first, n, |i, at| p[i] = param[at - origins[0]]);
-                    layout.walk(1, first, n, |i, at| g[i] = grad[at]);
-                    for (k, state) in states.iter().enumerate() {
-                        if let Some(state) = state {
-                            layout.walk(2 + k, first, n, |i, at| s[k][i] = state[at - origins[2 + k]]);
-                        }
-                    }
-                    {
-                        let mut kept = 0;
-                        let tile_states = s.each_mut().map(|tile| {
-                            kept += 1;
-                            if states[kept - 1].is_some() { <$s>::wrap_mut(&mut tile[..n]) } else { SliceMut::Absent }
-                        });
-                        let (param, grad) = (<$p>::wrap_mut(&mut p[..n]), <$g>::wrap(&g[..n]));
-                        let mut tile = Tensors { param, grad, states: tile_states, layout: None };
-                        let (kinds, sums) = (tile.kinds(), sums.as_deref_mut());
-                        update(constants, level, factor, kinds, &mut Some(tile.whole()), sums);
-                    }
-                    layout.walk(0, first, n, |i, at| param[at - origins[0]] = p[i]);
-                    for (k, state) in states.iter_mut().enumerate() {
-                        if let Some(state) = state {
-                            layout.walk(2 + k, first, n, |i, at| state[at - origins[2 + k]] = s[k][i]);
-                        }
-                    }
-                    first += n;
-                }
-            }
-        };
-    }
-    match_types!(&*param, &grad, &states[0], tiles, unreachable!("checked when pushed"));
 }
 
 #[cfg(test)]

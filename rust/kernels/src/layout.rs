@@ -1,5 +1,9 @@
 //! How the elements of tensors lie in memory when not simply one after the other.
 
+mod grid;
+
+pub(crate) use grid::{Grid, Tile, Tiles};
+
 /// The streams of a step: parameter, gradient and up to three states.
 pub const STREAMS: usize = 2 + crate::rule::MAX_STATES;
 
@@ -17,15 +21,18 @@ pub struct Layout {
 impl Layout {
     /// A layout of `sizes` whose streams have the given strides and start at the given places of their slices.
     ///
-    /// Dimensions are walked with the parameter's largest stride slowest, and neighbours that every stream crosses
-    /// evenly become one.
+    /// Dimensions are walked with the parameter's largest stride slowest, or the gradient's where the first state is
+    /// laid out as that is (SGD's buffer): then two streams are walked in their order, and one across it. Neighbours
+    /// that every stream crosses evenly become one.
     ///
     /// # Panics
     /// If `sizes` and `strides` differ in length.
     pub fn new(sizes: &[usize], strides: &[[isize; STREAMS]], starts: [usize; STREAMS]) -> Self {
         assert_eq!(sizes.len(), strides.len());
         let mut order: Vec<usize> = (0..sizes.len()).filter(|&d| sizes[d] != 1).collect();
-        order.sort_by_key(|&d| std::cmp::Reverse(strides[d][0].unsigned_abs()));
+        let together = strides.iter().all(|stride| stride[1] == stride[2]) && strides.iter().any(|s| s[1] != 0);
+        let leading = usize::from(together);
+        order.sort_by_key(|&d| std::cmp::Reverse(strides[d][leading].unsigned_abs()));
         let mut layout = Self { sizes: Vec::new(), strides: Vec::new(), starts };
         for d in order {
             let (size, stride) = (sizes[d], strides[d]);

@@ -237,6 +237,65 @@ fn long_strided_tensors_are_cut_without_a_trace() {
     }
 }
 
+/// Strides of parameter, gradient and states.
+type Strides = [Vec<isize>; 3];
+
+/// The ways in which tensors of `rows` times `columns` lie in practice, and mixtures of them.
+fn usual_layouts(rows: usize, columns: usize) -> Vec<(Vec<usize>, Strides)> {
+    let (r, c) = (rows as isize, columns as isize);
+    let dense = || vec![c, 1];
+    let (flat, stacked, between) = (vec![rows, columns], vec![3, rows, columns], vec![rows, 3, columns]);
+    vec![
+        (flat.clone(), [vec![c + 7, 1], dense(), dense()]), // some columns of a matrix
+        (flat.clone(), [vec![2 * c, 1], dense(), dense()]), // every second row
+        (flat.clone(), [vec![2 * c, 2], dense(), dense()]), // every second column
+        (flat.clone(), [dense(), vec![1, r], dense()]),     // a transposed gradient
+        (flat.clone(), [dense(), vec![1, r], vec![1, r]]),  // and SGD's buffer with it
+        (flat.clone(), [vec![2 * c, 2], vec![1, r + 3], dense()]), // a transposed gradient of every second column
+        (flat.clone(), [dense(), vec![0, 1], dense()]),     // an expanded gradient
+        (flat, [dense(), vec![1, 0], dense()]),
+        (stacked, [vec![r * c, c, 1], vec![r * c, 1, r], vec![r * c, c, 1]]), // channels last against contiguous
+        (between, [vec![3 * c, c, 1], vec![1, r * c + 1, r], vec![3 * c, c, 1]]),
+    ]
+}
+
+/// The layouts of practice, of every rule, combination of types and awkward size, are updated as the same elements
+/// one after the other are.
+#[test]
+fn usual_layouts_are_as_good_as_dense() {
+    let mut rng = Random(9);
+    let small = [(1, 1), (2, 31), (33, 32), (9, 70), (70, 9), (65, 64), (64, 65), (130, 97)];
+    let turns = every_rule().into_iter().enumerate().flat_map(|(i, rule)| COMBINATIONS.map(|types| (i, rule, types)));
+    for (turn, (i, rule, types)) in turns.enumerate() {
+        // large enough for threads once for each rule
+        let large = turn % COMBINATIONS.len() == i % COMBINATIONS.len();
+        let (rows, columns) = if large { (310, 500) } else { small[(turn + i) % small.len()] };
+        for (sizes, strides) in usual_layouts(rows, columns) {
+            let placement = |strides: &Vec<isize>| {
+                let reach =
+                    sizes.iter().zip(strides).map(|(&size, &stride)| (size - 1) * stride as usize).sum::<usize>();
+                Placement { strides: strides.clone(), start: 0, len: reach + 1 }
+            };
+            let mut placements = vec![placement(&strides[0]), placement(&strides[1])];
+            placements.extend(rule.states().iter().map(|_| placement(&strides[2])));
+            let mut parameter =
+                Parameter::new(rule, types, 0, Values::Scaled, &mut rng).aged(10, Values::Scaled, &mut rng);
+            parameter.param = Values::Scaled.buffer(types.0, placements[0].len, &mut rng);
+            parameter.grad = Values::Scaled.buffer(types.1, placements[1].len, &mut rng);
+            for (state, placement) in parameter.states.iter_mut().zip(&placements[2..]) {
+                *state = Values::Scaled.buffer(types.2, placement.len, &mut rng);
+            }
+            parameter.layout = Some(layout(&sizes, &placements));
+            let before = parameter.clone();
+            let mut dense = gathered(&parameter, &placements, &sizes);
+            update(std::slice::from_mut(&mut dense), &Serial, Level::best());
+            update(std::slice::from_mut(&mut parameter), &Rayon { threads: 3 }, Level::best());
+            let expected = expected(&before, &dense, &placements, &sizes);
+            assert!(parameter.bits() == expected, "{rule:?} {types:?} {sizes:?} {strides:?}");
+        }
+    }
+}
+
 /// A tensor without dimensions is one element; a tensor with an empty dimension is none, and needs no memory.
 #[test]
 fn one_element_and_none() {
