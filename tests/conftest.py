@@ -1,4 +1,6 @@
-"""What several tests ask for by name."""
+"""What several tests ask for by name, and how a run is set up."""
+
+import gc
 
 import numpy as np
 import pytest
@@ -21,6 +23,16 @@ def pytest_collection_modifyitems(config, items):
         items[:], left_out = brief.split(items)
         config.stash[LEFT_OUT] = len(left_out)
         config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_collection_finish():
+    # Torch and thousands of tests are a million objects, which each of the many collections would look at again.
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # what ends with the interpreter is collected as always
 
 
 def pytest_sessionfinish(session):
