@@ -11,8 +11,8 @@ MAKEFLAGS += --no-builtin-rules
 TORCH ?=#              another torch than the locked one, in an environment of its own: make test TORCH=2.10
 PEERS ?=#              1: an environment of its own with requirements/peers.in: make bench PEERS=1
 VENV ?= .venv$(if $(TORCH),-torch$(TORCH))$(if $(PEERS),-peers)
-TESTS ?= tests#        make test TESTS=tests/test_adam.py
-PYTEST_ARGS ?=#        make test PYTEST_ARGS='-x -k adam'
+TESTS ?= tests#        make test-python TESTS=tests/test_adam.py
+PYTEST_ARGS ?=#        make test-python PYTEST_ARGS='-x -k adam'
 BENCH_ARGS ?=#         make bench BENCH_ARGS=--markdown
 LOCK_ARGS ?=#          make lock LOCK_ARGS=--upgrade
 RESULTS ?= target/bench/bench.json#  what make readme-table reads
@@ -31,6 +31,8 @@ OUTSIDE := target/outside
 export PATH := $(PATH):$(HOME)/.cargo/bin
 # pyo3's build script asks this interpreter, not whichever comes first in PATH.
 export PYO3_PYTHON := $(PY)
+# Without Python's caches every `import torch` costs many seconds, and the tests start many programs.
+unexport PYTHONDONTWRITEBYTECODE
 
 NEED_CARGO := command -v cargo >/dev/null || { echo "cargo is missing: install Rust from https://rustup.rs" >&2; exit 1; }
 NEED_PYTHON := [ -n "$(PYTHON)" ] && $(PYTHON) -c '$(NEW_ENOUGH)' || \
@@ -61,7 +63,7 @@ $(UV):
 # that UV_TORCH_BACKEND=cpu can drop the CUDA packages it names.
 $(ENV): requirements/dev.in requirements/dev.txt $(if $(PEERS),requirements/peers.in) | $(UV)
 	$(if $(TORCH),grep -vE '^(torch|triton|nvidia-.*|cuda-.*)==',cat) requirements/dev.txt > $(VENV)/.constraints.txt
-	$(BIN)/uv pip install --python $(PY) -r requirements/dev.in -c $(VENV)/.constraints.txt $(if $(TORCH),'torch==$(TORCH).*')
+	$(BIN)/uv pip install --python $(PY) --compile-bytecode -r requirements/dev.in -c $(VENV)/.constraints.txt $(if $(TORCH),'torch==$(TORCH).*')
 	$(if $(PEERS),$(BIN)/uv pip install --python $(PY) -r requirements/peers.in -c $(VENV)/.constraints.txt)
 	@touch $@
 
@@ -143,10 +145,13 @@ soak: $(INSTALLED) ## a long run, some ten minutes: does memory stay where it is
 
 # ---- checks ----
 .PHONY: check
-check: lint types stub docs test test-fallback test-faults ## everything CI runs
+check: lint types stub docs test-whole test-fallback test-faults ## everything CI runs (CI has 45 minutes)
 
 .PHONY: test
-test: test-rust test-python ## Rust tests, then Python tests against the installed wheel
+test: test-rust test-brief ## Rust tests, Python tests against the installed wheel: every class, path and promise (under five minutes)
+
+.PHONY: test-whole
+test-whole: test-rust test-python ## the same with every combination of class, dtype, layout, ... (a quarter of an hour)
 
 # The bindings have no Rust tests: a test program would have to link libpython, and they are tested from Python.
 # A folder of their own, because other RUSTFLAGS than the wheel's would rebuild everything each time.
@@ -155,18 +160,32 @@ test-rust: ## the Rust tests, warnings as errors
 	@$(NEED_CARGO)
 	RUSTFLAGS="$${RUSTFLAGS:-} -D warnings" cargo test --workspace --exclude oxistep --locked --target-dir target/rust-tests
 
+# Threads that spin while they wait take others' time: on a busy machine the tests took several times as long.
+# Two threads are enough to disturb each other, on a machine of any size.
+PYTEST = (cd $(OUTSIDE) && OMP_WAIT_POLICY=$${OMP_WAIT_POLICY-passive} OMP_NUM_THREADS=$${OMP_NUM_THREADS-2} $(PY) -m pytest \
+	-c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) $(patsubst tests%,$(CURDIR)/tests%,$(1)) $(PYTEST_ARGS))
+# All files: two processes share them, then come those that want to be alone. A selection: one process, in its order.
+PYTESTS = $(if $(filter tests,$(TESTS)),\
+	$(call PYTEST,tests $(1) -m 'not alone' -n 2 --dist loadfile) && $(call PYTEST,tests $(1) -m alone),\
+	$(call PYTEST,$(TESTS) $(1)))
+
 .PHONY: test-python
-test-python: $(INSTALLED) ## the Python tests, against the installed wheel
+test-python: $(INSTALLED) ## all Python tests, against the installed wheel; some of them: TESTS=, PYTEST_ARGS=
 	@mkdir -p $(OUTSIDE)
-	@# threads that spin while they wait take others' time: on a busy machine the tests took several times as long
-	cd $(OUTSIDE) && OMP_WAIT_POLICY=$${OMP_WAIT_POLICY-passive} $(PY) -m pytest -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) $(addprefix $(CURDIR)/,$(TESTS)) $(PYTEST_ARGS)
+	$(call PYTESTS)
+
+# tests/brief.py says what is taken.
+.PHONY: test-brief
+test-brief: $(INSTALLED) ## the Python tests of `make test`: each value of each parameter, not each combination
+	@mkdir -p $(OUTSIDE)
+	$(call PYTESTS,--brief)
 
 # The files that judge results, and not which path led to them.
 FALLBACK := $(patsubst %,tests/test_%.py,autograd checkpoints clients cuda every_class grad_scaler groups hooks optim_db schedules)
 
 .PHONY: test-fallback
 test-fallback: ## Python tests of behaviour once more, with everything left to torch (OXISTEP_BACKEND=torch)
-	OXISTEP_BACKEND=torch $(MAKE) test-python TESTS="$(FALLBACK)"
+	OXISTEP_BACKEND=torch $(MAKE) test-python TESTS="$(FALLBACK)" PYTEST_ARGS="-n 2 --dist loadfile $(PYTEST_ARGS)"
 
 # A wheel that fails on demand, in a folder of its own. It is never installed into the environment.
 FAULTS := target/faults
@@ -176,7 +195,7 @@ FAULT_TESTS := tests/test_faults.py tests/test_kernel_panics.py
 $(FAULTS_WHEEL): $(SOURCES) | $(ENV)
 	@$(NEED_CARGO)
 	@rm -rf $(FAULTS) && mkdir -p $(FAULTS)
-	$(BIN)/maturin build --release --locked --features faults --interpreter $(PY) --out $(FAULTS)/wheels
+	RUSTFLAGS="$${RUSTFLAGS:-} $(REMAP)" $(BIN)/maturin build --release --locked --features faults --interpreter $(PY) --out $(FAULTS)/wheels
 	$(BIN)/uv pip install --quiet --python $(PY) --no-deps --target $(FAULTS)/site $(FAULTS)/wheels/oxistep-*.whl
 	@touch $@
 
@@ -185,8 +204,7 @@ test-faults: $(FAULTS_WHEEL) ## what failures leave behind: a fault at every poi
 	@mkdir -p $(OUTSIDE)
 	@# with a wheel that cannot fail these tests would be skipped
 	cd $(OUTSIDE) && PYTHONPATH=$(CURDIR)/$(FAULTS)/site $(PY) -c 'from oxistep import _core; _core.fault_arm(0)'
-	cd $(OUTSIDE) && PYTHONPATH=$(CURDIR)/$(FAULTS)/site OMP_WAIT_POLICY=$${OMP_WAIT_POLICY-passive} $(PY) -m pytest \
-		-c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) $(addprefix $(CURDIR)/,$(FAULT_TESTS)) $(PYTEST_ARGS)
+	export PYTHONPATH=$(CURDIR)/$(FAULTS)/site && $(call PYTEST,$(FAULT_TESTS))
 
 .PHONY: lint
 lint: $(ENV) ## formatting, clippy and ruff, without changing anything

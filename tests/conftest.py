@@ -1,8 +1,58 @@
-"""What several tests ask for by name."""
+"""What several tests ask for by name, and how a run is set up."""
+
+import gc
 
 import numpy as np
 import pytest
 import torch
+
+import brief
+
+LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--brief", action="store_true", help="of every test function as few parametrisations as show each value once"
+    )
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--brief"):
+        items[:], left_out = brief.split(items)
+        config.stash[LEFT_OUT] = len(left_out)
+        config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_collection_finish():
+    # Torch and thousands of tests are a million objects, which each of the many collections would look at again.
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # what ends with the interpreter is collected as always
+
+
+def pytest_sessionfinish(session):
+    # pytest-xdist's main process collects nothing itself: its workers tell it, and all collect the same
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.getoption("--brief"):
+        left_out = config.stash.get(LEFT_OUT, 0)
+        terminalreporter.section("brief run")
+        terminalreporter.line(
+            f"{left_out:,} parametrisations were left out (see tests/brief.py); `make test-whole` runs all."
+        )
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from oxistep.optim._definition import definition_of
 from scenarios import draw, each_class, make, params_of, set_gradients
 from shared_steps import step_shared
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
+pytestmark = [pytest.mark.alone, pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")]
 
 LARGE = 400_000
 PATIENCE = 120  # seconds until a child counts as hanging: far beyond any load of the machine

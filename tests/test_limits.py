@@ -170,6 +170,7 @@ MANY = 2**31 + 3 * 65536 + 5
 needs_memory = pytest.mark.skipif(available_memory() < 10 * 2**30, reason="needs 10 GiB of memory that is free")
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @needs_memory
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -196,6 +197,7 @@ def test_more_than_two_to_the_31_elements(dtype):
     p.grad = None
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @needs_memory
 def test_more_than_two_to_the_31_elements_of_numpys():
@@ -208,6 +210,7 @@ def test_more_than_two_to_the_31_elements_of_numpys():
     assert all((piece == -0.5).all() for piece in np.array_split(w, 20))
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @needs_memory
 def test_more_than_two_to_the_31_bytes_between_elements():

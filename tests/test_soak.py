@@ -14,6 +14,8 @@ import oxistep.numpy
 import oxistep.optim
 from scenarios import NATIVE, draw, each_class, make, params_of, set_gradients
 
+pytestmark = pytest.mark.alone
+
 PROGRAM = Path(__file__).parents[1] / "benches" / "soak.py"
 
 

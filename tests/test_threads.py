@@ -22,6 +22,8 @@ from scenarios import (
     train,
 )
 
+pytestmark = pytest.mark.alone
+
 
 def test_two_threads_stepping_one_optimizer_take_turns_or_are_told():
     (w,) = draw((3_000_000,))

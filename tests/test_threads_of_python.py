@@ -15,6 +15,8 @@ from oxistep.optim._definition import definition_of
 from scenarios import draw, each_class, make, params_of, set_gradients, train
 from untouched import outcome_of
 
+pytestmark = pytest.mark.alone
+
 
 def all_at_once(works):
     """Runs functions in threads that begin together; raises what one of them raised."""

@@ -1,0 +1,64 @@
+"""`pytest --brief`: of every test function, parametrisations that hold each of its values at least once.
+
+Many functions are tried with a whole product: every class with every dtype, and so on. The whole suite runs all of it.
+The brief run takes, of each function, as few as cover each value of each parameter once: every class, every dtype,
+though not every class with every dtype. Where that is too little, the function says what belongs together:
+
+    @pytest.mark.covers("name", ("name", "dtype"))
+
+means every name, and every pair of name and dtype. The rule looks at names and values alone, so the same tests are
+taken each time. Among those that cover as much the checksum of the test's name decides, so that functions with the same
+product take different parts of it.
+"""
+
+import zlib
+from collections import defaultdict
+from collections.abc import Hashable
+
+import pytest
+
+
+def _token(value: object) -> Hashable:
+    """Equal for values that are the same value of a parameter. What cannot be compared is a value of its own."""
+    if isinstance(value, (list, tuple)):
+        return type(value).__name__, *map(_token, value)
+    if isinstance(value, dict):
+        return "dict", *((key, _token(v)) for key, v in value.items())
+    if isinstance(value, (int, float, complex, str, bytes)) or value is None:
+        return type(value).__name__, repr(value)  # 1, 1.0 and True are different values, NaN is one
+    return id(value)
+
+
+def _covers(item: pytest.Item) -> set[Hashable]:
+    """What this parametrisation would cover."""
+    params = item.callspec.params
+    marker = item.get_closest_marker("covers")
+    wanted = marker.args if marker else tuple(params)
+    covered = set()
+    for names in wanted:
+        names = (names,) if isinstance(names, str) else names
+        covered.add((names, *(_token(params[name]) for name in names)))
+    return covered
+
+
+def _selected(items: list[pytest.Item]) -> set[pytest.Item]:
+    """The items of one function to be run: again and again the one that covers most of what is not covered yet."""
+    left = {item: _covers(item) for item in items}
+    missing: set[Hashable] = set().union(*left.values())
+    taken = set()
+    while missing:
+        best = max(left, key=lambda item: (len(left[item] & missing), zlib.crc32(item.nodeid.encode())))
+        missing -= left.pop(best)
+        taken.add(best)
+    return taken
+
+
+def split(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
+    """Those to be run, and those left out, each in their order."""
+    functions = defaultdict(list)
+    for item in items:
+        if hasattr(item, "callspec"):
+            functions[item.nodeid.split("[")[0]].append(item)
+    chosen = {item for group in functions.values() for item in _selected(group)}
+    run = [item for item in items if not hasattr(item, "callspec") or item in chosen]
+    return run, [item for item in items if hasattr(item, "callspec") and item not in chosen]
