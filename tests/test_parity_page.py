@@ -22,8 +22,39 @@ PAGE = Path(__file__).parent.parent / "docs" / "torch-parity.md"
 torch.sparse.check_sparse_tensor_invariants.enable()
 
 
+nothing = torch.ones(3)
+
+
+class Marked(torch.Tensor):
+    """A subclass that adds nothing."""
+
+
+class Centred(Adam):
+    """A subclass with a method that torch's step calls."""
+
+    def _init_group(self, group, *lists, **kwargs):
+        return super()._init_group(group, *lists, **kwargs)
+
+
+class Reading(dict):
+    """A group with lookups of its own."""
+
+    def __getitem__(self, key):
+        return super().__getitem__(key)
+
+
+def with_a_group_of_its_own():
+    optimizer = Adam([ones(3)])
+    optimizer.param_groups[0] = Reading(optimizer.param_groups[0])
+    return optimizer
+
+
 class Labelled(torch.Tensor):
-    """A subclass that changes nothing."""
+    """A subclass that sees every function, and changes nothing."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return super().__torch_function__(func, types, args, kwargs or {})
 
 
 def table(title):
@@ -107,6 +138,9 @@ NATIVE = {
     "sparse COO, coalesced or not": lambda: Adagrad(
         [given(torch.ones(4, 2), sparse()), given(torch.ones(4, 2), sparse(indices=((1, 1),)).coalesce())]
     ),
+    "parameters that share memory": lambda: Adam([given(nothing[:2]), given(nothing[1:])]),
+    "subclasses that add nothing": lambda: Adam([given(torch.ones(3).as_subclass(Marked))]),
+    "counters of int64": lambda: with_state(step=torch.tensor(3)),
     "lr as a tensor": lambda: Adam(
         [
             {"params": [ones(3)]},
@@ -122,8 +156,6 @@ NATIVE = {
     ),
 }
 
-nothing = torch.ones(3)
-
 TORCHS = {
     "differentiable=True": lambda: SGD([ones(3)], differentiable=True),
     "capturable=True": lambda: Adam([ones(3)], capturable=True),
@@ -133,13 +165,15 @@ TORCHS = {
     "complex parameter with fused=True": lambda: SGD([ones(3, dtype=torch.complex64)], fused=True),
     "unusual numbers": lambda: with_group(lambda: Adam([ones(3)]), betas=(1.0, 0.9)),
     "other devices": lambda: Adam([ones(3, device="meta")]),
+    "methods of a subclass": lambda: Centred([ones(3)]),
+    "dicts with lookups of their own": with_a_group_of_its_own,
     "subclass of Tensor": lambda: Adam([given(torch.ones(3).as_subclass(Labelled))]),
     "gradient of a subclass": lambda: Adam([given(torch.ones(3), torch.ones(3).as_subclass(Labelled))]),
     "integers, 8-bit floats": lambda: SGD([ones(3, dtype=torch.int64), ones(3, dtype=torch.float8_e4m3fn)]),
     "float32 gradient of a float64 parameter": lambda: Adam([with_data(ones(3), torch.ones(3, dtype=torch.float64))]),
     "real states of a complex parameter": complex_with_real_states,
     "elements that share memory": lambda: Adam([given(torch.ones(1).expand(3), torch.ones(3))]),
-    "tensors that overlap": lambda: Adam([given(nothing[:2]), given(nothing[1:])]),
+    "tensors that overlap": lambda: Adam([given(nothing[:2]), given(nothing[1:])], foreach=True),
     "gradient of another shape": lambda: Adam([with_data(ones(3), torch.ones(2, 3))]),
     "lazily negated or conjugated": lambda: SGD(
         [given(torch.ones(3), torch.ones(3, dtype=torch.complex64).conj().imag)]

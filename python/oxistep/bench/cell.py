@@ -20,7 +20,8 @@ from .probe import native_probe, probe_bytes
 from .record import CellName, Record
 from .room import available_bytes, fits
 from .tensors import fill_normal, fill_uniform, rows_gradient
-from .workloads import STRIDED, WORKLOADS
+from .unusual import as_unusual, settle
+from .workloads import ODD, STRIDED, WORKLOADS
 
 # Above this all implementations step on the same parameters and gradients, and only the states are
 # their own: nothing of that size survives in a cache from one block to the next anyway.
@@ -83,7 +84,7 @@ class Cell:
         return (own + states + 2) * self.array_bytes + self._probe_bytes()
 
     def _probe_bytes(self) -> int:
-        dense = self.workload.rows is None and self.record.name.workload not in STRIDED
+        dense = self.workload.rows is None and self.record.name.workload not in (*STRIDED, *ODD)
         dense = dense and self.optimizer.streams is not None
         return probe_bytes(self.array_bytes, self.optimizer.states) if dense else 0
 
@@ -108,8 +109,10 @@ class Cell:
             optimizer, step = self._built(name, own, norm)
             if shared and self.optimizer.clip:
                 step = partial(_with_gradients, own, kept, step)
-            for _ in range(self.optimizer.checked_steps):
+            for k in range(self.optimizer.checked_steps):
                 step()
+                if k == 0:
+                    settle(self.workload.kind, optimizer)
             return optimizer, own, step
 
         judge, judged, _ = started(REFERENCE)
@@ -152,7 +155,7 @@ class Cell:
         made = [torch.nn.Parameter(tensor) for tensor in self._empty(self.workload.parameter_lies)]
         for parameter, gradient in zip(made, gradients, strict=True):
             parameter.grad = gradient
-        return made
+        return as_unusual(self.workload.kind, made)
 
     def measure(self, seconds: float) -> None:
         contestants = dict(self.contestants)

@@ -21,7 +21,7 @@ RIVALS: dict[str, tuple[str, ...]] = {
 }
 CEILING = "ceiling"  # the share of the probe's rate
 ANYWHERE = 0.97  # never slower than the best peer, but for the noise
-LAYOUTS = 0.95  # and nowhere slower where tensors are not contiguous
+LAYOUTS = 0.95  # nor where tensors are not contiguous, or unusual in another way
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,9 @@ FLOORS: list[Floor] = [
     *_floors("gpt2_small", ["max_grad_norm Adam"], "fused", 1.45),
     *_floors("embedding", ["SparseAdam", "Adagrad"], "best peer", 4.0),
     *_floors(" ".join(STRIDED), COMMON, "best peer", LAYOUTS),
+    *_floors("tied_weights subclasses", ["SGD", "Adam"], "best peer", LAYOUTS),
+    *_floors("integer_counters", _ADAM, "best peer", LAYOUTS),
+    *_floors("left_to_torch", ["SGD", "Adam"], "torch's default", LAYOUTS),
 ]
 
 
@@ -85,7 +88,7 @@ def floors_of(workload: str, optimizer: str, dtype: str) -> list[Floor]:
     """The floors of a cell; every cell has at least the one that holds anywhere."""
     cell = (workload, optimizer, dtype)
     own = [floor for floor in FLOORS if (floor.workload, floor.optimizer, floor.dtype) == cell]
-    if any(floor.against == "best peer" for floor in own):
+    if workload == "left_to_torch" or any(floor.against == "best peer" for floor in own):
         return own
     return [*own, Floor(*cell, "best peer", ANYWHERE)]
 

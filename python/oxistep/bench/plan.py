@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from .implementations import IMPLEMENTATIONS
 from .optimizer_table import COMMON, OPTIMIZERS, UNFUSED
 from .record import CellName, Record
-from .workloads import SIZES, STRIDED, TENSORS, WORKLOADS
+from .workloads import ODD, SIZES, STRIDED, TENSORS, WORKLOADS
 
 _CLIPPING = [name for name, optimizer in OPTIMIZERS.items() if optimizer.clip]
 # Classes of torch that take sparse gradients.
 SPARSE = ("SGD", "Adagrad", "SparseAdam")
-_SWEEPS = {*SIZES, *TENSORS, *STRIDED}
+_SWEEPS = {*SIZES, *TENSORS, *STRIDED, *ODD}
 
 # Parameters from which on a cell needs more time: a round of all contestants on 128 Mi takes a second.
 _LARGE = 2**22
@@ -31,9 +31,16 @@ def refused(cell: CellName) -> str | None:
         return f"{cell.optimizer} takes no sparse gradients, which {cell.workload} has"
     if name == "SparseAdam" and not workload.rows:
         return f"SparseAdam takes sparse gradients alone, and {cell.workload} has dense ones"
+    if workload.kind == "integer_counters" and name == "SGD":
+        return "SGD keeps no counters"
     if name == "Muon" and any(len(shape) != 2 for shape in workload.shapes):
         return f"Muon takes matrices alone, and {cell.workload} has tensors of other shapes"
     return None
+
+
+def odd() -> list[CellName]:
+    """Parameters that are not simply plain tensors."""
+    return [cell for cell in grid(list(ODD), ["SGD", "Adam"], ["float32"]) if not refused(cell)]
 
 
 def sweeps() -> list[CellName]:
@@ -53,6 +60,7 @@ def full() -> list[CellName]:
         *grid(["flat"], [*COMMON, *UNFUSED[1:]], f32),
         *grid(["flat"], ["Adam"], ["bfloat16", "float16"]),
         *grid(list(STRIDED), COMMON, f32),
+        *odd(),
         *sweeps(),
     ]
 
@@ -69,6 +77,7 @@ def quick() -> list[CellName]:
         *grid(["flat_16"], ["Adam"], ["bfloat16"]),
         *grid(["embedding"], ["SparseAdam"], f32),
         *grid(["resnet50"], ["Adam"], f32),
+        *odd(),
         *grid(["sliced_columns_small", "sliced_columns_large"], ["SGD"], f32),
         *grid(["transposed_gradient_large", "channels_last_gradient_large"], ["SGD momentum", "Adam"], f32),
     ]

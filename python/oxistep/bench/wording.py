@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .layouts import LAYOUTS
+from .unusual import UNUSUAL
 from .workloads import STRIDED
 
 
@@ -29,6 +30,7 @@ WORKLOAD_LABELS = {
     "flat_16": "flat 16 Mi",
     "flat": "flat 128 Mi",
     **{name: strided_label(name) for name in STRIDED},
+    **{name: f"24 matrices 64 × 64, {label}" for name, label in UNUSUAL.items()},
 }
 
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 from math import prod
 
 from .layouts import LAYOUTS, Shape, shapes
+from .unusual import UNUSUAL
 
 DTYPES = ["float32", "float64", "bfloat16", "float16"]
 
@@ -68,13 +69,15 @@ def gpt2_small() -> list[Shape]:
 class Workload:
     """Shapes of the parameters; with `rows`, gradients are sparse and name that many rows of each.
 
-    `parameter_lies` and `gradient_lies`: where their elements are in memory (`layouts.py`).
+    `parameter_lies` and `gradient_lies`: where their elements are in memory (`layouts.py`). `kind`: what else is
+    unusual about them (`unusual.py`).
     """
 
     shapes: list[Shape]
     rows: int | None = None
     parameter_lies: str = "contiguous"
     gradient_lies: str = "contiguous"
+    kind: str = ""
 
     @property
     def parameters(self) -> int:
@@ -96,6 +99,9 @@ STRIDED = {
     for size, shape in shapes(layout).items()
 }
 
+# Two dozen matrices that torch's step takes as they are.
+ODD = {kind: Workload([(64, 64) for _ in range(24)], kind=kind) for kind in UNUSUAL}
+
 WORKLOADS: dict[str, Workload] = {
     "two_scalars": Workload([(), ()]),
     "seven": Workload([(7,)]),
@@ -111,4 +117,5 @@ WORKLOADS: dict[str, Workload] = {
     **{name: Workload([(2**k,)]) for name, k in SIZES.items()},
     **{name: Workload([(64,) for _ in range(n)]) for name, n in TENSORS.items()},
     **STRIDED,
+    **ODD,
 }
