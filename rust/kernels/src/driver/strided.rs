@@ -62,7 +62,7 @@ fn in_place(grid: &Grid, s: usize) -> bool {
 /// One of the tensors.
 struct Stream<'c, M, T> {
     memory: M,
-    /// Where its number in the layout, and where its memory begins in the slice that the layout speaks of.
+    /// Its number in the layout, and where its memory begins in the slice that the layout speaks of.
     number: usize,
     origin: usize,
     /// What is gathered of it; `None`: it is worked on in place.
