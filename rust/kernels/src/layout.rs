@@ -2,7 +2,7 @@
 
 mod grid;
 
-pub(crate) use grid::{Grid, Tile, Tiles};
+pub(crate) use grid::{Grid, SHORT_COLUMN, Tile, Tiles};
 
 /// The streams of a step: parameter, gradient and up to three states.
 pub const STREAMS: usize = 2 + crate::rule::MAX_STATES;

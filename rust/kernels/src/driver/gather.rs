@@ -1,5 +1,6 @@
 //! Between strided memory and a tile, in which rows lie one after the other.
 
+use crate::layout::SHORT_COLUMN;
 use crate::simd::prefetch;
 
 /// Where a tile's elements lie: the first one, its neighbours below and to the right.
@@ -19,8 +20,6 @@ impl Place {
 
 /// Columns that are copied together where columns are contiguous: side by side they fill the lines of the tile.
 const TOGETHER: usize = 8;
-/// Columns shorter than this are copied row by row all the same.
-const SHORT_COLUMN: usize = 16;
 
 /// Fills a tile of so many columns.
 pub(super) fn gather<T: Copy>(tile: &mut [T], columns: usize, from: &[T], place: Place) {
@@ -55,8 +54,8 @@ pub(super) fn gather<T: Copy>(tile: &mut [T], columns: usize, from: &[T], place:
                     end.copy_from_slice(last);
                 }
                 column @ 3.. => {
-                    let line = from[place.at(r, 0)..=place.at(r, columns - 1)].chunks(column as usize);
-                    row.iter_mut().zip(line).for_each(|(x, piece)| *x = piece[0]);
+                    let line = &from[place.at(r, 0)..=place.at(r, columns - 1)];
+                    row.iter_mut().enumerate().for_each(|(c, x)| *x = line[c * column as usize]);
                 }
                 _ => row.iter_mut().enumerate().for_each(|(c, x)| *x = from[place.at(r, c)]),
             }
@@ -81,12 +80,14 @@ pub(super) fn scatter<T: Copy>(tile: &[T], columns: usize, to: &mut [T], place: 
             match place.column {
                 1 => to[place.at(r, 0)..][..columns].copy_from_slice(row),
                 2 => {
-                    let line = to[place.at(r, 0)..][..2 * columns - 1].chunks_mut(2);
-                    line.zip(row).for_each(|(pair, &x)| pair[0] = x);
+                    let (pairs, last) = to[place.at(r, 0)..][..2 * columns - 1].as_chunks_mut::<2>();
+                    let (body, end) = row.split_at(pairs.len());
+                    pairs.iter_mut().zip(body).for_each(|(pair, &x)| pair[0] = x);
+                    last.copy_from_slice(end);
                 }
                 column @ 3.. => {
-                    let line = to[place.at(r, 0)..=place.at(r, columns - 1)].chunks_mut(column as usize);
-                    line.zip(row).for_each(|(piece, &x)| piece[0] = x);
+                    let line = &mut to[place.at(r, 0)..=place.at(r, columns - 1)];
+                    row.iter().enumerate().for_each(|(c, &x)| line[c * column as usize] = x);
                 }
                 _ => row.iter().enumerate().for_each(|(c, &x)| to[place.at(r, c)] = x),
             }

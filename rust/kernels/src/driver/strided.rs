@@ -40,7 +40,7 @@ impl Chunk<'_> {
                     let states = states.each_mut().map(|state| <$s>::slice_mut(state));
                     let (mut p, mut g) = ([<$p>::default(); ELEMENTS], [<$g>::default(); ELEMENTS]);
                     let mut s = [<$s>::default(); ELEMENTS];
-                    let mut source = Strided::new(layout, range, (param, grad, states), (&mut p, &mut g, &mut s));
+                    let mut source = Strided::new(layout, range, param, grad, states, (&mut p, &mut g, &mut s));
                     update(constants, level, factor, kinds, &mut source, sums);
                 }
             };
@@ -62,7 +62,7 @@ fn in_place(grid: &Grid, s: usize) -> bool {
 /// One of the tensors.
 struct Stream<'c, M, T> {
     memory: M,
-    /// Where its number in the layout, and where its memory begins in the slice that the layout speaks of.
+    /// Its number in the layout, and where its memory begins in the slice that the layout speaks of.
     number: usize,
     origin: usize,
     /// What is gathered of it; `None`: it is worked on in place.
@@ -133,11 +133,13 @@ struct Strided<'c, P, G, S> {
 }
 
 impl<'c, P: Storage, G: Storage, S: Storage> Strided<'c, P, G, S> {
-    /// `room` is for what is gathered, for all states together.
+    /// The last three are room for what is gathered: of the parameter, of the gradient, of all states together.
     fn new(
         layout: &'c Layout,
         range: (usize, usize),
-        (param, grad, states): (&'c mut [P], &'c [G], [Option<&'c mut [S]>; MAX_STATES]),
+        param: &'c mut [P],
+        grad: &'c [G],
+        states: [Option<&'c mut [S]>; MAX_STATES],
         (p, g, mut s): (&'c mut [P], &'c mut [G], &'c mut [S]),
     ) -> Self {
         let grid = layout.grid();

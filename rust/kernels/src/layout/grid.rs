@@ -5,10 +5,14 @@ use super::{Layout, STREAMS};
 /// A tile that is crossed by a stream running along its rows' dimension is this many rows high, if there are as many:
 /// whole cache lines, and several of a page.
 const ROWS: usize = 64;
-/// Elements of any other tile at most: it and the lines it comes from lie in the first-level cache together.
-const LEVEL: usize = 1024;
+/// Elements of a tile that is copied row by row, at most: it and the lines it comes from lie in the first-level cache
+/// together, for lines that several rows share.
+const ROW_BY_ROW: usize = 1024;
 /// But a tile is no narrower than this, if there are as many columns.
 const COLUMNS: usize = 32;
+
+/// Columns shorter than this are copied row by row, also where they are contiguous.
+pub(crate) const SHORT_COLUMN: usize = 16;
 
 /// Rows along one dimension, columns along the innermost one. Other dimensions, if any, enumerate such matrices.
 #[derive(Clone, Copy, Debug)]
@@ -58,13 +62,11 @@ impl Grid {
     }
 
     /// The tiles of a range in the order of walking, of at most so many elements. With streams that cross the rows, a
-    /// range begins and ends with a row.
+    /// range begins and ends with a row. `usize::MAX`: nothing is gathered, and tiles are as large as can be.
     pub(crate) fn tiles(&self, (start, end): (usize, usize), elements: usize) -> Tiles {
-        let (high, narrow, elements) = match self.crossed {
-            true => (ROWS.min(self.rows), COLUMNS, elements),
-            false if elements == usize::MAX => (1, 1, elements),
-            false => (1, 1, elements.min(LEVEL)),
-        };
+        let row_by_row = elements < usize::MAX && !(self.crossed && self.rows >= SHORT_COLUMN);
+        let elements = if row_by_row { elements.min(ROW_BY_ROW) } else { elements };
+        let (high, narrow) = if self.crossed { (ROWS.min(self.rows).max(1), COLUMNS) } else { (1, 1) };
         let widest = (elements / high).max(narrow).clamp(1, self.columns.max(1));
         // all of about the same width: a last one of a few columns would cost as much as a wide one
         let columns = self.columns.div_ceil(self.columns.div_ceil(widest).max(1)).next_multiple_of(16).min(widest);
@@ -168,5 +170,12 @@ mod tests {
         let found = tiles(&grid, (0, 100 * 160), 64 * 40);
         assert_eq!(found[..5], [(0, 64, 40), (40, 64, 40), (80, 64, 40), (120, 64, 40), (64 * 160, 36, 40)]);
         assert_eq!(found.iter().map(|tile| tile.1 * tile.2).sum::<usize>(), 100 * 160);
+    }
+
+    #[test]
+    fn nothing_has_no_tiles() {
+        for (sizes, param, grad) in [([0, 4], [4, 1], [1, 2]), ([4, 0], [1, 1], [1, 4]), ([0, 0], [2, 1], [1, 2])] {
+            assert_eq!(tiles(&grid(&sizes, &param, &grad), (0, 0), 1000), []);
+        }
     }
 }
