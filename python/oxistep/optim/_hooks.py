@@ -15,24 +15,9 @@ from typing import Any
 import torch
 import torch.optim.optimizer as torch_optimizer
 
-__all__ = ["nobody_watches", "observed", "wrapper_is_at_work"]
+__all__ = ["observed", "wrapper_is_at_work"]
 
-_profiler_enabled = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
 _wrapper = torch.optim.Optimizer.profile_hook_step(lambda self: None).__code__
-_step_code = torch.optim.Optimizer._optimizer_step_code
-
-
-def nobody_watches(optimizer: Any) -> bool:
-    """Whether there is no hook, no profiler, and nothing that a subclass wants to be called after a step."""
-    return not (
-        optimizer._optimizer_step_pre_hooks
-        or optimizer._optimizer_step_post_hooks
-        or torch_optimizer._global_optimizer_pre_hooks
-        or torch_optimizer._global_optimizer_post_hooks
-        or _profiler_enabled()
-        or type(optimizer)._optimizer_step_code is not _step_code
-        or "_optimizer_step_code" in optimizer.__dict__
-    )
 
 
 def wrapper_is_at_work(optimizer: Any) -> bool:

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
+import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 
 from oxistep import _core
 from oxistep.optim import _modes
 from oxistep.optim._all_or_nothing import loaded_whole, tear
 from oxistep.optim._definition import definition_of, plan_of
-from oxistep.optim._hooks import nobody_watches, observed, wrapper_is_at_work
+from oxistep.optim._hooks import observed, wrapper_is_at_work
 from oxistep.optim._kept import KEY, Setting, max_grad_norm_of, skip_nonfinite_of
 from oxistep.optim._state_dtype import loaded_in_their_dtypes, restore_dtypes
 
@@ -39,6 +40,8 @@ _core.use_torch_threads(
 )
 
 _is_compiling = torch.compiler.is_compiling
+_profiler_enabled = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
+_step_code = torch.optim.Optimizer._optimizer_step_code
 _dispatch_modes = _modes.dispatch_modes
 _function_modes = _modes.function_modes
 
@@ -134,9 +137,17 @@ class NativeStep(DropIn):
         """
         if _is_compiling():
             return _step_outside_graph(self, *args, **kwargs)  # type: ignore[no-any-return]
-        if nobody_watches(self) or wrapper_is_at_work(self):
-            return take_step(self, *args, **kwargs)
-        return observed(take_step, (self, *args), kwargs)  # type: ignore[no-any-return]
+        if (  # somebody wants to see the step, or to be called after it
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or torch_optimizer._global_optimizer_pre_hooks
+            or torch_optimizer._global_optimizer_post_hooks
+            or _profiler_enabled()
+            or type(self)._optimizer_step_code is not _step_code
+            or "_optimizer_step_code" in self.__dict__
+        ) and not wrapper_is_at_work(self):
+            return observed(take_step, (self, *args), kwargs)  # type: ignore[no-any-return]
+        return take_step(self, *args, **kwargs)
 
     # torch wraps `step` of every class for hooks and profiler, unless it says that it does so itself.
     step.hooked = True  # type: ignore[attr-defined]

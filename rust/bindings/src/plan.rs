@@ -40,7 +40,7 @@ use crate::nearby::Nearby;
 use crate::state_map::{Place, StateMap};
 use crate::tensors::Torch;
 use crate::threads::with_pool;
-use left::FOREIGN_DICT;
+use left::{FOREIGN_DICT, looks_up_otherwise};
 use steady::{Attempt, Steady};
 use versions::Versions;
 use watch::Watch;
@@ -221,7 +221,7 @@ impl Plan {
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let py = optimizer.py();
         self.measuring = guard.measures();
-        if self.is_torchs(optimizer)? {
+        if self.is_overridden(optimizer)? {
             return self.leave_everything(optimizer, guard);
         }
         let rests = CollectorRests::new(py);
@@ -233,6 +233,10 @@ impl Plan {
             Attempt::Done(norm) => return Ok(norm),
             Attempt::Failed(rests) => rests,
         };
+        if looks_up_otherwise(optimizer)? {
+            drop(rests);
+            return self.leave_everything(optimizer, guard);
+        }
         fault::point("survey")?;
         self.survey(optimizer, true)?;
         fault::point("rehearse")?;

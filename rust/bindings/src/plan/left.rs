@@ -13,9 +13,14 @@ use crate::keys::looks_up_plainly;
 pub(super) const FOREIGN_DICT: &str = "a param group or the state is a dict with lookups of its own";
 
 impl Plan {
-    /// Whether a step is torch's as a whole: a subclass has methods of its own that torch's step would call, or looking
-    /// something up in a group or in the states is not what it is for a dict.
+    /// Whether a step is torch's as a whole: there are other methods than torch's step would call, or looking something up
+    /// in a group or in the states is not what it is for a dict.
     pub(super) fn is_torchs(&mut self, optimizer: &Bound<'_, PyAny>) -> PyResult<bool> {
+        Ok(self.is_overridden(optimizer)? || looks_up_otherwise(optimizer)?)
+    }
+
+    /// Whether a subclass, or the optimizer itself, has methods of its own that torch's step would call.
+    pub(super) fn is_overridden(&mut self, optimizer: &Bound<'_, PyAny>) -> PyResult<bool> {
         let py = optimizer.py();
         let class = optimizer.get_type();
         let own = optimizer.getattr(pyo3::intern!(py, "__dict__"))?.cast_into::<PyDict>()?;
@@ -31,21 +36,6 @@ impl Plan {
                 return Ok(true);
             }
             known.1 = class.getattr(known.0.bind(py))?.unbind(); // the same, in a wrapper of torch's
-        }
-        let state = optimizer.getattr(pyo3::intern!(py, "state"))?;
-        if let Ok(state) = state.cast::<PyDict>()
-            && !looks_up_plainly(state, &modules(py)?.defaultdict)?
-        {
-            return Ok(true);
-        }
-        let groups = optimizer.getattr(pyo3::intern!(py, "param_groups"))?;
-        let Ok(groups) = groups.cast_exact::<PyList>() else { return Ok(false) };
-        for group in groups {
-            if let Ok(group) = group.cast::<PyDict>()
-                && !looks_up_plainly(group, &modules(py)?.defaultdict)?
-            {
-                return Ok(true);
-            }
         }
         Ok(false)
     }
@@ -111,4 +101,26 @@ impl Plan {
         }
         Ok(left)
     }
+}
+
+/// Whether looking something up in a group or in the states is not what it is for a dict.
+pub(super) fn looks_up_otherwise(optimizer: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let py = optimizer.py();
+    let defaultdict = &modules(py)?.defaultdict;
+    let state = optimizer.getattr(pyo3::intern!(py, "state"))?;
+    if let Ok(state) = state.cast::<PyDict>()
+        && !looks_up_plainly(state, defaultdict)?
+    {
+        return Ok(true);
+    }
+    let groups = optimizer.getattr(pyo3::intern!(py, "param_groups"))?;
+    let Ok(groups) = groups.cast_exact::<PyList>() else { return Ok(false) };
+    for group in groups {
+        if let Ok(group) = group.cast::<PyDict>()
+            && !looks_up_plainly(group, defaultdict)?
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

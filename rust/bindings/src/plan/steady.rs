@@ -155,13 +155,17 @@ impl Plan {
         let groups = optimizer.getattr(pyo3::intern!(py, "param_groups"))?;
         let state = optimizer.getattr(pyo3::intern!(py, "state"))?;
         let Ok(state) = state.cast::<PyDict>() else { return Ok(false) };
+        // of what is there a defaultdict hands out no more than a dict
+        if !(state.is_exact_instance_of::<PyDict>() || state.get_type().is(&modules(py)?.defaultdict)) {
+            return Ok(false);
+        }
         let Ok(groups) = groups.cast::<PyList>() else { return Ok(false) };
         let torch = &modules(py)?.torch;
         let Some(grad) = torch.grad_attribute(py)? else { return Ok(false) };
         self.written.begin();
         let mut k = 0;
         for values in groups {
-            let Ok(values) = values.cast_into::<PyDict>() else { return Ok(false) };
+            let Ok(values) = values.cast_into_exact::<PyDict>() else { return Ok(false) };
             if !has_plain_keys(&values) {
                 return Ok(false);
             }
