@@ -1,5 +1,8 @@
 """The same bits for any number of threads, SIMD level and order of parameters."""
 
+import functools
+import itertools
+
 import pytest
 import torch
 
@@ -22,16 +25,26 @@ def restored():
     torch.set_num_threads(threads)
 
 
+@functools.cache
+def drawn(dtype):
+    """Values of parameters, and of their gradients for three steps. To draw them takes longer than the steps."""
+    generator = torch.Generator().manual_seed(3)
+    values = [torch.randn(s, generator=generator).to(dtype) for s in SHAPES]
+    steps = [[(torch.randn(s, generator=generator) * 3).to(dtype) for s in SHAPES] for _ in range(3)]
+    for grad in itertools.chain(*steps):
+        if grad.numel() > 60:
+            grad.view(-1)[:4] = torch.tensor([float("inf"), 0.0, -0.0, 1e-40]).to(dtype)
+    return values, steps
+
+
 def run(case, dtype, order=1):
     """All parameters and states after three steps, as integers, so that NaN equals itself."""
-    generator = torch.Generator().manual_seed(3)
-    params = [torch.randn(s, generator=generator).to(dtype).requires_grad_() for s in SHAPES]
+    values, steps = drawn(dtype)
+    params = [value.clone().requires_grad_() for value in values]
     optimizer = case.ours(params[::order], **case.kwargs)
-    for _ in range(3):
-        for p in params:
-            p.grad = (torch.randn(p.shape, generator=generator) * 3).to(dtype)
-            if p.numel() > 60:
-                p.grad.view(-1)[:4] = torch.tensor([float("inf"), 0.0, -0.0, 1e-40]).to(dtype)
+    for grads in steps:
+        for p, grad in zip(params, grads, strict=True):
+            p.grad = grad
         optimizer.step()
     values = [p.detach() for p in params] + [v for p in params for v in optimizer.state[p].values()]
     integers = {8: torch.int64, 4: torch.int32, 2: torch.int16}

@@ -23,10 +23,19 @@ def network():
     )
 
 
-def closure_of(model, optimizer):
+def convex():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.BatchNorm1d(5, affine=False), torch.nn.Linear(5, 1))
+
+
+def closure_of(model, optimizer, noise=1.0):
+    """All three generators of numbers are asked at each call, whatever `noise` makes of their answers."""
+    fixed = torch.randn(32, 5, generator=torch.Generator().manual_seed(1))
+
     def closure():
         optimizer.zero_grad()
         x = torch.randn(32, 5) + torch.as_tensor(np.random.normal(size=5), dtype=torch.float32) * random.random()
+        x = noise * x + (1 - noise) * fixed
         loss = (model(x) - x.sum(dim=1, keepdim=True)).pow(2).mean()
         loss.backward()
         return loss
@@ -60,14 +69,17 @@ def everything(model, optimizer):
         ("SGD", {"lr": 0.1, "momentum": 0.9}),
         ("Adam", {"lr": 0.02}),
         ("AdamW", {"lr": torch.tensor(0.02)}),
-        ("LBFGS", {}),
+        ("LBFGS", {"lr": 0.1, "max_iter": 4}),
     ],
 )
 def test_everything_is_put_back(library, name, keywords, steps_before):
-    model = network()
+    # L-BFGS takes what differs between two closures for curvature. Of noise it makes steps of any length, and whether
+    # they end at NaN is a matter of last digits. A convex loss that stays the same leaves nothing to them.
+    lbfgs = name == "LBFGS"
+    model = convex() if lbfgs else network()
     keywords = copy.deepcopy(keywords)
     optimizer = getattr(library, name)(model.parameters(), **keywords)
-    closure = closure_of(model, optimizer)
+    closure = closure_of(model, optimizer, noise=0.0 if lbfgs else 1.0)
     for _ in range(steps_before):
         optimizer.step(closure)
     tensors = {id(p): p.grad for p in model.parameters()}

@@ -655,8 +655,13 @@ def test_inside_a_compiled_function(name):
 
 
 @pytest.mark.skipif(torch.__version__ < (2, 13), reason="importing this torch's compiler warns")
-def test_inside_a_function_compiled_by_torchs_default_compiler():
+def test_inside_a_function_compiled_by_torchs_default_compiler(monkeypatch):
     """Not only traced: inductor's code around the step."""
+
+    from torch._inductor import config
+
+    # one function is compiled: processes that would do it side by side only cost their start
+    monkeypatch.setattr(config, "compile_threads", 1)
 
     def run(compiled):
         torch.manual_seed(0)

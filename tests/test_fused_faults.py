@@ -65,7 +65,7 @@ def check(record_property, scenario, name, kwargs, flags):
     """Ours against torch's for-loop; torch's fused kernel for the record (`--junit-xml`, or `-rP`)."""
     expected = play(*scenario, getattr(torch.optim, name), foreach=False, fused=False, **kwargs)
     fused = what_torchs_fused_does(scenario, name, kwargs, expected)
-    record_property("torch", torch.__version__)
+    record_property("torch", str(torch.__version__))
     record_property("torch's fused path", fused)
     print(f"torch {torch.__version__}, {name}(fused=True): {fused}")
     assert not (

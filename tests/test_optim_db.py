@@ -133,6 +133,7 @@ def is_native(info, dtype, kwargs):
     return not (lr.dtype is torch.float32 and dtype in (torch.float64, torch.complex128))
 
 
+@pytest.mark.covers(("info", "kwargs"), ("info", "dtype"))
 @pytest.mark.parametrize(("info", "dtype", "kwargs"), ENTRIES)
 def test_eight_steps(info, dtype, kwargs):
     params, a = make(info, dtype, kwargs, ours(info))
@@ -147,6 +148,7 @@ def test_eight_steps(info, dtype, kwargs):
     assert_states_equal(a, b, tolerance(info, dtype))
 
 
+@pytest.mark.covers(("info", "kwargs"), ("info", "dtype"))
 @pytest.mark.parametrize(("info", "dtype", "kwargs"), ENTRIES)
 def test_state_dicts_move_both_ways(info, dtype, kwargs):
     """Four steps of ours, a checkpoint to torch and from there back to ours, four more of each."""
@@ -199,6 +201,7 @@ def half_run(cls, kwargs, dtype, arithmetic, seed):
     return {"parameter": p.detach(), **{k: v for k, v in optimizer.state[p].items() if torch.is_tensor(v)}}, optimizer
 
 
+@pytest.mark.covers(("info", "dtype"))
 @pytest.mark.parametrize(("info", "dtype", "kwargs"), HALF_ENTRIES)
 def test_mean_error_of_half_types_is_not_above_torchs(info, dtype, kwargs):
     """At many learning rates around the entry's.

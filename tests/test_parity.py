@@ -104,6 +104,7 @@ def test_random_shapes(rule, dtype):
         torch.testing.assert_close(a, b, **TOLERANCE[dtype], msg=lambda m, what=what: f"{what}: {m}")
 
 
+@pytest.mark.covers(("case", "dtype"))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_half_types_follow_float32_within_their_rounding(case, dtype):
