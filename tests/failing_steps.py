@@ -7,6 +7,7 @@ import torch
 
 import oxistep.optim
 from scenarios import NATIVE, draw, make, params_of, set_gradients
+from seeing import Seeing
 
 SHAPES = [(4, 3), (5,), (), (7, 2)]
 
@@ -26,12 +27,8 @@ class Scenario:
         return [p for p in params_of(self.optimizer) if not any(p is q for q in self.left)]
 
 
-class Plain(torch.Tensor):
-    """A subclass that sees every function, which is torch's to update."""
-
-    @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
-        return super().__torch_function__(func, types, args, kwargs or {})
+class Plain(Seeing, torch.Tensor):
+    """A subclass that is torch's to update."""
 
 
 def grouped(name, params, **kwargs):

@@ -21,6 +21,7 @@ import oxistep.optim
 from failing_steps import SCENARIOS
 from oxistep.optim import muon
 from scenarios import draw, make, outcome, set_gradients
+from seeing import Seeing
 from untouched import difference, outcome_of, snapshot
 
 OXISTEP = str(Path(oxistep.__file__).parent)
@@ -177,7 +178,7 @@ def test_any_line_of_muon_may_raise(monkeypatch):
 def test_torchs_part_raising_half_way_through_its_own_parameters():
     """What is promised: ours untouched. What torch has updated before it raised is updated; that is torch's own."""
 
-    class Refuses(torch.Tensor):
+    class Refuses(Seeing, torch.Tensor):
         pass
 
     class RefusesToBeWritten(torch.Tensor):

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 import oxistep
 from oxistep import _core
 from scenarios import CLOSE, outcome
+from seeing import Seeing
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -163,7 +164,7 @@ def test_norm_where_elements_share_memory():
         assert_close(ours, theirs)
 
 
-class Mine(torch.Tensor):
+class Mine(Seeing, torch.Tensor):
     """A subclass, whose elements might be anywhere: torch's."""
 
 

@@ -10,6 +10,7 @@ import torch
 
 import oxistep
 from oxistep.diagnostics import GradientMonitor
+from seeing import Seeing
 from test_surface import WITHOUT_TORCH
 
 INF, NAN = math.inf, math.nan
@@ -119,7 +120,7 @@ def test_same_bits_whatever_the_threads():
 
 
 def test_sparse_complex_and_subclasses():
-    class Mine(torch.Tensor):
+    class Mine(Seeing, torch.Tensor):
         pass
 
     weight = torch.zeros(10, 4, requires_grad=True)

@@ -10,6 +10,7 @@ import oxistep
 import oxistep.numpy as onp
 from oxistep.diagnostics import GradientMonitor, UpdateMonitor
 from scenarios import NATIVE, make
+from seeing import Seeing
 
 ELEMENTWISE = [name for name in NATIVE if name not in ("LBFGS", "Muon", "SparseAdam")]
 
@@ -129,7 +130,7 @@ def test_lbfgs_with_its_closure(library):
 
 
 def test_native_and_torchs_parameters_in_one_step():
-    class Mine(torch.nn.Parameter):
+    class Mine(Seeing, torch.nn.Parameter):
         pass
 
     params = [values((9,), 1).requires_grad_(), Mine(values((4, 4), 2)), values((3, 3), 3).requires_grad_()]

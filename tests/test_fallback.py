@@ -26,6 +26,7 @@ from scenarios import (
     set_gradients,
     torch_updates_raise,
 )
+from seeing import Seeing
 
 # ---- what is left to torch ----
 # Each function returns parameters with gradients; the pattern is what `explain` says about them.
@@ -43,7 +44,7 @@ def complex_parameter():
     return [p]
 
 
-class Labelled(torch.nn.Parameter):
+class Labelled(Seeing, torch.nn.Parameter):
     """A subclass that changes nothing; torch's for-loop treats it as any tensor."""
 
 
@@ -55,7 +56,7 @@ def subclass():
 
 def gradient_of_a_subclass():
     p = torch.ones(3)
-    p.grad = torch.arange(3.0).as_subclass(type("Wrapped", (torch.Tensor,), {}))
+    p.grad = torch.arange(3.0).as_subclass(type("Wrapped", (Seeing, torch.Tensor), {}))
     return [p]
 
 
@@ -69,20 +70,6 @@ def overlapping_windows():
     p = torch.arange(5.0).unfold(0, 2, 1)
     p.grad = torch.ones(4, 2)
     return [p]
-
-
-def parameters_that_share_memory():
-    base = torch.arange(6.0)
-    p, q = base[:4], base[2:]
-    p.grad, q.grad = torch.ones(4), torch.arange(4.0)
-    return [p, q]
-
-
-def one_parameter_as_two_tensors():
-    p = torch.arange(4.0)
-    q = p.detach()
-    p.grad, q.grad = torch.ones(4), torch.arange(4.0)
-    return [p, q]
 
 
 def gradient_that_is_its_parameter():
@@ -162,8 +149,6 @@ LEFT_TO_TORCH = {
     gradient_of_a_subclass: "the gradient is of a subclass of Tensor",
     expanded_parameter: "several elements of the parameter share memory",
     overlapping_windows: "several elements of the parameter share memory",
-    parameters_that_share_memory: OVERLAPS,
-    one_parameter_as_two_tensors: OVERLAPS,
     gradient_that_is_its_parameter: OVERLAPS,
     gradient_that_is_another_parameter: OVERLAPS,
     gradient_of_another_shape: "the gradient has another shape than the parameter",

@@ -14,6 +14,7 @@ import oxistep
 import oxistep.optim
 from oxistep.optim import _modes
 from scenarios import WHOLE, each_class, each_elementwise_class, torch_updates_raise
+from seeing import Seeing
 
 HALF = [torch.bfloat16, torch.float16]
 each_half = pytest.mark.parametrize("dtype", HALF, ids=str)
@@ -250,7 +251,7 @@ def test_other_state_dtypes_are_refused(name, wrong):
         make(oxistep.optim, name, [torch.ones(2)], state_dtype=wrong)
 
 
-class Labelled(torch.Tensor):
+class Labelled(Seeing, torch.Tensor):
     """A subclass, which is torch's to update."""
 
 

@@ -21,6 +21,7 @@ from scenarios import (
     set_gradients,
     train,
 )
+from seeing import Seeing
 
 # ---- closures ----
 
@@ -128,7 +129,7 @@ def test_a_pre_hook_that_returns_anything_else_is_refused():
         optimizer.step()
 
 
-class Labelled(torch.nn.Parameter):
+class Labelled(Seeing, torch.nn.Parameter):
     """A subclass: torch does its part."""
 
 

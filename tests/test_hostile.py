@@ -208,17 +208,25 @@ def test_a_flag_that_only_sparse_gradients_ask_for(way, settings):
 
 @pytest.mark.parametrize("cls", [SGD, Adam])
 def test_a_parameter_that_dies_while_the_next_step_is_under_way(settings, cls):
-    """What the optimizer keeps of the last step may be the last reference to a parameter: a weakref's callback runs."""
+    """The step may hold the last reference to a parameter: a weakref's callback runs when the step is done."""
     (p, q), optimizer = trained(in_groups(cls, **settings))
-    trap = Trap()
+    trap, swap = Trap(), Swap(p)
     watch = weakref.ref(q, lambda _: trap())
-    optimizer.param_groups.pop()
-    optimizer.state.pop(q, None)
+
+    def let_go():  # when the parameters of the other groups have been looked up
+        if held:
+            optimizer.param_groups[1]["params"].clear()
+            optimizer.state.pop(held.pop(), None)
+            trap.hook = swap
+
+    held = [q]
     del q
-    gc.collect()
-    swap = Swap(p)
-    trap.hook = swap
+    lr = optimizer.param_groups[1]["lr"]
+    optimizer.add_param_group({"params": [torch.ones(3, requires_grad=True)], "lr": lr})
+    optimizer.param_groups[2]["params"][0].grad = torch.ones(3)
+    optimizer.param_groups[2]["lr"] = Number(lr, let_go)
     optimizer.step()
+    assert not held
     assert watch() is None
     swap.check()
 

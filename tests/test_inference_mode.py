@@ -17,9 +17,10 @@ from scenarios import (
     result,
     set_gradients,
 )
+from seeing import Seeing
 
 
-class Labelled(torch.Tensor):
+class Labelled(Seeing, torch.Tensor):
     """A subclass that changes nothing, and takes torch's path."""
 
 

@@ -11,6 +11,7 @@ import torch
 import oxistep
 import oxistep.optim
 from oxistep import _core
+from seeing import Seeing
 
 CLOSE = {torch.float32: {"rtol": 1e-4, "atol": 1e-4}, torch.float64: {"rtol": 1e-10, "atol": 1e-10}}
 CLOSE |= {torch.complex64: CLOSE[torch.float32], torch.complex128: CLOSE[torch.float64]}
@@ -207,7 +208,7 @@ def make_params(kind):
     }[kind]()
 
 
-class Subclass(torch.Tensor):
+class Subclass(Seeing, torch.Tensor):
     pass
 
 

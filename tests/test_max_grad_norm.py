@@ -29,6 +29,7 @@ from scenarios import (
     torch_updates_raise,
     train,
 )
+from seeing import Seeing
 
 SHAPES = [(3, 4), (), (1000,), (5, 1)]
 NAN, INF = math.nan, math.inf
@@ -105,7 +106,7 @@ def test_a_norm_beyond_float16_still_clips():
 def everything(name):
     """Parameters of every path: native ones, strided, of another dtype, one whose gradient is a subclass."""
 
-    class Mine(torch.Tensor):
+    class Mine(Seeing, torch.Tensor):
         pass
 
     params = [*draw(*SHAPES), torch.zeros(20, 30)[::2, ::3].requires_grad_(), *draw((6,), dtype=torch.float64)]

@@ -10,6 +10,7 @@ import torch
 import oxistep
 import oxistep.optim
 from oxistep import _core
+from seeing import Seeing
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 # one row, one column, one element, none, tall, wide
@@ -180,7 +181,7 @@ def test_states_in_float32_for_half_parameters():
     assert oxistep.explain(optimizer)[0].path == "native"
 
 
-class Subclass(torch.Tensor):
+class Subclass(Seeing, torch.Tensor):
     pass
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .workloads import Shape
+from .layouts import Shape
 
 # Parameters small enough that a few steps show, even in bfloat16; gradients large enough that their
 # squares do not vanish in float16.

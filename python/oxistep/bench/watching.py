@@ -22,9 +22,10 @@ from oxistep.diagnostics import GradientMonitor, UpdateMonitor
 
 from .._options import new_file, positive
 from .environment import environment
+from .layouts import Shape
 from .paired import Paired, Step, contestant, measure
 from .tables import plain, show
-from .workloads import WORKLOADS, Shape
+from .workloads import WORKLOADS
 
 SHAPES: dict[str, list[Shape]] = {
     "2,000 x 64": [(64,) for _ in range(2000)],

@@ -5,7 +5,7 @@ import os
 import torch
 from torch.utils._device import DeviceContext
 
-__all__ = ["FORCED", "because", "dispatch_modes", "function_modes", "want_operations"]
+__all__ = ["FORCED", "because", "want_operations"]
 
 _backend = os.environ.get("OXISTEP_BACKEND", "native")
 if _backend not in ("native", "torch"):
@@ -14,16 +14,16 @@ if _backend not in ("native", "torch"):
 FORCED = _backend == "torch"
 """OXISTEP_BACKEND=torch leaves everything to torch. Read as an attribute of this module, so that tests can set it."""
 
-dispatch_modes = torch._C._len_torch_dispatch_stack
-function_modes = torch._C._len_torch_function_stack
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
 
 
 def want_operations() -> bool:
     """Whether an active mode intercepts torch's operations, so that only torch's step shows it what it came for."""
-    if dispatch_modes():
+    if _dispatch_modes():
         return True
     # `torch.set_default_device` is a mode too, but only of functions that make tensors
-    return any(type(torch._C._get_function_stack_at(i)) is not DeviceContext for i in range(function_modes()))
+    return any(type(torch._C._get_function_stack_at(i)) is not DeviceContext for i in range(_function_modes()))
 
 
 def because() -> str | None:

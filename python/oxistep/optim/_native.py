@@ -42,8 +42,8 @@ _core.use_torch_threads(
 _is_compiling = torch.compiler.is_compiling
 _profiler_enabled = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
 _step_code = torch.optim.Optimizer._optimizer_step_code
-_dispatch_modes = _modes.dispatch_modes
-_function_modes = _modes.function_modes
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
 
 
 class DropIn(_Base):

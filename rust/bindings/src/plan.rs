@@ -581,8 +581,8 @@ fn fill<'a>(
         fault::point("push")?;
         // SAFETY: the tensors were described after the last Python code that could change them ran (counting versions
         // and setting Python integers runs none), and are kept alive by the items until the step is done.
-        // `settle_overlaps` found that what is written overlaps no other tensor of the step, but for parameters that take
-        // turns, of which a step holds one. That nobody else uses them meanwhile is what torch, too, leaves to its
+        // `settle_overlaps` found that what is written overlaps no other tensor of the step, but for parameters that
+        // take turns, of which a step holds one. That nobody else uses them meanwhile is what torch, too, leaves to its
         // callers.
         let tensors = unsafe { item.tensors() };
         let pushed = match (item.rows.as_deref(), item.whole) {

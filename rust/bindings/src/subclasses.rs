@@ -84,6 +84,9 @@ fn adds_nothing(
         for name in names.try_iter()? {
             let name = name?;
             let name = name.cast::<PyString>()?;
+            if name.to_str()? == "__del__" {
+                return Ok(false); // it would run in the middle of things
+            }
             if tensor.hasattr(name)? && !HARMLESS.contains(&name.to_str()?) {
                 return Ok(false);
             }

@@ -13,8 +13,8 @@ use crate::keys::looks_up_plainly;
 pub(super) const FOREIGN_DICT: &str = "a param group or the state is a dict with lookups of its own";
 
 impl Plan {
-    /// Whether a step is torch's as a whole: there are other methods than torch's step would call, or looking something up
-    /// in a group or in the states is not what it is for a dict.
+    /// Whether a step is torch's as a whole: there are other methods than torch's step would call, or looking something
+    /// up in a group or in the states is not what it is for a dict.
     pub(super) fn is_torchs(&mut self, optimizer: &Bound<'_, PyAny>) -> PyResult<bool> {
         Ok(self.is_overridden(optimizer)? || looks_up_otherwise(optimizer)?)
     }

@@ -60,8 +60,8 @@ impl Plan {
         }
     }
 
-    /// Lets parameters that overlap something take turns, where that may be all there is to do; `false` if there is none
-    /// that does not already.
+    /// Lets parameters that overlap something take turns, where that may be all there is to do; `false` if all of them
+    /// do already.
     fn tie(&mut self) -> bool {
         let conflicts = self.written.conflicts().to_vec();
         let mut any = false;
@@ -89,8 +89,8 @@ impl Plan {
     }
 }
 
-/// Whether updating a parameter whole, before the next one, is what torch would do: its foreach path does operation after
-/// operation.
+/// Whether updating a parameter whole, before the next one, is what torch would do: its foreach path does operation
+/// after operation.
 fn may_take_turns(item: &Item) -> bool {
     item.route == Route::Native && item.rows.is_none() && item.whole == Whole::No && !item.foreach
 }
