@@ -266,15 +266,17 @@ def said(what):
     except (ImportError, TypeError) as error:
         print(error)
 said(lambda: oxistep.clip_grad_norm_)
+said(lambda: oxistep.swap)
 said(lambda: oxistep.AdamW)
 said(lambda: oxistep.explain(None))
 said(lambda: oxistep.explain(oxistep.numpy.SGD([np.ones(2)])))
 """
     ).splitlines()
     assert report[0].startswith("oxistep.clip_grad_norm_ needs PyTorch: pip install 'oxistep[torch]'")
-    assert report[1].startswith("oxistep.optim needs PyTorch: pip install 'oxistep[torch]'")
-    assert report[2].endswith("needs PyTorch: pip install 'oxistep[torch]'")
-    assert "got oxistep.numpy's SGD: all of its arrays are native" in report[3]
+    assert report[1].startswith("oxistep.swap needs PyTorch: pip install 'oxistep[torch]'")
+    assert report[2].startswith("oxistep.optim needs PyTorch: pip install 'oxistep[torch]'")
+    assert report[3].endswith("needs PyTorch: pip install 'oxistep[torch]'")
+    assert "got oxistep.numpy's SGD: all of its arrays are native" in report[4]
 
 
 def test_dir_lists_what_is_public():

@@ -25,6 +25,7 @@ if _typing.TYPE_CHECKING:
     from oxistep._clip import get_total_norm as get_total_norm
     from oxistep._explain import Explanation as Explanation
     from oxistep._explain import explain as explain
+    from oxistep._swap import swap as swap
     from oxistep.optim import ASGD as ASGD
     from oxistep.optim import LBFGS as LBFGS
     from oxistep.optim import SGD as SGD
@@ -63,6 +64,7 @@ _LAZY = {
     "explain": "oxistep._explain",
     "Explanation": "oxistep._explain",
     "get_total_norm": "oxistep._clip",
+    "swap": "oxistep._swap",
 }
 
 __all__ = [
@@ -91,6 +93,7 @@ __all__ = [
     "get_num_threads",
     "get_total_norm",
     "set_num_threads",
+    "swap",
 ]
 
 
