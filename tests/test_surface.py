@@ -74,7 +74,9 @@ for ask in vars, dir, lambda module: dict(inspect.getmembers(module, inspect.isc
     assert report == ["True set()"] * 3
 
 
-@pytest.mark.parametrize("module", ["oxistep", "oxistep.numpy", "oxistep.diagnostics", "oxistep.viz"])
+@pytest.mark.parametrize(
+    "module", ["oxistep", "oxistep.numpy", "oxistep.diagnostics", "oxistep.integrations", "oxistep.viz"]
+)
 def test_namespaces_hold_what_is_listed_and_modules_of_the_package(module):
     report = python(
         PUBLIC
@@ -202,9 +204,10 @@ def test_version():
 def test_importing_oxistep_imports_no_torch():
     assert python("import sys, oxistep; print('torch' in sys.modules)") == "False"
     assert python("import sys, oxistep.numpy; print('torch' in sys.modules)") == "False"
+    assert python("import sys, oxistep.integrations; print('torch' in sys.modules)") == "False"
 
 
-@pytest.mark.parametrize("module", ["optim", "numpy", "diagnostics", "viz"])
+@pytest.mark.parametrize("module", ["optim", "numpy", "diagnostics", "integrations", "viz"])
 def test_modules_are_reachable_after_importing_the_package(module):
     assert python(f"import oxistep; print(oxistep.{module}.__name__)") == f"oxistep.{module}"
 

@@ -17,6 +17,7 @@ from oxistep._core import __version__, get_num_threads, set_num_threads
 
 if _typing.TYPE_CHECKING:
     from oxistep import diagnostics as diagnostics
+    from oxistep import integrations as integrations
     from oxistep import numpy as numpy
     from oxistep import optim as optim
     from oxistep import viz as viz
@@ -92,6 +93,7 @@ __all__ = [
     "explain",
     "get_num_threads",
     "get_total_norm",
+    "integrations",
     "set_num_threads",
     "swap",
 ]
@@ -119,7 +121,7 @@ if _level := _os.environ.get("OXISTEP_SIMD"):
 
 
 # Modules that are loaded when first touched.
-_MODULES = ("diagnostics", "numpy", "optim", "viz")
+_MODULES = ("diagnostics", "integrations", "numpy", "optim", "viz")
 
 
 if not _typing.TYPE_CHECKING:  # a type checker would believe that every name is there
