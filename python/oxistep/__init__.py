@@ -13,7 +13,8 @@ import os as _os
 import typing as _typing
 
 from oxistep import _core
-from oxistep._core import __version__, get_num_threads, set_num_threads
+from oxistep._core import __version__, get_num_threads
+from oxistep._threads import set_num_threads
 
 if _typing.TYPE_CHECKING:
     from oxistep import diagnostics as diagnostics
