@@ -81,8 +81,8 @@ def test_unknown_levels_and_thread_counts_are_refused():
     for wrong in (0, -1, 2**70):
         with pytest.raises(ValueError, match=f"n: expected a positive number of threads or None.* got {wrong}"):
             oxistep.set_num_threads(wrong)
-    with pytest.raises(TypeError, match=r"n: expected a positive number of threads or None.* got str"):
-        oxistep.set_num_threads("2")
+    with pytest.raises(TypeError, match=r"n: expected a positive number of threads or None.* got float"):
+        oxistep.set_num_threads(2.0)
 
 
 def test_flush_denormal_reaches_the_workers():

@@ -512,7 +512,8 @@ def test_examples_are_found():
     names = {test.name for test in examples()}
     assert {
         "oxistep.cpu_features",
-        "oxistep.set_num_threads",
+        "oxistep._threads.set_num_threads",
+        "oxistep.get_num_threads",
         "oxistep._clip.clip_grad_norm_",
         "oxistep._explain.explain",
         "oxistep.optim._native.NativeStep.step",

@@ -78,13 +78,14 @@ def test_timm_makes_what_was_registered(monkeypatch):
     factory = pytest.importorskip("timm.optim._optim_factory")
     default_registry = factory.default_registry
     monkeypatch.setattr(default_registry, "_optimizers", dict(default_registry._optimizers))
-    register = next(piece for piece in code("timm") if "register(" in piece)
-    names = {"dataclasses": dataclasses, "default_registry": default_registry}
-    eval(register, names)
+    register, opt = code("timm")[:2]
+    eval(register, {"oxistep": oxistep})
     model = torch.nn.Linear(2, 1)
-    assert type(factory.create_optimizer_v2(model, opt="oxistepadamw", lr=0.1)) is oxistep.optim.AdamW
+    kwargs = eval(f"dict({opt})")
+    assert type(factory.create_optimizer_v2(model, lr=0.1, **kwargs)) is oxistep.optim.AdamW
     # why the name has no underscore
-    eval(register.replace("oxistepadamw", "oxistep_adamw"), names)
+    info = default_registry.get_optimizer_info(kwargs["opt"])
+    default_registry.register(dataclasses.replace(info, name="oxistep_adamw"))
     assert type(factory.create_optimizer_v2(model, opt="oxistep_adamw", lr=0.1)) is torch.optim.AdamW
 
 

@@ -74,7 +74,9 @@ for ask in vars, dir, lambda module: dict(inspect.getmembers(module, inspect.isc
     assert report == ["True set()"] * 3
 
 
-@pytest.mark.parametrize("module", ["oxistep", "oxistep.numpy", "oxistep.diagnostics", "oxistep.viz"])
+@pytest.mark.parametrize(
+    "module", ["oxistep", "oxistep.numpy", "oxistep.diagnostics", "oxistep.integrations", "oxistep.viz"]
+)
 def test_namespaces_hold_what_is_listed_and_modules_of_the_package(module):
     report = python(
         PUBLIC
@@ -202,9 +204,10 @@ def test_version():
 def test_importing_oxistep_imports_no_torch():
     assert python("import sys, oxistep; print('torch' in sys.modules)") == "False"
     assert python("import sys, oxistep.numpy; print('torch' in sys.modules)") == "False"
+    assert python("import sys, oxistep.integrations; print('torch' in sys.modules)") == "False"
 
 
-@pytest.mark.parametrize("module", ["optim", "numpy", "diagnostics", "viz"])
+@pytest.mark.parametrize("module", ["optim", "numpy", "diagnostics", "integrations", "viz"])
 def test_modules_are_reachable_after_importing_the_package(module):
     assert python(f"import oxistep; print(oxistep.{module}.__name__)") == f"oxistep.{module}"
 
@@ -266,15 +269,17 @@ def said(what):
     except (ImportError, TypeError) as error:
         print(error)
 said(lambda: oxistep.clip_grad_norm_)
+said(lambda: oxistep.swap)
 said(lambda: oxistep.AdamW)
 said(lambda: oxistep.explain(None))
 said(lambda: oxistep.explain(oxistep.numpy.SGD([np.ones(2)])))
 """
     ).splitlines()
     assert report[0].startswith("oxistep.clip_grad_norm_ needs PyTorch: pip install 'oxistep[torch]'")
-    assert report[1].startswith("oxistep.optim needs PyTorch: pip install 'oxistep[torch]'")
-    assert report[2].endswith("needs PyTorch: pip install 'oxistep[torch]'")
-    assert "got oxistep.numpy's SGD: all of its arrays are native" in report[3]
+    assert report[1].startswith("oxistep.swap needs PyTorch: pip install 'oxistep[torch]'")
+    assert report[2].startswith("oxistep.optim needs PyTorch: pip install 'oxistep[torch]'")
+    assert report[3].endswith("needs PyTorch: pip install 'oxistep[torch]'")
+    assert "got oxistep.numpy's SGD: all of its arrays are native" in report[4]
 
 
 def test_dir_lists_what_is_public():

@@ -13,10 +13,12 @@ import os as _os
 import typing as _typing
 
 from oxistep import _core
-from oxistep._core import __version__, get_num_threads, set_num_threads
+from oxistep._core import __version__, get_num_threads
+from oxistep._threads import set_num_threads
 
 if _typing.TYPE_CHECKING:
     from oxistep import diagnostics as diagnostics
+    from oxistep import integrations as integrations
     from oxistep import numpy as numpy
     from oxistep import optim as optim
     from oxistep import viz as viz
@@ -25,6 +27,7 @@ if _typing.TYPE_CHECKING:
     from oxistep._clip import get_total_norm as get_total_norm
     from oxistep._explain import Explanation as Explanation
     from oxistep._explain import explain as explain
+    from oxistep._swap import swap as swap
     from oxistep.optim import ASGD as ASGD
     from oxistep.optim import LBFGS as LBFGS
     from oxistep.optim import SGD as SGD
@@ -63,6 +66,7 @@ _LAZY = {
     "explain": "oxistep._explain",
     "Explanation": "oxistep._explain",
     "get_total_norm": "oxistep._clip",
+    "swap": "oxistep._swap",
 }
 
 __all__ = [
@@ -90,7 +94,9 @@ __all__ = [
     "explain",
     "get_num_threads",
     "get_total_norm",
+    "integrations",
     "set_num_threads",
+    "swap",
 ]
 
 
@@ -116,7 +122,7 @@ if _level := _os.environ.get("OXISTEP_SIMD"):
 
 
 # Modules that are loaded when first touched.
-_MODULES = ("diagnostics", "numpy", "optim", "viz")
+_MODULES = ("diagnostics", "integrations", "numpy", "optim", "viz")
 
 
 if not _typing.TYPE_CHECKING:  # a type checker would believe that every name is there

@@ -1,9 +1,7 @@
 """``oxistep.explain``: which path each parameter of an optimizer takes, and why."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-if TYPE_CHECKING:
-    from torch.optim import Optimizer
+from collections import deque
+from typing import Any, NamedTuple
 
 
 class ParameterPath(NamedTuple):
@@ -49,17 +47,22 @@ class Explanation(list[ParameterPath]):
         return "\n".join(f"{row.name:{wide}}  {row.path:7}  {row.reason}" for row in self)
 
 
-def explain(optimizer: "Optimizer") -> Explanation:
+def explain(optimizer: Any) -> Explanation:
     """Tells which path each parameter of ``optimizer`` would take if it stepped now, and why. Changes nothing.
 
+    It looks through wrappers, whether or not they are optimizers: accelerate's and Lightning's, DeepSpeed's, Opacus',
+    timm's Lookahead, torch's ZeroRedundancyOptimizer and PostLocalSGDOptimizer. Groups and parameters are then those of
+    the optimizer inside. A parameter is skipped that has no gradient *now*: call it before gradients are cleared. With
+    ``OXISTEP_EXPLAIN=1`` the first step of each optimizer writes to stderr how many of its parameters are native.
+
     Args:
-        optimizer: an optimizer of ``oxistep.optim`` (of ``torch.optim``: every path is torch's).
+        optimizer: an optimizer of ``oxistep.optim``, or what wraps one (of ``torch.optim``: every path is torch's).
 
     Returns:
         Explanation: one :class:`ParameterPath` per parameter; ``print`` shows it as a table.
 
     Raises:
-        TypeError: if ``optimizer`` is no torch optimizer.
+        TypeError: if ``optimizer`` is no torch optimizer and wraps none.
 
     Example:
         >>> import torch, oxistep
@@ -75,33 +78,72 @@ def explain(optimizer: "Optimizer") -> Explanation:
             "all of its arrays are native, what is not raises"
         )
     try:
-        from torch.optim import Optimizer
+        import torch.optim
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
         raise ModuleNotFoundError(
             "oxistep.explain tells about torch's tensors and needs PyTorch: pip install 'oxistep[torch]'", name="torch"
         ) from error
-
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"expected an optimizer of oxistep.optim or torch.optim, got {type(optimizer).__name__}")
     from oxistep.optim._definition import definition_of
     from oxistep.optim._native import DropIn
 
-    if isinstance(optimizer, DropIn):
-        rows = definition_of(type(optimizer)).explain(optimizer)
+    inner = _unwrapped(optimizer, DropIn, torch.optim.Optimizer)
+    if inner is None:
+        raise TypeError(
+            f"expected an optimizer of oxistep.optim or torch.optim, or what wraps one, got {type(optimizer).__name__}"
+        )
+    if isinstance(inner, DropIn):
+        rows = definition_of(type(inner)).explain(inner)
     else:
-        reason = f"{type(optimizer).__name__} is torch's own class"
+        reason = _not_ours(optimizer, inner)
         rows = [
             (g, i, "torch" if p.grad is not None else "skipped", reason if p.grad is not None else "it has no gradient")
-            for g, group in enumerate(optimizer.param_groups)
+            for g, group in enumerate(inner.param_groups)
             for i, p in enumerate(group["params"])
         ]
     return Explanation(
-        ParameterPath(g, i, _name(optimizer.param_groups, g, i), path, reason) for g, i, path, reason in rows
+        ParameterPath(g, i, name_of(inner.param_groups, g, i), path, reason) for g, i, path, reason in rows
     )
 
 
-def _name(groups: list[dict[str, Any]], g: int, i: int) -> str:
+# Under which names wrappers keep what they wrap: accelerate, Lightning, DeepSpeed and many others; torch.distributed;
+# timm's Lookahead and torch_optimizer's; Opacus.
+_INSIDE = ("optimizer", "optim", "_base_optimizer", "base_optimizer", "original_optimizer")
+
+# How many objects are looked at: wrappers are few, and objects that have every attribute end somewhere.
+_MOST = 32
+
+
+def _unwrapped(wrapper: Any, ours: type, optimizers: type) -> Any:
+    """The nearest optimizer of ours at or inside of ``wrapper``; if there is none, the innermost optimizer, or None."""
+    innermost = None
+    waiting, seen = deque([wrapper]), [wrapper]
+    while waiting:
+        one = waiting.popleft()
+        if isinstance(one, ours):
+            return one
+        if isinstance(one, optimizers):
+            innermost = one
+        for name in _INSIDE:
+            try:
+                inside = getattr(one, name, None)
+            except Exception:  # a property that is not ready, say
+                continue
+            if inside is not None and len(seen) < _MOST and all(inside is not other for other in seen):
+                seen.append(inside)
+                waiting.append(inside)
+    return innermost
+
+
+def _not_ours(wrapper: Any, inner: Any) -> str:
+    """Why nothing of an optimizer is native."""
+    name = type(inner).__name__
+    what = "torch's own class" if type(inner).__module__.startswith("torch.") else "no class of oxistep's"
+    return f"{name} is {what}" if inner is wrapper else f"{name}, which {type(wrapper).__name__} wraps, is {what}"
+
+
+def name_of(groups: list[dict[str, Any]], g: int, i: int) -> str:
+    """What a parameter is called."""
     names = groups[g].get("param_names")
     return names[i] if names else f"param_groups[{g}]['params'][{i}]"

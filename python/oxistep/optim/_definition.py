@@ -20,6 +20,7 @@ from oxistep.optim._max_grad_norm import guarded_by_torch
 from oxistep.optim._rehearsal import rehearse_numbers, rehearse_tensors
 from oxistep.optim._state_dtype import in_state_dtype, refuse_narrow_states
 from oxistep.optim._storages import check_storages
+from oxistep.optim._telling import TELLS, tell
 
 __all__ = ["Definition", "Rows", "all_torchs", "define", "definition_of", "plan_of", "unwrapped"]
 
@@ -68,6 +69,8 @@ def plan_of(optimizer: Any) -> Any:
         if kept.torn is not None:
             return kept.torn
         plan = kept.plans.setdefault(cls, definition_of(cls).new_plan())
+        if TELLS:
+            tell(optimizer, definition_of(cls).explain)
     return plan
 
 

@@ -14,8 +14,10 @@ from oxistep import _core
 from oxistep.optim import _modes
 from oxistep.optim._all_or_nothing import refuse_if_torn, tear
 from oxistep.optim._definition import Definition, Rows, define, definition_of
+from oxistep.optim._kept import kept_of
 from oxistep.optim._native import DropIn
 from oxistep.optim._storages import check_storages
+from oxistep.optim._telling import TELLS, tell
 
 __all__ = ["LBFGS"]
 
@@ -125,6 +127,9 @@ class LBFGS(DropIn, _LBFGS):
         if _is_compiling():
             return _step_outside_graph(self, closure)
         refuse_if_torn(self)
+        if TELLS and type(self) not in kept_of(self).plans:
+            kept_of(self).plans[type(self)] = None  # it has no plan; once is enough
+            tell(self, definition_of(type(self)).explain)
         if len(self.param_groups) != 1 or not self._params or _torch_because(self) is not None:
             check_storages(self, [(0, p) for p in self._params])
             return _torchs_step(self, closure)
