@@ -42,7 +42,7 @@ def large_programs(draw, name):
 
 def play(name, program, max_grad_norm=None, backwards=False):
     """What a program ends in. `backwards`: the parameters of each group in reverse order, with the same values."""
-    player = Player(oxistep.optim, name, program)
+    player = Player(oxistep.optim, name, program, max_grad_norm=max_grad_norm)
     for k, step in enumerate(program.steps):
         if step.before in ("lr", "swap"):
             player.apply(step, None)
@@ -50,7 +50,6 @@ def play(name, program, max_grad_norm=None, backwards=False):
         for p, layout in zip(params_of(player.optimizer), step.gradients, strict=True):
             values = torch.randn(p.shape, generator=generator, dtype=torch.float64)
             p.grad = None if layout is None else layout(values)
-        player.optimizer.max_grad_norm = max_grad_norm
         if backwards:
             for group in player.optimizer.param_groups:
                 group["params"].reverse()

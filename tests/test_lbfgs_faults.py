@@ -58,7 +58,4 @@ def same(a, b, where=""):
 @pytest.mark.parametrize("raises_at", [1, 2, 3, 4])
 def test_a_closure_that_raises_leaves_what_torch_leaves(raises_at, steps_before, search):
     ours, theirs = (play(optim, raises_at, search, steps_before) for optim in (oxistep.optim, torch.optim))
-    if raises_at == 1 and not steps_before:  # torch has made an entry of zeros already
-        assert (ours[2], theirs[2]) == ({}, {0: {"func_evals": 0, "n_iter": 0}})
-        ours, theirs = (came[:2] + came[3:] for came in (ours, theirs))
     same(ours, theirs)

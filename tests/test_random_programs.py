@@ -124,11 +124,11 @@ def keep_scalars(optimizer, saved):
 class Player:
     """The program with one of the two modules; parameters in their dtypes, or `wide`: what these hold, in float64."""
 
-    def __init__(self, optim, name, program, dtypes=None, wide=False):
+    def __init__(self, optim, name, program, dtypes=None, wide=False, **settings):
         self.make = getattr(optim, name)
         self.dtypes, self.wide = dtypes, wide
         # torch's foreach is compared with elsewhere
-        self.flags = {"foreach": False} if optim is torch.optim else {}
+        self.flags = {"foreach": False} if optim is torch.optim else settings
         self.settings = [settings for settings, _ in program.groups]
         generator = torch.Generator().manual_seed(program.seed)
         i, groups = 0, []

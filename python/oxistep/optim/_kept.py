@@ -171,7 +171,8 @@ class Setting(Generic[T]):
         if hasattr(type(other), "__set__"):
             other.__set__(optimizer, value)
             return
-        if type(optimizer).__module__.startswith("oxistep.optim."):
+        is_ours = type(optimizer).__module__.startswith("oxistep.optim.")
+        if is_ours and value is not self.default:
             warnings.warn(
                 f"{self.name} was not given to the constructor of this {type(optimizer).__name__}, so it is an "
                 f"attribute that no step reads. To set it between steps, give {self.name}= to the constructor",
