@@ -15,10 +15,11 @@ TRUE_WEIGHTS = [2, 3, 4, 7]
 def recover(optim, make_scheduler):
     x = np.random.default_rng(0).integers(1, 101, size=(10, 4))
     y = x @ np.array(TRUE_WEIGHTS)
-    x, y = torch.tensor(x, dtype=torch.float32), torch.tensor(y, dtype=torch.float32)
+    # a loss of 3 from targets of 500 is the small difference of large numbers
+    x, y = torch.tensor(x, dtype=torch.float64), torch.tensor(y, dtype=torch.float64)
 
     torch.manual_seed(0)
-    w = torch.randn(4, requires_grad=True)
+    w = torch.randn(4).double().requires_grad_()
     optimizer = optim.SGD([w], lr=1e-5)
     scheduler = make_scheduler(optimizer)
     lrs, losses = [], []

@@ -86,7 +86,10 @@ def test_steps_with_odd_hyperparameters_end_as_torchs(name, when):
 
     def scenario(optim, key, value):
         first, second = draw((3, 2), (4,))
-        optimizer = make(optim, name, [{"params": [first]}, {"params": [second]}])
+        # With no memory at all RMSprop's centred variance is the difference of two equal squares: last digits decide
+        # whether it has a root.
+        extra = {"centered": False} if key == "alpha" and value is AT_STEP[0] else {}
+        optimizer = make(optim, name, [{"params": [first]}, {"params": [second]}], **extra)
         if when == "later":
             train(optimizer, 1)
         optimizer.param_groups[1][key] = value

@@ -73,19 +73,19 @@ def knows(label):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("label", [label for label in SETTINGS if knows(label)])
-def test_eight_steps_equal_torchs_to_the_last_bit(label, dtype):
+def test_eight_steps_equal_torchs_to_the_last_bit(label, dtype, fused_adds):
     shapes = [shape for shape in SHAPES if 0 not in shape or label != "unclamped"]  # A / B, by zero
     ours = run(oxistep.optim, dtype, shapes=shapes, **copy.deepcopy(SETTINGS[label]))
     assert_equal(ours, run(torch.optim, dtype, shapes=shapes, **copy.deepcopy(SETTINGS[label])))
     assert {row.path for row in oxistep.explain(ours[1])} == {"native"}
 
 
-def test_large_matrices():
+def test_large_matrices(fused_adds):
     assert_equal(*(run(optim, torch.float32, 1, LARGE, lr=0.02) for optim in (oxistep.optim, torch.optim)))
 
 
 @pytest.mark.parametrize("transposed", [(True, True), (True, False), (False, True)])
-def test_matrices_that_lie_transposed(transposed):
+def test_matrices_that_lie_transposed(transposed, fused_adds):
     shapes = [(3, 5), (5, 3), (70, 130), (130, 70), (1, 4), (4, 1), (64, 64)]
     ours = run(oxistep.optim, torch.float32, 4, shapes, transposed, lr=0.02)
     assert_equal(ours, run(torch.optim, torch.float32, 4, shapes, transposed, lr=0.02))
@@ -102,7 +102,7 @@ def test_the_element_wise_work_is_native():
     assert update.call_count == 1
 
 
-def test_groups_and_late_unfreezing():
+def test_groups_and_late_unfreezing(fused_adds):
     results = []
     for optim in (oxistep.optim, torch.optim):
         a, b, c = (p.requires_grad_() for p in draw(torch.float32, 0, [(4, 3), (3, 4), (5, 5)]))
@@ -121,7 +121,7 @@ def test_groups_and_late_unfreezing():
 
 
 @pytest.mark.parametrize(("first", "second"), [(torch.optim, oxistep.optim), (oxistep.optim, torch.optim)])
-def test_checkpoints_move_both_ways(first, second):
+def test_checkpoints_move_both_ways(first, second, fused_adds):
     shapes = [(4, 3), (3, 4)]
     params, a = run(first, torch.float32, 3, shapes, lr=0.1)
     file = io.BytesIO()
@@ -137,7 +137,7 @@ def test_checkpoints_move_both_ways(first, second):
     assert_equal((params, a), (moved, b))
 
 
-def test_switching_between_steps():
+def test_switching_between_steps(fused_adds):
     grads = draw(torch.float32, 3, [(4, 3)])
     (p,), (q,) = (draw(torch.float32, 0, [(4, 3)]) for _ in range(2))
     a, b = oxistep.optim.Muon([p.requires_grad_()]), torch.optim.Muon([q.requires_grad_()])
@@ -323,7 +323,7 @@ def test_native_functions_refuse_what_does_not_fit():
     assert torch.equal(x, torch.ones(2, 3))
 
 
-def test_clipping_and_skipping():
+def test_clipping_and_skipping(fused_adds):
     def made(optim, **ours):
         params = [p.requires_grad_() for p in draw(torch.float32)]
         return params, optim.Muon(params, **ours)
@@ -332,10 +332,11 @@ def test_clipping_and_skipping():
     for step in range(3):
         for p, q, grad in zip(params, twins, draw(torch.float32, 1 + step), strict=True):
             p.grad, q.grad = grad.clone(), grad.clone()
-        norm = torch.nn.utils.clip_grad_norm_(twins, 0.5)
-        theirs.step()
         ours.step()
-        torch.testing.assert_close(ours.last_grad_norm, norm)
+        torch.testing.assert_close(ours.last_grad_norm, torch.nn.utils.get_total_norm([q.grad for q in twins]))
+        # clipped by our norm: torch's sums have their processor's order, and products in bfloat16 enlarge a last digit
+        torch.nn.utils.clip_grads_with_norm_(twins, 0.5, ours.last_grad_norm)
+        theirs.step()
     for p, q in zip(params, twins, strict=True):
         torch.testing.assert_close(p, q, rtol=2e-6, atol=2e-6)
     before = [p.clone() for p in params]

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from numpy_table import CLASSES, ROWS, assert_same_state, layouts, same_bits
 from oxistep.numpy import SGD, Adagrad, Adam, AdamW, RMSprop
+from reach import Reach
 
 SHAPES = [(), (0,), (1,), (7,), (3, 5), (2, 0, 3), (4, 3, 2), (1031,)]
 
@@ -15,10 +16,6 @@ TOLERANCE = {np.float32: (1e-5, 1e-6), np.float64: (1e-12, 1e-12)}
 
 every_row = pytest.mark.parametrize(("cls", "hyper"), ROWS.values(), ids=ROWS)
 every_class = pytest.mark.parametrize(("cls", "hyper"), CLASSES.values(), ids=CLASSES)
-
-
-def rng_of(*key):
-    return np.random.default_rng(abs(hash(key)) % 2**32 if key else 0)
 
 
 @every_row
@@ -30,6 +27,7 @@ def test_equals_torch(cls, hyper, dtype):
     tensors = [torch.tensor(array, requires_grad=True) for array in params]
     ours = cls(params, **hyper)
     theirs = getattr(torch.optim, cls.__name__)(tensors, foreach=False, **hyper)
+    reach = Reach()
 
     for step in range(100):
         # The last parameter is frozen at first, another one now and then.
@@ -41,17 +39,22 @@ def test_equals_torch(cls, hyper, dtype):
             tensor.grad = None if grad is None else torch.tensor(grad)
         ours.step(grads)
         theirs.step()
+        for i, tensor in enumerate(tensors):
+            reach.note(i, tensor.detach())
+            for key, value in theirs.state.get(tensor, {}).items():
+                if value is not None:
+                    reach.note((i, key), value)
 
     rtol, atol = TOLERANCE[dtype]
-    for array, tensor, state in zip(params, tensors, ours.state[0], strict=True):
-        np.testing.assert_allclose(array, tensor.detach().numpy(), rtol, atol)
+    for i, (array, tensor, state) in enumerate(zip(params, tensors, ours.state[0], strict=True)):
+        reach.assert_close(i, array, tensor.detach(), rtol, atol)
         # torch's SGD has an empty state where there is no momentum; a missing one is the same.
         expected = {key: value for key, value in theirs.state.get(tensor, {}).items() if value is not None}
         assert state.keys() == expected.keys()
         for key, value in state.items():
             assert value.dtype == expected[key].numpy().dtype
             assert value.shape == expected[key].shape
-            np.testing.assert_allclose(value, expected[key].numpy(), rtol, atol, err_msg=key)
+            reach.assert_close((i, key), value, expected[key], rtol, atol)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,9 @@ def unusual(optim, name, dtype, seed):
 @pytest.mark.filterwarnings("ignore:(BComplex32|ComplexHalf|Casting complex):UserWarning")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", USUAL)
-def test_whatever_the_numbers_torchs_result_or_its_type_of_error(name, dtype):
+def test_whatever_the_numbers_torchs_result_or_its_type_of_error(name, dtype, request):
+    if dtype.itemsize > 2:  # numbers this odd enlarge what square roots of another last digit make different
+        request.getfixturevalue("ieee_sqrt")
     raised = 0
     for seed in range(150):
         (ours, our_gradient), (theirs, their_gradient) = (
