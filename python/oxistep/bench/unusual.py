@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:  # helps list workloads where torch is missing
-    import torch
+import torch
 
-# Name -> label.
-UNUSUAL = {
-    "tied_weights": "weights tied through .data",
-    "subclasses": "subclasses of Parameter",
-    "integer_counters": "int64 counters",
-    "left_to_torch": "left to torch",
-}
+Parameters = list[torch.nn.Parameter]
 
 
-def as_unusual(kind: str, parameters: list[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
-    """The same parameters, made unusual."""
-    import torch
+class Marked(torch.nn.Parameter):
+    """Adds nothing that a step would notice."""
 
-    class Marked(torch.nn.Parameter):
-        """Adds nothing that a step would notice."""
 
-    class Seeing(torch.nn.Parameter):
-        """Sees every function of torch's, so that torch's own step is all that can be taken."""
+class Seeing(torch.nn.Parameter):
+    """Sees every function of torch's, so that torch's own step is all that can be taken."""
 
-        @classmethod
-        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **(kwargs or {}))
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
 
+
+def as_unusual(kind: str, parameters: Parameters) -> Parameters:
+    """The same parameters, made unusual; of what kinds there are, see `workloads.UNUSUAL`."""
     made = parameters
     if kind == "tied_weights":
         half = len(parameters) // 2

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .layouts import LAYOUTS
-from .unusual import UNUSUAL
-from .workloads import STRIDED
+from .workloads import STRIDED, UNUSUAL
 
 
 def strided_label(workload: str) -> str:

@@ -7,7 +7,6 @@ from itertools import pairwise
 from math import prod
 
 from .layouts import LAYOUTS, Shape, shapes
-from .unusual import UNUSUAL
 
 DTYPES = ["float32", "float64", "bfloat16", "float16"]
 
@@ -99,6 +98,13 @@ STRIDED = {
     for size, shape in shapes(layout).items()
 }
 
+# Parameters that are not simply plain tensors with plain counters (`unusual.py`).
+UNUSUAL = {
+    "tied_weights": "weights tied through .data",
+    "subclasses": "subclasses of Parameter",
+    "integer_counters": "int64 counters",
+    "left_to_torch": "left to torch",
+}
 # Two dozen matrices that torch's step takes as they are.
 ODD = {kind: Workload([(64, 64) for _ in range(24)], kind=kind) for kind in UNUSUAL}
 
