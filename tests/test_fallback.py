@@ -356,7 +356,7 @@ def test_explain_of_torchs_own_optimizers():
 
 
 def test_explain_of_no_optimizer():
-    with pytest.raises(TypeError, match=r"expected an optimizer of oxistep.optim or torch.optim, or what wraps one, got list"):
+    with pytest.raises(TypeError, match=r"expected an optimizer .*, or what wraps one, got list"):
         oxistep.explain([torch.ones(1)])
 
 
