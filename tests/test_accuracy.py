@@ -35,7 +35,7 @@ def mean_errors(case, dtype, optimizer_class, **extra):
 
 # In float64 the float64 reference is no judge of the last place: float32 shows the order of operations just as well.
 @pytest.mark.parametrize("rule", TUTORIAL_RULES)
-def test_mean_error_is_not_above_torchs(rule):
+def test_mean_error_is_not_above_torchs(rule, ieee_sqrt):
     case = TUTORIAL_RULES[rule]
     ours = mean_errors(case, torch.float32, case.ours)
     theirs = mean_errors(case, torch.float32, case.theirs, foreach=False)

@@ -57,7 +57,7 @@ LIMITS = {
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ELEMENT_WISE)
-def test_hyperparameters_from_tiny_to_huge(name, dtype, ieee_sqrt):
+def test_hyperparameters_from_tiny_to_huge(name, dtype, ieee_sqrt, fused_adds):
     tried = 0
     for key in USUAL[name]:
         for value in LIMITS[key]:
@@ -88,7 +88,7 @@ COUNTERS = [2**23 - 1, 2**24 - 2, 2**24 - 1, 2**24, 2**24 + 2, 2**25, 2**31 - 1,
 
 @pytest.mark.parametrize("default", DTYPES, ids=str)
 @pytest.mark.parametrize("name", [name for name in NATIVE if name != "SGD"])
-def test_counters_beyond_what_a_float32_can_count(name, default, ieee_sqrt):
+def test_counters_beyond_what_a_float32_can_count(name, default, ieee_sqrt, fused_adds):
     """A float32 counter stops at 2**24, torch's and ours: adding one rounds back. In float64 it goes on."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(default)
@@ -139,7 +139,7 @@ def test_python_counters_of_sparse_adam_go_on():
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "Adagrad", "RMSprop"])
-def test_denormal_everything(name, ieee_sqrt):
+def test_denormal_everything(name, ieee_sqrt, fused_adds):
     """Gradients, parameters and learning rate so small that nearly every product is denormal."""
     tiny = torch.finfo(torch.float32).tiny
     start = torch.tensor([tiny / k for k in (1, 2, 3, 7, 1000, 8388607)] * 3)

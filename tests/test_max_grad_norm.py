@@ -54,7 +54,7 @@ def in_two_groups(optim, name, params, **kwargs):
 @pytest.mark.parametrize("max_norm", [0.5, 30.0, 1e9, INF])
 @pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)
-def test_a_step_equals_torchs_clipping_and_step(name, max_norm, maximize, dtype):
+def test_a_step_equals_torchs_clipping_and_step(name, max_norm, maximize, dtype, ieee_sqrt):
     if dtype.is_complex and name in ("Rprop", "Adamax", "Adafactor"):
         pytest.skip("not for complex parameters in torch")
     kwargs = {"maximize": True} if maximize else {}

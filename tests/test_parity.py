@@ -61,7 +61,7 @@ def test_a_hundred_steps_agree_with_torch(case, dtype):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_float32_equals_torch_bit_for_bit(case, ieee_sqrt):
+def test_float32_equals_torch_bit_for_bit(case, ieee_sqrt, fused_adds):
     ours, theirs, generator = pair(case, torch.float32)
     for _ in range(10):
         draw_gradients(ours, theirs, generator)
@@ -76,7 +76,7 @@ POW = ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "ASGD")
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.name not in POW], ids=lambda case: case.id)
-def test_float64_equals_torch_bit_for_bit(case, ieee_sqrt):
+def test_float64_equals_torch_bit_for_bit(case, ieee_sqrt, fused_adds):
     ours, theirs, generator = pair(case, torch.float64)
     for _ in range(10):
         draw_gradients(ours, theirs, generator)

@@ -43,7 +43,7 @@ def assert_alike(ours, theirs, told):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_special_values_anywhere(case, dtype, ieee_sqrt):
+def test_special_values_anywhere(case, dtype, ieee_sqrt, fused_adds):
     n = 300
     for seed in range(4):
         generator = torch.Generator().manual_seed(seed)

@@ -64,6 +64,7 @@ def unusual(optim, name, dtype, seed):
 def test_whatever_the_numbers_torchs_result_or_its_type_of_error(name, dtype, request):
     if dtype.itemsize > 2:  # numbers this odd enlarge what square roots of another last digit make different
         request.getfixturevalue("ieee_sqrt")
+        request.getfixturevalue("fused_adds")
     raised = 0
     for seed in range(150):
         (ours, our_gradient), (theirs, their_gradient) = (
