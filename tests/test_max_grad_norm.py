@@ -54,10 +54,12 @@ def in_two_groups(optim, name, params, **kwargs):
 @pytest.mark.parametrize("max_norm", [0.5, 30.0, 1e9, INF])
 @pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)
-def test_a_step_equals_torchs_clipping_and_step(name, max_norm, maximize, dtype, ieee_sqrt):
+def test_a_step_equals_torchs_clipping_and_step(name, max_norm, maximize, dtype):
     if dtype.is_complex and name in ("Rprop", "Adamax", "Adafactor"):
         pytest.skip("not for complex parameters in torch")
     kwargs = {"maximize": True} if maximize else {}
+    if name == "RMSprop":
+        kwargs["eps"] = 0.1  # keeps a centred variance that cancels from enlarging torch's last digits
     theirs = in_two_groups(torch.optim, name, draw(*SHAPES, dtype=dtype), foreach=False, **kwargs)
     ours = in_two_groups(oxistep.optim, name, draw(*SHAPES, dtype=dtype), max_grad_norm=max_norm, **kwargs)
     assert ours.last_grad_norm is None
