@@ -145,13 +145,13 @@ soak: $(INSTALLED) ## a long run, some ten minutes: does memory stay where it is
 
 # ---- checks ----
 .PHONY: check
-check: lint types stub docs test-whole test-fallback test-faults ## everything CI runs (CI has 45 minutes)
+check: lint types stub docs test-whole test-fallback test-faults ## everything CI runs
 
 .PHONY: test
-test: test-rust test-brief ## Rust tests, Python tests against the installed wheel: every class, path and promise (under five minutes)
+test: test-rust test-brief ## Rust tests, Python tests against the installed wheel: every class, path and promise
 
 .PHONY: test-whole
-test-whole: test-rust test-python ## the same with every combination of class, dtype, layout, ... (a quarter of an hour)
+test-whole: test-rust test-python ## the same with every combination of class, dtype, layout, ...
 
 # The bindings have no Rust tests: a test program would have to link libpython, and they are tested from Python.
 # A folder of their own, because other RUSTFLAGS than the wheel's would rebuild everything each time.
