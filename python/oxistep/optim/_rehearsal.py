@@ -96,7 +96,9 @@ def _step(optimizer: Any, definition: Any, group: dict[str, Any], twin: Tensor, 
     rehearsing.__dict__.update(optimizer.__dict__)
     for scaling in ("grad_scale", "found_inf"):
         rehearsing.__dict__.pop(scaling, None)
-    rehearsing.param_groups = [{**group, "params": [twin], "foreach": False, "fused": False}]
+    rehearsing.param_groups = [
+        {key: False if key in ("foreach", "fused") else value for key, value in group.items()} | {"params": [twin]}
+    ]
     rehearsing.state = defaultdict(dict)
     if state or not isinstance(state, dict):
         rehearsing.state[twin] = state
@@ -125,16 +127,34 @@ class _Copies:
         if not isinstance(value, Tensor):
             return copy.copy(value)
         if value.is_sparse or value.numel() <= 1 or (self.exact and value.numel() <= _MOST_COPIED):
-            return value.detach().clone()
+            return _clone(value.detach())
         self.exact = False
         small = [self._sizes.setdefault(n, len(self._sizes)) for n in value.shape]
-        return torch.ones(small, dtype=value.dtype, device=value.device)
+        return _clone(torch.ones(small, dtype=value.dtype, device=value.device), _expanded(value))
+
+
+def _clone(t: Tensor, expanded: tuple[int, ...] | None = None) -> Tensor:
+    """A copy that is expanded as ``t`` is, or along other dimensions: torch does not write to what is."""
+    expanded = _expanded(t) if expanded is None else expanded
+    if not expanded:
+        return t.clone()
+    once = t
+    for dim in expanded:
+        once = once.narrow(dim, 0, 1)
+    return once.clone().expand(t.shape)
+
+
+def _expanded(t: Tensor) -> tuple[int, ...]:
+    """The dimensions along which all elements are one place of memory."""
+    if t.layout != torch.strided:
+        return ()
+    return tuple(dim for dim, (n, stride) in enumerate(zip(t.shape, t.stride(), strict=True)) if n > 1 and stride == 0)
 
 
 def _look(value: Any) -> Any:
     """What of a value decides whether torch takes it."""
     if isinstance(value, Tensor):
-        return value.dtype, value.shape, value.layout, value.device
+        return value.dtype, value.shape, value.layout, value.device, _expanded(value)
     return type(value)
 
 
