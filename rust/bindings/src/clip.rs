@@ -164,6 +164,24 @@ pub(crate) fn grad_norm<'py>(
     Ok((Some(zero_dim(py, norm, dtype)?), left))
 }
 
+/// The 2-norm of those of `tensors` that kernels serve, not rounded to their dtype, and the places of the others.
+#[pyfunction]
+pub(crate) fn grad_norm_in_double(tensors: &Bound<'_, PyList>) -> PyResult<(f64, Vec<usize>)> {
+    let py = tensors.py();
+    let torch = &modules(py)?.torch;
+    let mut gradients = Gradients::default();
+    let mut left = Vec::new();
+    let objects: Vec<_> = tensors.iter().collect();
+    for (i, tensor) in objects.iter().enumerate() {
+        match torch.plain(tensor)? {
+            Some(described) => gradients.push(&described),
+            None => left.push(i),
+        }
+    }
+    // SAFETY: as in `grad_norm`.
+    Ok((unsafe { gradients.norm(py, Order::Two)? }, left))
+}
+
 /// What `torch.nn.utils.clip_grad_norm_` multiplies by, given the total norm; `None` if that is no plain CPU tensor.
 #[pyfunction]
 pub(crate) fn clip_factor(total_norm: &Bound<'_, PyAny>, max_norm: f64) -> PyResult<Option<f64>> {
