@@ -251,11 +251,16 @@ def test_shards_that_share_memory_take_turns_or_are_torchs(mesh):
     assert {path for path, _ in paths(SGD([shared]))} == {"torch"}
 
 
-def test_a_shard_beyond_its_storage_is_refused(mesh):
+@pytest.mark.parametrize("bytes_left", [0, 4])
+@pytest.mark.parametrize("which", ["parameter", "gradient", "state"])
+def test_a_shard_beyond_its_storage_is_refused(which, bytes_left, mesh):
     p = parameter(drawn((4, 3)), mesh)
-    p._local_tensor.untyped_storage().resize_(4)
-    with pytest.raises(RuntimeError, match="reaches beyond its storage"):
-        SGD([p]).step()
+    optimizer = Adam([p])
+    optimizer.step()
+    tensor = {"parameter": p, "gradient": p.grad, "state": optimizer.state[p]["exp_avg"]}[which]
+    tensor._local_tensor.untyped_storage().resize_(bytes_left)
+    with pytest.raises(RuntimeError, match="beyond its storage"):
+        optimizer.step()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

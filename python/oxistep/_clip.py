@@ -32,9 +32,9 @@ def get_total_norm(
     the same bits whatever the number of threads and the order of the tensors. Tensors on other devices, sparse ones and
     subclasses take torch's own way, and so does a ``norm_type`` other than 1, 2 and infinity.
 
-    Of DTensors each rank measures its local shards, and what they come to is reduced once over their mesh, with a
-    ``norm_type`` of 2; every rank of the mesh must call this. The norm is then a replicated DTensor, as with torch, or
-    a plain tensor if there are plain tensors among them, or several meshes.
+    Of DTensors each rank measures its local shards, and what they come to is reduced once over their mesh: every rank
+    of it must call this. The norm is then a DTensor, as with torch, or a plain tensor if there are plain tensors among
+    them, or several meshes.
 
     Args:
         tensors: a tensor or an iterable of them.
@@ -57,8 +57,8 @@ def get_total_norm(
     norm_type = float(norm_type)
     if not tensors or norm_type not in _ORDERS or _torch_only():
         return torch_utils.get_total_norm(tensors, norm_type, error_if_nonfinite, foreach)
-    if norm_type == 2.0 and _are_shards(tensors):
-        norm = _norm_over_ranks(tensors)
+    if _are_shards(tensors):
+        norm = _norm_over_ranks(tensors, norm_type)
     else:
         norm, _ = _total_norm(tensors, norm_type, foreach)
     if error_if_nonfinite:
@@ -117,8 +117,8 @@ def clip_grad_norm_(
     if not grads or norm_type not in _ORDERS or _torch_only():
         return torch_utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
     left: list[int] = []
-    if norm_type == 2.0 and _are_shards(grads):
-        norm = _norm_over_ranks(grads)
+    if _are_shards(grads):
+        norm = _norm_over_ranks(grads, norm_type)
     else:
         norm, left = _total_norm(grads, norm_type, foreach)
     if error_if_nonfinite:
@@ -201,8 +201,8 @@ def _are_shards(tensors: list[Tensor]) -> bool:
     return bool(dtensors) and not any(placement.is_partial() for t in dtensors for placement in t._spec.placements)
 
 
-def _norm_over_ranks(tensors: list[Tensor]) -> Tensor:
-    """The 2-norm of tensors of which some are DTensors."""
+def _norm_over_ranks(tensors: list[Tensor], norm_type: float) -> Tensor:
+    """The norm of tensors of which some are DTensors."""
     from torch.distributed.tensor import DTensor, Replicate
 
     from oxistep.optim._ranks import Ranks
@@ -211,12 +211,12 @@ def _norm_over_ranks(tensors: list[Tensor]) -> Tensor:
     plain = [t for t in tensors if type(t) is not DTensor]
     ranks = Ranks([t._spec for t in shards])
     try:
-        own, left = _core.grad_norm_in_double(plain)
+        own, left = _core.grad_norm_in_double(plain, norm_type)
         others = [plain[i] for i in left]
         norms = []
         for place in range(len(ranks.meshes)):
             counted = [t for t, share in zip(shards, ranks.shares, strict=True) if share == place]
-            norm, left = _core.grad_norm_in_double([t._local_tensor for t in counted])
+            norm, left = _core.grad_norm_in_double([t._local_tensor for t in counted], norm_type)
             norms.append(norm)
             others += [counted[i] for i in left]
     except BaseException:
@@ -224,7 +224,7 @@ def _norm_over_ranks(tensors: list[Tensor]) -> Tensor:
         raise
     dtypes = {t.dtype.to_real() for t in tensors}
     double = torch.float64 in dtypes
-    value, double = ranks.norm(None, norms, own, double, others)
+    value, double = ranks.norm(None, norms, own, double, others, norm_type)
     dtype = torch.float64 if double else dtypes.pop() if len(dtypes) == 1 else torch.float32
     total = torch.tensor(value, dtype=dtype, device=tensors[0].device)
     if plain or len(ranks.meshes) > 1:

@@ -19,9 +19,9 @@ from oxistep.optim._kept import KEY
 
 __all__ = ["Ranks", "call_off", "joining", "ranks_of", "refuse_unsaid_parts"]
 
-# What a rank sends: its sum of squares; whether gradients that all ranks hold are infinite or NaN on this one; whether
-# it cannot step; whether it has gradients of float64.
-_SQUARES, _INFINITE, _NAN, _FAILED, _DOUBLE = range(5)
+# What a rank sends: its sum of squares (for other norms of absolute values, or the largest of them); whether gradients
+# that all ranks hold are infinite or NaN on this one; whether it cannot step; whether it has gradients of float64.
+_OWN, _INFINITE, _NAN, _FAILED, _DOUBLE = range(5)
 
 
 class Ranks:
@@ -40,9 +40,9 @@ class Ranks:
         """Whether this step's reductions were begun."""
 
     def norm(
-        self, group: Any, norms: list[float], plain: float, double: bool, others: list[Tensor]
+        self, group: Any, norms: list[float], plain: float, double: bool, others: list[Tensor], order: float = 2.0
     ) -> tuple[float, bool]:
-        """The 2-norm of all gradients, the same on every rank.
+        """The norm of all gradients, the same on every rank.
 
         Args:
             group: ``grad_norm_group``.
@@ -50,6 +50,7 @@ class Ranks:
             plain: the norm of all that is no DTensor.
             double: whether one of these gradients is of float64.
             others: gradients that were not measured yet.
+            order: 1, 2 or infinity, which no group but meshes can reduce.
 
         Returns:
             The norm, and whether any rank has gradients of float64.
@@ -58,12 +59,12 @@ class Ranks:
             RuntimeError: if another rank cannot take the step.
         """
         try:
-            norms, plain = self._with(others, norms, plain)
+            norms, plain = self._with(others, norms, plain, order)
             double |= any(t.dtype in (torch.float64, torch.complex128) for t in others)
         except BaseException:
             self.call_off(group)
             raise
-        values, double, failed = self._reduced(group, norms, plain, double, failed=False)
+        values, double, failed = self._reduced(group, norms, plain, double, failed=False, order=order)
         if failed:
             raise RuntimeError(
                 "another rank cannot take this step, and says why; no rank has taken it, and nothing was updated"
@@ -73,7 +74,7 @@ class Ranks:
     def call_off(self, group: Any) -> None:
         """Tells the other ranks, instead of a norm, that this one cannot take the step."""
         if not self.joined:
-            self._reduced(group, [0.0] * len(self.meshes), 0.0, False, failed=True)
+            self._reduced(group, [0.0] * len(self.meshes), 0.0, False, failed=True, order=2.0)
 
     def _share(self, spec: Any) -> int:
         mesh = spec.mesh
@@ -86,37 +87,40 @@ class Ranks:
         first = (c == 0 for c, placement in zip(coordinate, spec.placements, strict=True) if placement.is_replicate())
         return place if all(first) else -1
 
-    def _with(self, others: list[Tensor], norms: list[float], plain: float) -> tuple[list[float], float]:
+    def _with(self, others: list[Tensor], norms: list[float], plain: float, order: float) -> tuple[list[float], float]:
         """The norms, with those of ``others``."""
-        norms = list(norms)
+        norms, both = list(norms), _BOTH[order]
         for grad in others:
             spec: Any = getattr(grad, "_spec", None)
             place = -1
             if spec is None:
-                plain = math.hypot(plain, _norm(grad))
+                plain = both(plain, _norm(grad, order))
             elif any(placement.is_partial() for placement in spec.placements) or spec.mesh not in self.meshes:
-                plain = math.hypot(plain, _norm(grad.full_tensor()))  # type: ignore[attr-defined]
+                plain = both(plain, _norm(grad.full_tensor(), order))  # type: ignore[attr-defined]
             elif (place := self._share(spec)) >= 0:
-                norms[place] = math.hypot(norms[place], _norm(grad._local_tensor))  # type: ignore[attr-defined]
+                norms[place] = both(norms[place], _norm(grad._local_tensor, order))  # type: ignore[attr-defined]
         return norms, plain
 
     def _reduced(
-        self, group: Any, norms: list[float], plain: float, double: bool, *, failed: bool
+        self, group: Any, norms: list[float], plain: float, double: bool, *, failed: bool, order: float
     ) -> tuple[float, bool, bool]:
         """The norm of all, whether any rank has float64, and whether any cannot step."""
         self.joined = True
         own = 0.0 if group is not None else plain  # what every rank holds is not summed, but must be finite on all
-        sums = [_payload(norm, own, double, failed) for norm in norms]
-        reducers: list[Callable[[Tensor], Tensor]] = [_over_mesh(mesh) for mesh in self.meshes]
+        sent = [norm * norm if order == 2 else norm for norm in norms]
+        sums = [_payload(x, own, double, failed) for x in sent]
+        reducers: list[Callable[[Tensor], Tensor]] = [
+            _over_mesh(mesh, largest=order == math.inf) for mesh in self.meshes
+        ]
         if group is not None:
-            sums.append(_payload(plain, 0.0, double, failed))
+            sums.append(_payload(plain * plain, 0.0, double, failed))
             reducers.append(_over_group(group))
         reduced = [reduce(payload).tolist() for reduce, payload in zip(reducers, sums, strict=True)]
         total = 0.0 if group is not None else plain
         for payload in reduced:
-            total = math.hypot(total, math.sqrt(payload[_SQUARES]))
-        # math.hypot calls a NaN beside an infinity infinite; all ranks are to say the same
-        if any(payload[_NAN] or math.isnan(payload[_SQUARES]) for payload in reduced):
+            total = _BOTH[order](total, math.sqrt(payload[_OWN]) if order == 2 else payload[_OWN])
+        # beside an infinity, or a larger number, a NaN may go unseen; all ranks are to say the same
+        if math.isnan(plain) or any(payload[_NAN] or math.isnan(payload[_OWN]) for payload in reduced):
             total = math.nan
         elif any(payload[_INFINITE] for payload in reduced):
             total = math.inf
@@ -216,25 +220,37 @@ def _group_of(optimizer: Any) -> Any:
     return None if kept is None else kept.grad_norm_group
 
 
-def _norm(t: Tensor) -> float:
+def _norm(t: Tensor, order: float) -> float:
+    if not t.numel():
+        return 0.0
     half = t.dtype in (torch.float16, torch.bfloat16)
     with torch.no_grad():
-        norm: float = torch.linalg.vector_norm(t.float() if half else t).item()
+        norm: float = torch.linalg.vector_norm(t.float() if half else t, order).item()
     return norm
 
 
-def _payload(norm: float, own: float, double: bool, failed: bool) -> Tensor:
-    sent = [norm * norm, math.isinf(own), math.isnan(own), failed, double]
+# The norm of two vectors as one, given theirs.
+_BOTH: dict[float, Callable[[float, float], float]] = {
+    1.0: lambda a, b: a + b,
+    2.0: math.hypot,
+    math.inf: lambda a, b: a if a >= b or math.isnan(a) else b,
+}
+
+
+def _payload(own: float, plain: float, double: bool, failed: bool) -> Tensor:
+    sent = [own, math.isinf(plain), math.isnan(own + plain), failed, double]  # the largest of numbers may hide a NaN
     return torch.tensor(list(map(float, sent)), dtype=torch.float64, device="cpu")
 
 
-def _over_mesh(mesh: Any) -> Callable[[Tensor], Tensor]:
+def _over_mesh(mesh: Any, *, largest: bool) -> Callable[[Tensor], Tensor]:
+    operation = dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM
+
     def reduce(payload: Tensor) -> Tensor:
         if mesh.get_coordinate() is None:
             return payload
         for dim in range(mesh.ndim):
             if mesh.size(dim) > 1:
-                payload = _all_reduce(payload, mesh.get_group(dim))
+                payload = _all_reduce(payload, mesh.get_group(dim), operation)
         return payload
 
     return reduce
@@ -252,10 +268,10 @@ def _over_group(group: Any) -> Callable[[Tensor], Tensor]:
     return reduce
 
 
-def _all_reduce(payload: Tensor, group: Any) -> Tensor:
-    """The sum over a process group; on another device where its backend knows no CPU."""
+def _all_reduce(payload: Tensor, group: Any, operation: Any = None) -> Tensor:
+    """The sum (or what ``operation`` says) over a process group; on another device where its backend knows no CPU."""
     devices = (dist.distributed_c10d._get_default_group() if group is None else group)._device_types
     device = torch.device("cpu") if not devices or torch.device("cpu") in devices else devices[0]
     moved = payload.to(device)
-    dist.all_reduce(moved, group=group)
+    dist.all_reduce(moved, dist.ReduceOp.SUM if operation is None else operation, group=group)
     return moved.cpu()

@@ -498,8 +498,8 @@ impl Item {
         streams.filter_map(|(object, memory)| Some((object?, (*memory)?)))
     }
 
-    /// Whether it is known without asking torch's Python that parameter, gradient and states lie inside their storages,
-    /// as far as they are of torch's own classes.
+    /// Whether it is known without asking torch's Python that parameter, gradient and states (or their shards) lie
+    /// inside their storages, as far as they are of torch's own classes.
     ///
     /// # Errors
     /// If one of them does not.
@@ -510,7 +510,9 @@ impl Item {
         let states = states.into_iter().flatten();
         let tensors = [self.param.bind(py).clone(), grad].into_iter().chain(states);
         let mut all_known = torch.tells_storages();
-        for tensor in tensors.filter(|tensor| torch.is_plain(tensor)) {
+        for tensor in tensors {
+            let plain = if torch.is_plain(&tensor) { Some(tensor) } else { torch.dtensors.local(&tensor) };
+            let Some(tensor) = plain.filter(|plain| torch.is_plain(plain)) else { continue };
             all_known &= torch.is_inside(&tensor).map_err(|bytes| self.outside(bytes))?;
         }
         Ok(all_known)
