@@ -15,6 +15,7 @@ from torch import distributed
 import oxistep
 import oxistep.optim
 from scenarios import PATH
+from seeing import Seeing
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
@@ -225,6 +226,64 @@ def closure():
 optim.SGD([p], lr=0.1).step(closure)
 """
     assert said(program, OXISTEP_EXPLAIN="1") == ["SGD: 1 of 1 native"]
+
+
+def test_a_monitor_does_not_hide_the_first_step():
+    program = """
+from oxistep.diagnostics import UpdateMonitor
+p = torch.nn.Parameter(torch.ones(3))
+optimizer = optim.SGD([p], lr=0.1)
+monitor = UpdateMonitor(optimizer)
+def closure():
+    loss = p.sum()
+    loss.backward()
+    return loss
+optimizer.step(closure)
+"""
+    assert said(program, OXISTEP_EXPLAIN="1") == ["SGD: 1 of 1 native"]
+
+
+class Seen(Seeing, torch.Tensor):
+    """Sees every function, and changes nothing."""
+
+
+has_steps_of_its_own = pytest.mark.skipif(PATH == "torch", reason="everything is torch's")
+
+
+@has_steps_of_its_own
+def test_after_the_step_it_tells_what_the_step_did():
+    plain, odd = (torch.nn.Parameter(torch.ones(3)) for _ in "ab")
+    plain.grad, odd.grad = torch.ones(3), torch.ones(3).as_subclass(Seen)
+    optimizer = oxistep.optim.SGD([("plain", plain), ("odd", odd), ("idle", torch.nn.Parameter(torch.ones(1)))], lr=0.1)
+    before = [row.path for row in oxistep.explain(optimizer)]
+    optimizer.step()
+    optimizer.zero_grad()
+    rows = oxistep.explain(optimizer)
+    assert [row.path for row in rows] == before
+    assert [row.name for row in rows] == ["plain", "odd", "idle"]
+    assert all(row.reason.endswith("(in the last step: it has no gradient now)") for row in rows[:2])
+    assert rows[2].reason == "it has no gradient"
+    optimizer.param_groups[0]["params"] = []  # as ZeRO-3 leaves it between steps
+    assert [row.path for row in oxistep.explain(optimizer)] == before[:2]
+    # what was added since then was in no step
+    optimizer.add_param_group({"params": [("new", torch.nn.Parameter(torch.ones(1)))]})
+    assert oxistep.explain(optimizer)[-1].path == "skipped"
+    # a gradient that is there now says more than the last step
+    plain.grad = torch.ones(3)
+    optimizer.param_groups[0]["params"] = [plain]
+    assert "in the last step" not in oxistep.explain(optimizer)[0].reason
+
+
+@has_steps_of_its_own
+def test_muon_tells_of_its_last_step_too():
+    w = torch.nn.Parameter(torch.ones(3, 2))
+    w.grad = torch.ones(3, 2)
+    optimizer = oxistep.optim.Muon([w])
+    optimizer.step()
+    w.grad = None
+    (row,) = oxistep.explain(optimizer)
+    assert row.path == "native"
+    assert "in the last step" in row.reason
 
 
 def test_copies_and_other_classes_begin_anew():

@@ -21,7 +21,6 @@ from oxistep.optim._ranks import Ranks, call_off, joining, refuse_unsaid_parts
 from oxistep.optim._rehearsal import rehearse_numbers, rehearse_tensors
 from oxistep.optim._state_dtype import in_state_dtype, refuse_narrow_states
 from oxistep.optim._storages import check_storages
-from oxistep.optim._telling import TELLS, tell
 
 __all__ = ["Definition", "Rows", "all_torchs", "define", "definition_of", "plan_of", "unwrapped"]
 
@@ -74,8 +73,6 @@ def plan_of(optimizer: Any) -> Any:
         if kept.guarded:
             refuse_unsaid_parts(optimizer)
         plan = kept.plans.setdefault(cls, definition_of(cls).new_plan())
-        if TELLS:
-            tell(optimizer, definition_of(cls).explain)
     return plan
 
 

@@ -54,6 +54,7 @@ class Kept:
         "plans",
         "skip_nonfinite",
         "state_dtype",
+        "told",
         "torn",
         "tried",
     )
@@ -65,6 +66,8 @@ class Kept:
         """Set after a step that broke off half-way; there are no plans then."""
         self.tried: set[Any] = set()
         """Descriptions of tensors that torch's step was found to take: see ``_rehearsal``."""
+        self.told: type | None = None
+        """The class for which ``OXISTEP_EXPLAIN=1`` had its line."""
         self.loading: dict[str, Any] | None = None
         """The state dict that is being loaded."""
         self.given: frozenset[str] = frozenset()

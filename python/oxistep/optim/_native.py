@@ -28,6 +28,7 @@ from oxistep.optim._kept import (
     skip_nonfinite_of,
 )
 from oxistep.optim._state_dtype import loaded_in_their_dtypes, restore_dtypes
+from oxistep.optim._telling import TELLS, told_at_first
 
 # Where the mixin below stands, torch's class comes after it. It must be no subclass of Optimizer: programs make lists
 # of all that are, and make one of each.
@@ -182,7 +183,7 @@ def take_step(optimizer: Any, closure: Callable[[], float] | None = None) -> flo
     return loss
 
 
-def update(optimizer: Any, unscale: Callable[[], None] | None = None) -> None:
+def _update(optimizer: Any, unscale: Callable[[], None] | None = None) -> None:
     """What a step does when the closure has been called. ``unscale`` is called when all has been checked."""
     attributes = optimizer.__dict__
     try:
@@ -206,6 +207,9 @@ def update(optimizer: Any, unscale: Callable[[], None] | None = None) -> None:
     if kept.guarded:
         # not by `setattr`: a subclass may have made a property of the name
         attributes["last_grad_norm"] = torch.tensor(0.0) if norm is None else norm
+
+
+update = told_at_first(_update) if TELLS else _update
 
 
 def _scaled_update(optimizer: Any) -> None:

@@ -5,9 +5,26 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["TELLS", "tell"]
+from oxistep.optim._definition import definition_of
+from oxistep.optim._kept import kept_of
+
+__all__ = ["TELLS", "tell", "told_at_first"]
 
 TELLS = os.environ.get("OXISTEP_EXPLAIN") == "1"
+
+
+def told_at_first(update: Callable[..., None]) -> Callable[..., None]:
+    """The update of a step, before the first of which an optimizer is told of."""
+
+    def update_and_tell(optimizer: Any, *args: Any) -> None:
+        kept = kept_of(optimizer)
+        cls = type(optimizer)
+        if kept.told is not cls:
+            kept.told = cls
+            tell(optimizer, definition_of(cls).explain)
+        update(optimizer, *args)
+
+    return update_and_tell
 
 
 def tell(optimizer: Any, rows: Callable[[Any], list[tuple[int, int, str, str]]]) -> None:
