@@ -91,7 +91,7 @@ def sharded(cell: Cell) -> list[Any]:
 
 
 def optimizers(cell: Cell) -> dict[str, Any]:
-    made = {}
+    made: dict[str, Any] = {}
     for path in cell.flags:
         name = OURS if cell.flags == ("for-loop",) else f"{OURS}, {path}"
         flags = {} if cell.flags == ("for-loop",) else PATHS[path]
