@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -27,13 +28,15 @@ from torch import distributed
 WORLD = 2
 # Seconds for one check: more than it ever takes beside other work, so that only a deadlock takes as long.
 PATIENCE = 120
+# After so many checks that failed the others are not run: each of these costs a pair.
+TOO_MANY = 5
 
-CHECKS: dict[str, Callable[[Path], None]] = {}
+CHECKS: dict[str, dict[str, Callable[[Path], None]]] = defaultdict(dict)  # of each module
 
 
 def check(function: Callable) -> Callable:
-    """Makes the function a check."""
-    CHECKS[function.__name__] = function
+    """Makes the function a check of its module."""
+    CHECKS[function.__module__][function.__name__] = function
     return function
 
 
@@ -42,7 +45,7 @@ def check_each(values: Iterable) -> Callable[[Callable], Callable]:
 
     def register(function: Callable) -> Callable:
         for value in values:
-            CHECKS[f"{function.__name__}[{value}]"] = functools.partial(function, value)
+            CHECKS[function.__module__][f"{function.__name__}[{value}]"] = functools.partial(function, value)
         return function
 
     return register
@@ -55,6 +58,8 @@ def play(module: str, names: list[str], folder: Path) -> dict[str, str]:
     """Runs these checks of a module of `tests`. What came of each: an empty text if it held in both processes."""
     came: dict[str, str] = {}
     while left := [name for name in names if name not in came]:
+        if sum(map(bool, came.values())) == TOO_MANY:
+            return came | dict.fromkeys(left, f"not run, for {TOO_MANY} others failed")
         place = folder / f"pair{len(came)}"
         place.mkdir()
         came |= _of_one_pair(module, left, place)
@@ -139,7 +144,7 @@ def main(module: str, place: Path, rank: int) -> None:
             faulthandler.dump_traceback_later(PATIENCE, exit=True)
             began = time.monotonic(), time.process_time()
             try:
-                CHECKS[name](place)
+                CHECKS[module][name](place)
                 failure = ""
             except BaseException:
                 failure = traceback.format_exc(limit=-5)
