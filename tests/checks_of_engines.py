@@ -109,7 +109,8 @@ def the_recipe_of_deepspeed(folder):
             came.append(parameters(made["engine"]))
             if optim is oxistep.optim:
                 assert isinstance(made["engine"].optimizer.optimizer, oxistep.optim.AdamW)
-                assert len(oxistep.explain(made["engine"].optimizer)) == 1  # one flat parameter
+                (row,) = oxistep.explain(made["engine"].optimizer)  # of one flat parameter
+                assert row.path == "native"
     assert len(steps) == len(mine())
     all_native(steps)
     assert_same(*came, exact=True)
@@ -125,6 +126,8 @@ def deepspeed_trains_as_with_torchs_class(how, _):
             for optim in (oxistep.optim, torch.optim):
                 engine = initialized(optim, config, name)
                 came.append([training(engine), parameters(engine)])
+                if optim is oxistep.optim and how != "stage 0":  # which has no wrapper
+                    assert {row.path for row in oxistep.explain(engine.optimizer)} <= {"native"}
         all_native(steps)
         assert_same(*came, exact=True)
 

@@ -29,15 +29,6 @@ import oxistep.optim
 from scenarios import NATIVE, PATH, assert_same, params_of, torch_updates_raise
 from two_processes import WORLD, check, check_each, join
 
-# What `explain` says of DTensors whose local parts are plain CPU tensors, with states and gradients placed as the
-# parameter is: here is the one place to change when they become native.
-DTENSOR_PATH = "torch"
-
-# Checks that fail today, with the reason.
-NOT_YET = {"float32_states_of_bfloat16": "states in another dtype than the parameter's need native steps"}
-if DTENSOR_PATH == "native":
-    del NOT_YET["float32_states_of_bfloat16"]
-
 # Element-wise rules, each with hyperparameters that use all of its states, and some in their shortest form.
 RULES = {
     **{name: (name, kwargs) for name, kwargs in NATIVE.items() if name != "Adafactor"},
@@ -127,7 +118,7 @@ def paths(optimizer) -> list[str]:
     return [row.path for row in oxistep.explain(optimizer)]
 
 
-def expected_paths(optimizer, of_dtensors=DTENSOR_PATH) -> list[str]:
+def expected_paths(optimizer, of_dtensors=PATH) -> list[str]:
     def path(p):
         if p.grad is None:
             return "skipped"
@@ -136,7 +127,7 @@ def expected_paths(optimizer, of_dtensors=DTENSOR_PATH) -> list[str]:
     return [path(p) for p in params_of(optimizer)]
 
 
-def step(optimizer, of_dtensors=DTENSOR_PATH) -> None:
+def step(optimizer, of_dtensors=PATH) -> None:
     """A step that takes the expected paths, if the optimizer is ours."""
     guard = contextlib.nullcontext()
     if type(optimizer).__module__.startswith("oxistep."):
@@ -217,7 +208,7 @@ def fsdp2_comes_to_the_bits_of_one_process(rule, _):
             optimizer.param_groups[0]["lr"] *= 0.5 if k == 2 else 1
             step(optimizer)
     came = result(ours)
-    assert_same(came, result(plain), exact=EXACT or DTENSOR_PATH == "native")
+    assert_same(came, result(plain), exact=True)
     assert_same(came, result(theirs), exact=EXACT)
     assert_placed_alike(ours)
     assert all(isinstance(p, DTensor) for p in params_of(ours))
@@ -228,13 +219,11 @@ def fsdp2_in_other_dtypes(dtype, _):
     dtype = getattr(torch, dtype)
     for rule in SOME_RULES:
         ours = make(oxistep.optim, rule, sharded(dtype).parameters())
-        # torch rounds half types after every operation, a native step once: the same as in one process, if it is native
+        # torch rounds half types after every operation, a native step once
         other = make(oxistep.optim, rule, net(dtype).parameters())
-        if DTENSOR_PATH == "torch":  # whose bits depend on where a tensor is cut
-            other = make(torch.optim, rule, sharded(dtype).parameters())
         for optimizer in (ours, other):
             train(optimizer)
-        assert_same(result(ours), result(other), exact=EXACT or DTENSOR_PATH == "native")
+        assert_same(result(ours), result(other), exact=True)
 
 
 @check_each(SOME_RULES)
@@ -254,10 +243,7 @@ def fsdp2_trains_as_with_torchs_class(rule, _):
     theirs = training(torch.optim)
     assert_same(training(oxistep.optim), theirs, exact=EXACT)
     for flag in ("foreach", "fused"):
-        if DTENSOR_PATH == "native":
-            assert_same(training(oxistep.optim, **{flag: True}), theirs, exact=EXACT)
-        else:  # also the exception: torch has no fused SGD for DTensors
-            assert_same(*(outcome(training, optim, **{flag: True}) for optim in (oxistep.optim, torch.optim)))
+        assert_same(training(oxistep.optim, **{flag: True}), theirs, exact=EXACT)
 
 
 def groups_of(model) -> list[dict]:
@@ -279,7 +265,10 @@ def groups_a_scheduler_and_a_tensor_for_lr(rule, _):
         return result(optimizer)
 
     for lr in (lambda: 0.05, lambda: torch.tensor(0.05)):  # a scheduler writes into the tensor
-        assert_same(training(oxistep.optim, sharded(), lr()), training(torch.optim, net(), lr()), exact=EXACT)
+        ours = training(oxistep.optim, sharded(), lr())
+        assert_same(ours, training(oxistep.optim, net(), lr()), exact=True)
+        # torch computes with a tensor in its precision
+        assert_same(ours, training(torch.optim, net(), lr()), exact=EXACT and isinstance(lr(), float))
 
 
 @check
@@ -438,10 +427,8 @@ def placements_of_all_kinds_beside_plain_tensors(_):
         return distribute_tensor(x, mesh, [kind], src_data_rank=None)
 
     for rule in RULES:
-        # torch's Rprop raises for a distributed scalar
-        whole_ones = draw()[:-1] if rule == "Rprop" and DTENSOR_PATH == "torch" else draw()
         mixed, twice = [], []
-        for k, x in enumerate(whole_ones):
+        for k, x in enumerate(draw()):
             mixed += [torch.nn.Parameter(placed(x, k)), torch.nn.Parameter(x.clone())]
             twice += [torch.nn.Parameter(x.clone()) for _ in range(2)]
         ours, theirs = make(oxistep.optim, rule, mixed), make(torch.optim, rule, twice)
@@ -472,7 +459,7 @@ def gradients_and_states_that_are_placed_otherwise_are_left_to_torch(_):
                     if isinstance(state, DTensor):
                         optimizer.state[p][key] = state.redistribute(placements=[Replicate()])
             p.grad = gradient
-            step(optimizer, of_dtensors="torch" if kind != "state" or k else DTENSOR_PATH)
+            step(optimizer, of_dtensors="torch" if kind != "state" or k else PATH)
         return result(optimizer)
 
     for kind in ("replicated", "partial", "sharded otherwise", "state"):
@@ -547,8 +534,8 @@ def what_is_not_finite_in_one_shard_skips_the_step_everywhere(value, _):
 @check
 def the_clipping_functions_take_distributed_tensors(_):
     model, plain = sharded(), net()
-    # torch's norm raises for an empty shard, in the process that has it, if it is the largest element that is asked for
-    for k, norm_type in enumerate((2.0, 1.0, float("inf")) if DTENSOR_PATH == "native" else (2.0, 1.0)):
+    # for the largest element of an empty shard torch's function raises, in the process that has it
+    for k, norm_type in enumerate((2.0, 1.0, float("inf"))):
         for one in (model, plain):
             set_gradients(list(one.parameters()), k)
         norms = [

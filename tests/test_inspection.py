@@ -8,7 +8,7 @@ import torch
 import oxistep.optim
 from fifteen import draw, each_of_fifteen, make
 
-SETTINGS = ["state_dtype", "max_grad_norm", "skip_nonfinite"]
+SETTINGS = ["state_dtype", "max_grad_norm", "skip_nonfinite", "grad_norm_group"]
 
 
 def settings_of(name):
@@ -95,7 +95,9 @@ def test_what_a_class_has_beside_torchs_names(name):
     """A class that users subclass owns none of their names, but for the settings that the documentation names."""
     ours, theirs = getattr(oxistep.optim, name), getattr(torch.optim, name)
     extra = {n for n in set(dir(ours)) - set(dir(theirs)) if not n.startswith("__")}
-    assert extra == (set() if name == "LBFGS" else {"max_grad_norm", "skip_nonfinite", "last_grad_norm"})
+    assert extra == (
+        set() if name == "LBFGS" else {"max_grad_norm", "skip_nonfinite", "grad_norm_group", "last_grad_norm"}
+    )
     assert set(vars(make(oxistep.optim, name, draw(name)))) == set(vars(make(torch.optim, name, draw(name))))
 
 

@@ -416,8 +416,8 @@ def test_settings_are_no_part_of_groups_or_checkpoints(name):
     train(theirs, 1)
     ours.load_state_dict(theirs.state_dict())
     assert ours.max_grad_norm == 2.0
-    last = list(inspect.signature(getattr(oxistep.optim, name)).parameters)[-2:]
-    assert last == ["max_grad_norm", "skip_nonfinite"]
+    last = list(inspect.signature(getattr(oxistep.optim, name)).parameters)[-3:]
+    assert last == ["max_grad_norm", "skip_nonfinite", "grad_norm_group"]
 
 
 @each_class

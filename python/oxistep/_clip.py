@@ -1,5 +1,6 @@
 """Clipping of gradients with torch's signatures and results: one read of them, and no write where none is due."""
 
+import sys
 import types
 import warnings
 from collections.abc import Iterable
@@ -31,6 +32,10 @@ def get_total_norm(
     the same bits whatever the number of threads and the order of the tensors. Tensors on other devices, sparse ones and
     subclasses take torch's own way, and so does a ``norm_type`` other than 1, 2 and infinity.
 
+    Of DTensors each rank measures its local shards, and what they come to is reduced once over their mesh: every rank
+    of it must call this. The norm is then a DTensor, as with torch, or a plain tensor if there are plain tensors among
+    them, or several meshes.
+
     Args:
         tensors: a tensor or an iterable of them.
         norm_type: order of the norm; ``float("inf")`` for the largest absolute value (default: 2.0).
@@ -52,7 +57,10 @@ def get_total_norm(
     norm_type = float(norm_type)
     if not tensors or norm_type not in _ORDERS or _torch_only():
         return torch_utils.get_total_norm(tensors, norm_type, error_if_nonfinite, foreach)
-    norm, _ = _total_norm(tensors, norm_type, foreach)
+    if _are_shards(tensors):
+        norm = _norm_over_ranks(tensors, norm_type)
+    else:
+        norm, _ = _total_norm(tensors, norm_type, foreach)
     if error_if_nonfinite:
         _refuse_nonfinite(norm, norm_type)
     return norm
@@ -108,12 +116,17 @@ def clip_grad_norm_(
     norm_type, max_norm = float(norm_type), float(max_norm)
     if not grads or norm_type not in _ORDERS or _torch_only():
         return torch_utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
-    norm, left = _total_norm(grads, norm_type, foreach)
+    left: list[int] = []
+    if _are_shards(grads):
+        norm = _norm_over_ranks(grads, norm_type)
+    else:
+        norm, left = _total_norm(grads, norm_type, foreach)
     if error_if_nonfinite:
         _refuse_nonfinite(norm, norm_type)
-    factor = _core.clip_factor(norm, max_norm)
+    number: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    factor = _core.clip_factor(number, max_norm)
     if factor != 1.0:
-        _scale(grads, set(left), factor, norm, max_norm)
+        _scale(grads, set(left), factor, number, max_norm)
     return norm
 
 
@@ -178,6 +191,48 @@ def _total_norm(tensors: list[Tensor], norm_type: float, foreach: bool | None) -
         return torch.linalg.vector_norm(torch.stack([norm.to(device), others.to(device)]), norm_type), left
 
 
+def _are_shards(tensors: list[Tensor]) -> bool:
+    """Whether there are DTensors among them, of which each rank can measure its own."""
+    if "torch.distributed.tensor" not in sys.modules:
+        return False
+    from torch.distributed.tensor import DTensor
+
+    dtensors: list[Any] = [t for t in tensors if type(t) is DTensor]
+    return bool(dtensors) and not any(placement.is_partial() for t in dtensors for placement in t._spec.placements)
+
+
+def _norm_over_ranks(tensors: list[Tensor], norm_type: float) -> Tensor:
+    """The norm of tensors of which some are DTensors."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    from oxistep.optim._ranks import Ranks
+
+    shards = [t for t in tensors if type(t) is DTensor]
+    plain = [t for t in tensors if type(t) is not DTensor]
+    ranks = Ranks([t._spec for t in shards])
+    try:
+        own, left = _core.grad_norm_in_double(plain, norm_type)
+        others = [plain[i] for i in left]
+        norms = []
+        for place in range(len(ranks.meshes)):
+            counted = [t for t, share in zip(shards, ranks.shares, strict=True) if share == place]
+            norm, left = _core.grad_norm_in_double([t._local_tensor for t in counted], norm_type)
+            norms.append(norm)
+            others += [counted[i] for i in left]
+    except BaseException:
+        ranks.call_off(None)
+        raise
+    dtypes = {t.dtype.to_real() for t in tensors}
+    double = torch.float64 in dtypes
+    value, double = ranks.norm(None, norms, own, double, others, norm_type)
+    dtype = torch.float64 if double else dtypes.pop() if len(dtypes) == 1 else torch.float32
+    total = torch.tensor(value, dtype=dtype, device=tensors[0].device)
+    if plain or len(ranks.meshes) > 1:
+        return total
+    mesh = ranks.meshes[0]
+    return DTensor.from_local(total, mesh, [Replicate()] * mesh.ndim, run_check=False)
+
+
 def _refuse_nonfinite(norm: Tensor, norm_type: float) -> None:
     """Raises torch's error for a norm that is not finite."""
     if torch.logical_or(norm.isnan(), norm.isinf()):
@@ -190,6 +245,11 @@ def _refuse_nonfinite(norm: Tensor, norm_type: float) -> None:
 
 def _scale(grads: list[Tensor], left: set[int], factor: float | None, norm: Tensor, max_norm: float) -> None:
     """Multiplies all gradients: those in ``left`` by torch, and first, since it may refuse."""
+    dtensors = [grad for grad in grads if hasattr(grad, "_local_tensor")]
+    if dtensors:  # each rank scales its shards; the version that autograd sees is the DTensor's own
+        grads = [getattr(grad, "_local_tensor", grad) for grad in grads]
+        with torch.no_grad():
+            torch._C._increment_version(dtensors)
     ours = [grad for i, grad in enumerate(grads) if i not in left] if left else grads
     with torch.no_grad():
         if _unwritable(grads):

@@ -52,8 +52,9 @@ def explain(optimizer: Any) -> Explanation:
 
     It looks through wrappers, whether or not they are optimizers: accelerate's and Lightning's, DeepSpeed's, Opacus',
     timm's Lookahead, torch's ZeroRedundancyOptimizer and PostLocalSGDOptimizer. Groups and parameters are then those of
-    the optimizer inside. A parameter is skipped that has no gradient *now*: call it before gradients are cleared. With
-    ``OXISTEP_EXPLAIN=1`` the first step of each optimizer writes to stderr how many of its parameters are native.
+    the optimizer inside. A parameter is skipped that has no gradient now. Where none has one, since a trainer has
+    cleared them, it tells what the last step did. With ``OXISTEP_EXPLAIN=1`` the first step of each optimizer writes to
+    stderr how many of its parameters are native.
 
     Args:
         optimizer: an optimizer of ``oxistep.optim``, or what wraps one (of ``torch.optim``: every path is torch's).
@@ -145,5 +146,5 @@ def _not_ours(wrapper: Any, inner: Any) -> str:
 
 def name_of(groups: list[dict[str, Any]], g: int, i: int) -> str:
     """What a parameter is called."""
-    names = groups[g].get("param_names")
-    return names[i] if names else f"param_groups[{g}]['params'][{i}]"
+    names = groups[g].get("param_names") if g < len(groups) else None
+    return names[i] if names and i < len(names) else f"param_groups[{g}]['params'][{i}]"

@@ -23,10 +23,7 @@ def test_the_recipe():
         for optim in (oxistep.optim, torch.optim):
             made = follow("accelerate", optim, model=model(), batches=BATCHES)
             came.append([made["model"].state_dict(), made["optimizer"].state_dict()])
-            if optim is oxistep.optim:
-                # explain looks through the wrapper
-                made["loss"] = torch.nn.functional.mse_loss(made["model"](BATCHES[0][0]), BATCHES[0][1])
-                made["loss"].backward()
+            if optim is oxistep.optim:  # explain looks through the wrapper
                 assert {row.path for row in oxistep.explain(made["optimizer"])} == {"native"}
     assert steps == native(len(BATCHES) // 2)
     assert_same(*came, exact=True)

@@ -3,9 +3,9 @@
 import pytest
 from torch import distributed
 
-from two_processes import CHECKS, play
+from two_processes import checks_of, play
 
-MODULE = "checks_of_engines"
+MODULES = ("checks_of_engines",)
 
 pytestmark = [
     pytest.mark.alone,
@@ -18,12 +18,9 @@ def came(request, tmp_path_factory):
     pytest.importorskip("deepspeed")
     pytest.importorskip("accelerate")
     names = [item.callspec.params["name"] for item in request.session.items if item.path == request.path]
-    return play(MODULE, names, tmp_path_factory.mktemp("engines"))
+    return play(MODULES, names, tmp_path_factory.mktemp("engines"))
 
 
-__import__(MODULE)
-
-
-@pytest.mark.parametrize("name", CHECKS[MODULE])
+@pytest.mark.parametrize("name", checks_of(*MODULES))
 def test_in_two_processes(name, came):
     assert not came[name], came[name]

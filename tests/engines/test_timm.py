@@ -77,6 +77,8 @@ def test_training_with_layer_decay_and_a_schedule(name, prefix, timm):
                 schedule.step(epoch)
                 losses += training(model, optimizer, 2 * epoch, 2 * epoch + 2)
             came.append([losses, model.state_dict(), optimizer.state_dict()])
+            # through Lookahead, which is an optimizer too
+            assert {row.path for row in oxistep.explain(optimizer)} == {"native" if ours else "skipped"}
     assert len(steps) == 6
     assert {path for step in steps for path in step} == {"native"}
     assert_same(*came, exact=True)

@@ -15,8 +15,9 @@ from torch import Tensor
 from oxistep import _core
 from oxistep.optim import _modes
 from oxistep.optim._all_or_nothing import refuse_if_torn
-from oxistep.optim._kept import kept_of
+from oxistep.optim._kept import KEY, kept_of
 from oxistep.optim._max_grad_norm import guarded_by_torch
+from oxistep.optim._ranks import Ranks, call_off, joining, refuse_unsaid_parts
 from oxistep.optim._rehearsal import rehearse_numbers, rehearse_tensors
 from oxistep.optim._state_dtype import in_state_dtype, refuse_narrow_states
 from oxistep.optim._storages import check_storages
@@ -67,7 +68,11 @@ def plan_of(optimizer: Any) -> Any:
     plan = kept.plans.get(cls)
     if plan is None:
         if kept.torn is not None:
+            if kept.guarded:
+                call_off(optimizer)
             return kept.torn
+        if kept.guarded:
+            refuse_unsaid_parts(optimizer)
         plan = kept.plans.setdefault(cls, definition_of(cls).new_plan())
         if TELLS:
             tell(optimizer, definition_of(cls).explain)
@@ -114,7 +119,26 @@ class Definition:
         """Rows for ``oxistep.explain``."""
         plan = self.new_plan()
         everything = _modes.because() or plan.because(optimizer)
-        return all_torchs(plan.explain(optimizer), everything)
+        rows = all_torchs(plan.explain(optimizer), everything)
+        return rows if any(path != "skipped" for _, _, path, _ in rows) else self.last_step(optimizer, rows)
+
+    def last_step(self, optimizer: Any, rows: Rows) -> Rows:
+        """Rows of what the last step did, where no parameter has a gradient now: trainers clear them after each step.
+
+        Args:
+            optimizer: the optimizer.
+            rows: what would become of each parameter now; returned if there was no step, or not of these.
+        """
+        kept = optimizer.__dict__.get(KEY)
+        plan = None if kept is None else kept.plans.get(type(optimizer))
+        last = None if plan is None else plan.last()
+        places = [(g, i) for g, i, _, _ in rows]
+        if not last or (rows and not {(g, i) for g, i, _, _ in last} <= set(places)):
+            return rows
+        told = {
+            (g, i): (g, i, path, f"{reason} (in the last step: it has no gradient now)") for g, i, path, reason in last
+        }
+        return [told.get(place) or row for place, row in zip(places, rows, strict=True)] or list(told.values())
 
     # What the native plan calls.
 
@@ -133,6 +157,27 @@ class Definition:
         state = self.new_state(optimizer, p, grad, group)
         state.update(in_state_dtype(optimizer, p, state))
         return state
+
+    def make_shards(self, optimizer: Any, p: Any, grad: Any, group: dict[str, Any]) -> dict[str, Any]:
+        """New states of a DTensor: of its local shard, placed as it is."""
+        from oxistep.optim._dtensors import in_shards
+
+        state = self.make_state(optimizer, p._local_tensor, grad._local_tensor, group)
+        return in_shards(p, grad, state, ("step", *self.scalars))
+
+    def ranks(self, specs: list[Any]) -> Ranks:
+        """Over which ranks norms are summed, given the specifications of all DTensors."""
+        return Ranks(specs)
+
+    def norm_over_ranks(
+        self, optimizer: Any, ranks: Ranks, norms: list[float], plain: float, double: bool, others: list[Tensor]
+    ) -> tuple[float, bool]:
+        """The norm of all ranks' gradients; ``Ranks.norm`` says of what."""
+        return ranks.norm(kept_of(optimizer).grad_norm_group, norms, plain, double, others)
+
+    def call_off(self, optimizer: Any) -> None:
+        """Called where a step fails whose norm other ranks wait for."""
+        call_off(optimizer)
 
     def check_left(self, optimizer: Any, left: list[tuple[int, Tensor]]) -> None:
         """Called before anything is written, with the parameters that torch will update."""
@@ -161,13 +206,14 @@ class Definition:
 
     def leave_everything(self, optimizer: Any, unscale: Callable[[], None] | None = None) -> Tensor | None:
         """Takes torch's own step for all parameters. Returns the norm of the gradients, if it was asked for."""
-        refuse_if_torn(optimizer)
         groups = optimizer.param_groups
-        everything = [(g, p) for g, group in enumerate(groups) for p in group["params"]]
-        if not _modes.want_operations():  # which would see these calls
-            check_storages(optimizer, everything)
-        self.check_left(optimizer, everything)
-        step_it_is, norm = guarded_by_torch(optimizer, unscale)
+        with joining(optimizer) as ranks:
+            refuse_if_torn(optimizer)
+            everything = [(g, p) for g, group in enumerate(groups) for p in group["params"]]
+            if not _modes.want_operations():  # which would see these calls
+                check_storages(optimizer, everything)
+            self.check_left(optimizer, everything)
+            step_it_is, norm = guarded_by_torch(optimizer, unscale, ranks)
         if not step_it_is:
             return norm
         if any(group.get("fused") and not fused_is_right(optimizer, p) for group in groups for p in group["params"]):

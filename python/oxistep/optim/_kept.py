@@ -6,14 +6,36 @@ here as well, and are attributes only where they were given to the constructor.
 
 import warnings
 from collections.abc import Callable
+from copy import copy
 from numbers import Real
-from typing import Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, overload
 
 import torch
 
 from oxistep._torn import Torn
 
-__all__ = ["KEY", "Kept", "Setting", "kept_of", "max_grad_norm_of", "skip_nonfinite_of", "state_dtype_of"]
+if TYPE_CHECKING:
+    from typing import Literal
+
+    from torch import Tensor
+    from torch.distributed import ProcessGroup
+
+    GradNormGroup: TypeAlias = Literal["world"] | ProcessGroup | Callable[[Tensor], Tensor | None] | None
+else:  # a torch may have been built without torch.distributed
+    GradNormGroup: TypeAlias = Any
+
+__all__ = [
+    "KEY",
+    "GradNormGroup",
+    "Kept",
+    "Setting",
+    "grad_norm_group_of",
+    "keep_settings",
+    "kept_of",
+    "max_grad_norm_of",
+    "skip_nonfinite_of",
+    "state_dtype_of",
+]
 
 KEY = "_oxistep"
 
@@ -25,6 +47,7 @@ class Kept:
 
     __slots__ = (
         "given",
+        "grad_norm_group",
         "guarded",
         "loading",
         "max_grad_norm",
@@ -50,6 +73,8 @@ class Kept:
         """``None``: torch's own dtypes."""
         self.max_grad_norm: float | None = None
         self.skip_nonfinite = False
+        self.grad_norm_group: GradNormGroup = None
+        """``None``: this rank has all gradients, or DTensors."""
         self.guarded = False
         """Whether a step measures its gradients first."""
 
@@ -62,8 +87,30 @@ class Kept:
         """Whether a copy would differ without it."""
         return bool(self.given) or self.torn is not None
 
+    def __copy__(self) -> "Kept":
+        return _restored(*self._settings())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Kept":
+        return copy(self)  # of a process group there is one
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (self.given, self.state_dtype, self.max_grad_norm, self.skip_nonfinite, self.torn)
+        if not (
+            self.grad_norm_group is None or isinstance(self.grad_norm_group, str) or callable(self.grad_norm_group)
+        ):
+            raise TypeError(
+                "grad_norm_group: a process group cannot be pickled; if it is all ranks, give 'world' in its place"
+            )
+        return _restored, self._settings()
+
+    def _settings(self) -> tuple[Any, ...]:
+        return (
+            self.given,
+            self.state_dtype,
+            self.max_grad_norm,
+            self.skip_nonfinite,
+            self.grad_norm_group,
+            self.torn,
+        )
 
 
 def _restored(
@@ -71,11 +118,12 @@ def _restored(
     state_dtype: torch.dtype | None,
     max_grad_norm: float | None,
     skip_nonfinite: bool,
+    grad_norm_group: GradNormGroup,
     torn: Torn | None,
 ) -> Kept:
     kept = Kept()
     kept.given, kept.state_dtype, kept.torn = given, state_dtype, torn
-    kept.max_grad_norm, kept.skip_nonfinite = max_grad_norm, skip_nonfinite
+    kept.max_grad_norm, kept.skip_nonfinite, kept.grad_norm_group = max_grad_norm, skip_nonfinite, grad_norm_group
     kept.settle()
     return kept
 
@@ -89,13 +137,18 @@ def kept_of(optimizer: Any) -> Kept:
 
 
 def keep_settings(
-    optimizer: Any, state_dtype: torch.dtype | None, max_grad_norm: float | None, skip_nonfinite: bool
+    optimizer: Any,
+    state_dtype: torch.dtype | None,
+    max_grad_norm: float | None,
+    skip_nonfinite: bool,
+    grad_norm_group: GradNormGroup = None,
 ) -> None:
     """What each constructor does first with the settings that torch's class does not have."""
     values = {
         "state_dtype": state_dtype_of(state_dtype),
         "max_grad_norm": max_grad_norm_of(max_grad_norm),
         "skip_nonfinite": skip_nonfinite_of(skip_nonfinite),
+        "grad_norm_group": grad_norm_group_of(grad_norm_group),
     }
     given = frozenset(name for name, value in values.items() if value is not None and value is not False)
     if not given and KEY not in optimizer.__dict__:
@@ -130,6 +183,23 @@ def skip_nonfinite_of(value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"skip_nonfinite: expected True or False, got {type(value).__name__}")
     return value
+
+
+def grad_norm_group_of(value: Any) -> GradNormGroup:
+    """Checks ``grad_norm_group``."""
+    if isinstance(value, str) and value != "world":
+        raise ValueError(f"grad_norm_group: expected 'world', a process group, a function or None, got {value!r}")
+    distributed = torch.distributed.is_available()
+    if not (
+        value is None
+        or value == "world"
+        or callable(value)
+        or (distributed and isinstance(value, torch.distributed.ProcessGroup))
+    ):
+        raise TypeError(
+            f"grad_norm_group: expected 'world', a process group, a function or None, got {type(value).__name__}"
+        )
+    return value  # type: ignore[no-any-return]
 
 
 class Setting(Generic[T]):

@@ -7,12 +7,20 @@ import torch
 from torch import Tensor
 
 from oxistep.optim._kept import KEY
+from oxistep.optim._ranks import Ranks
 
 __all__ = ["guarded_by_torch"]
 
 
-def guarded_by_torch(optimizer: Any, unscale: Callable[[], None] | None) -> tuple[bool, Tensor | None]:
+def guarded_by_torch(
+    optimizer: Any, unscale: Callable[[], None] | None, ranks: Ranks | None
+) -> tuple[bool, Tensor | None]:
     """Unscales, measures and clips all gradients in place.
+
+    Args:
+        optimizer: the optimizer.
+        unscale: is called first.
+        ranks: over which ranks the norm is summed, if each holds a part.
 
     Returns:
         Whether the step may be taken (``False``: it is skipped), and the norm, if it was asked for and there are
@@ -26,9 +34,13 @@ def guarded_by_torch(optimizer: Any, unscale: Callable[[], None] | None) -> tupl
     if kept is None or not kept.guarded:
         return True, None
     grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if not grads:
+    if ranks is not None:
+        value, double = ranks.norm(kept.grad_norm_group, [0.0] * len(ranks.meshes), 0.0, False, grads)
+        norm = torch.tensor(value, dtype=torch.float64 if double else torch.float32, device="cpu")
+    elif not grads:
         return True, None
-    norm = _norm_with(None, grads, grads[0].device)
+    else:
+        norm = _norm_with(None, grads, grads[0].device)
     if kept.skip_nonfinite and not norm.isfinite():
         return False, norm
     if kept.max_grad_norm is not None:

@@ -19,7 +19,14 @@ from oxistep.optim import _modes
 from oxistep.optim._all_or_nothing import loaded_whole, tear
 from oxistep.optim._definition import definition_of, plan_of
 from oxistep.optim._hooks import observed, wrapper_is_at_work
-from oxistep.optim._kept import KEY, Setting, max_grad_norm_of, skip_nonfinite_of
+from oxistep.optim._kept import (
+    KEY,
+    GradNormGroup,
+    Setting,
+    grad_norm_group_of,
+    max_grad_norm_of,
+    skip_nonfinite_of,
+)
 from oxistep.optim._state_dtype import loaded_in_their_dtypes, restore_dtypes
 
 # Where the mixin below stands, torch's class comes after it. It must be no subclass of Optimizer: programs make lists
@@ -96,6 +103,13 @@ class NativeStep(DropIn):
         skip_nonfinite_of,
         "Whether a step with a NaN or an infinity among its gradients is skipped; may be set between steps if the "
         "constructor was given it.",
+    )
+
+    grad_norm_group: Setting[GradNormGroup] = Setting(
+        None,
+        grad_norm_group_of,
+        "The ranks over which the norm is summed where each holds a part of the parameters; may be set between steps "
+        "if the constructor was given it.",
     )
 
     last_grad_norm: Tensor | None = None
@@ -184,7 +198,8 @@ def update(optimizer: Any, unscale: Callable[[], None] | None = None) -> None:
             if not kept.guarded and unscale is None:
                 plan.step(optimizer)
                 return
-            norm = plan.step(optimizer, kept.max_grad_norm, kept.skip_nonfinite, unscale)
+            has_group = kept.grad_norm_group is not None
+            norm = plan.step(optimizer, kept.max_grad_norm, kept.skip_nonfinite, unscale, has_group)
         except _core.KernelError as panic:
             message, params = panic.args
             raise tear(optimizer, f"a kernel of oxistep panicked ({message}; please report this)", params) from None

@@ -67,15 +67,19 @@ def rehearse_tensors(optimizer: Any, definition: Any, g: int, p: Tensor) -> None
         What torch raises, with a note that names the parameter.
     """
     entry = optimizer.state[p] if p in optimizer.state else {}
-    group = optimizer.param_groups[g]
-    looks = (definition.rule, _look(p), _look(p.grad), _looks(entry), _looks(group))
+    group, grad, named = optimizer.param_groups[g], p.grad, p
+    if hasattr(p, "_local_tensor"):
+        # torch's step of DTensors may communicate, and the other ranks need not rehearse it
+        p, grad = _local(p), _local(grad)
+        entry = {key: _local(value) for key, value in entry.items()} if isinstance(entry, Mapping) else entry
+    looks = (definition.rule, _look(p), _look(grad), _looks(entry), _looks(group))
     tried = kept_of(optimizer).tried
     if looks in tried:
         return
     try:
         like = _Copies(p)
         twin = like.copy(p)
-        twin.grad = like.copy(p.grad)
+        twin.grad = like.copy(grad)
         small = {key: like.copy(value) for key, value in entry.items()} if isinstance(entry, Mapping) else entry
     except Exception:
         return  # what cannot even be copied is for torch's step to judge
@@ -83,7 +87,7 @@ def rehearse_tensors(optimizer: Any, definition: Any, g: int, p: Tensor) -> None
         _step(optimizer, definition, group, twin, small)
     except Exception as error:
         sizes = "" if like.exact else ", asked with smaller copies, whose sizes it names"
-        error.add_note(f"This is torch's step of {place(optimizer, g, p)}{sizes}. Nothing was updated.")
+        error.add_note(f"This is torch's step of {place(optimizer, g, named)}{sizes}. Nothing was updated.")
         raise
     if len(tried) > 4096:  # shapes that never come again must not pile up
         tried.clear()
@@ -114,6 +118,11 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.dim() == 0
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _local(value: Any) -> Any:
+    """The local shard of a DTensor."""
+    return getattr(value, "_local_tensor", value)
 
 
 class _Copies:

@@ -25,7 +25,8 @@ def check_storages(optimizer: Any, left: Iterable[tuple[int, Tensor]]) -> None:
     for g, p in left:
         entry = optimizer.state[p] if p in optimizer.state else {}
         states = entry.values() if isinstance(entry, Mapping) else ()
-        for tensor in (p, getattr(p, "grad", None), *states):
+        for whole in (p, getattr(p, "grad", None), *states):
+            tensor: Any = getattr(whole, "_local_tensor", whole)  # of a DTensor
             if type(tensor) in _PLAIN and (missing := _missing_bytes(tensor)):
                 raise RuntimeError(
                     f"a tensor of {place(optimizer, g, p)} (the parameter, its gradient or a state) reaches "

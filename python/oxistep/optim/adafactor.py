@@ -9,7 +9,7 @@ from torch.optim._adafactor import adafactor as adafactor
 from torch.optim.optimizer import ParamsT
 
 from oxistep.optim._definition import Definition, define
-from oxistep.optim._kept import keep_settings
+from oxistep.optim._kept import GradNormGroup, keep_settings
 from oxistep.optim._native import NativeStep
 from oxistep.optim._new_states import zero_step
 
@@ -47,6 +47,9 @@ class Adafactor(NativeStep, _Adafactor):
         state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None, as torch).
         max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
+        grad_norm_group: the ranks over which the norm is summed, if each holds a part of the parameters: ``"world"``, a
+            process group, or a function that sums a small tensor over ranks (default: None: they hold all of them, or
+            DTensors, which know).
 
     State:
         step: steps done, 0-dimensional float32 (float64 where that is torch's default dtype).
@@ -93,8 +96,9 @@ class Adafactor(NativeStep, _Adafactor):
         state_dtype: torch.dtype | None = None,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        grad_norm_group: GradNormGroup = None,
     ) -> None:
-        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite)
+        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite, grad_norm_group)
         _Adafactor.__init__(
             self,
             params,

@@ -6,7 +6,7 @@ from torch.optim.adamw import adamw as adamw
 from torch.optim.optimizer import ParamsT
 
 from oxistep.optim._definition import define
-from oxistep.optim._kept import keep_settings
+from oxistep.optim._kept import GradNormGroup, keep_settings
 from oxistep.optim.adam import Adam, _new_state
 
 __all__ = ["AdamW", "adamw"]
@@ -35,6 +35,9 @@ class AdamW(Adam, _AdamW):
         state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None, as torch).
         max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
+        grad_norm_group: the ranks over which the norm is summed, if each holds a part of the parameters: ``"world"``, a
+            process group, or a function that sums a small tensor over ranks (default: None: they hold all of them, or
+            DTensors, which know).
 
     State:
         step: steps done, 0-dimensional float32 (float64 where that is torch's default dtype).
@@ -83,8 +86,9 @@ class AdamW(Adam, _AdamW):
         state_dtype: torch.dtype | None = None,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        grad_norm_group: GradNormGroup = None,
     ) -> None:
-        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite)
+        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite, grad_norm_group)
         _AdamW.__init__(
             self,
             params,

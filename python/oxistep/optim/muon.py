@@ -12,9 +12,10 @@ from oxistep import _core
 from oxistep.optim import _modes
 from oxistep.optim._all_or_nothing import tear
 from oxistep.optim._definition import Definition, Rows, all_torchs, define
-from oxistep.optim._kept import keep_settings
+from oxistep.optim._kept import GradNormGroup, keep_settings
 from oxistep.optim._max_grad_norm import guarded_by_torch
 from oxistep.optim._native import NativeStep
+from oxistep.optim._ranks import joining
 from oxistep.optim._storages import check_storages
 
 __all__ = ["Muon"]
@@ -55,6 +56,9 @@ class Muon(NativeStep, _Muon):
         state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None, as torch).
         max_grad_norm: clip the norm of all gradients, in place, before they are used (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
+        grad_norm_group: the ranks over which the norm is summed, if each holds a part of the parameters: ``"world"``, a
+            process group, or a function that sums a small tensor over ranks (default: None: they hold all of them, or
+            DTensors, which know).
 
     State:
         momentum_buffer: :math:`b`, in the gradient's shape and dtype.
@@ -99,8 +103,9 @@ class Muon(NativeStep, _Muon):
         state_dtype: torch.dtype | None = None,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        grad_norm_group: GradNormGroup = None,
     ) -> None:
-        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite)
+        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite, grad_norm_group)
         _Muon.__init__(
             self,
             params,
@@ -126,7 +131,10 @@ class _MuonDefinition(Definition):
         return _Steps(self)
 
     def explain(self, optimizer: Any) -> Rows:
-        return all_torchs(_rows_of_explain(optimizer), _modes.because() or self.overridden(optimizer))
+        rows = all_torchs(
+            _lines(optimizer, _reasons(optimizer, _rows(optimizer))), _modes.because() or self.overridden(optimizer)
+        )
+        return rows if any(path != "skipped" for _, _, path, _ in rows) else self.last_step(optimizer, rows)
 
 
 class _Steps:
@@ -134,6 +142,11 @@ class _Steps:
 
     def __init__(self, definition: Definition) -> None:
         self.definition = definition
+        self._last: Rows | None = None
+
+    def last(self) -> Rows | None:
+        """What became of each parameter that had a gradient in the last step."""
+        return self._last
 
     @torch.no_grad()
     def step(
@@ -142,24 +155,28 @@ class _Steps:
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
         unscale: Callable[[], None] | None = None,
+        has_group: bool = False,
     ) -> Tensor | None:
         """A step; what is to be done with the gradients first is read where it is kept."""
         definition = self.definition
         if definition.overridden(optimizer):
             return definition.leave_everything(optimizer, unscale)
-        rows = _rows(optimizer)
-        native: list[_Row] = []
-        left: list[tuple[int, Tensor]] = []
-        for row, reason in zip(rows, _reasons(optimizer, rows), strict=True):
-            if reason:
-                left.append((row.g, row.p))
-            else:
-                native.append(row)
-        check_storages(optimizer, left)
-        definition.check_left(optimizer, left)
-        for g, p in left:
-            definition.rehearse_tensors(optimizer, g, p)
-        step_it_is, norm = guarded_by_torch(optimizer, unscale)
+        with joining(optimizer) as ranks:
+            rows = _rows(optimizer)
+            native: list[_Row] = []
+            left: list[tuple[int, Tensor]] = []
+            reasons = _reasons(optimizer, rows)
+            for row, reason in zip(rows, reasons, strict=True):
+                if reason:
+                    left.append((row.g, row.p))
+                else:
+                    native.append(row)
+            check_storages(optimizer, left)
+            definition.check_left(optimizer, left)
+            for g, p in left:
+                definition.rehearse_tensors(optimizer, g, p)
+            self._last = [line for line in _lines(optimizer, reasons) if line[2] != "skipped"]
+            step_it_is, norm = guarded_by_torch(optimizer, unscale, ranks)
         if not step_it_is:
             return norm
         if left:
@@ -214,8 +231,9 @@ def _reasons(optimizer: Any, rows: list["_Row"]) -> list[str | None]:
     return [by_group[row.g] or reason or row.because() for row, reason in zip(rows, unfit, strict=True)]
 
 
-def _rows_of_explain(optimizer: Any) -> Rows:
-    reasons = iter(_reasons(optimizer, _rows(optimizer)))
+def _lines(optimizer: Any, reasons_of_rows: list[str | None]) -> Rows:
+    """Rows for ``oxistep.explain``."""
+    reasons = iter(reasons_of_rows)
     lines = []
     for g, group in enumerate(optimizer.param_groups):
         for i, p in enumerate(group["params"]):

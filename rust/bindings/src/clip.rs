@@ -132,12 +132,7 @@ pub(crate) fn grad_norm<'py>(
     tensors: &Bound<'py, PyList>,
     norm_type: f64,
 ) -> PyResult<(Option<Bound<'py, PyAny>>, Vec<usize>)> {
-    let order = match norm_type {
-        1.0 => Order::One,
-        2.0 => Order::Two,
-        f64::INFINITY => Order::Max,
-        _ => return Err(PyValueError::new_err(format!("no kernel for norms of order {norm_type}"))),
-    };
+    let order = order_of(norm_type)?;
     let py = tensors.py();
     let torch = &modules(py)?.torch;
     let mut gradients = Gradients::default();
@@ -162,6 +157,36 @@ pub(crate) fn grad_norm<'py>(
     // what torch, too, leaves to its callers.
     let norm = unsafe { gradients.norm(py, order)? };
     Ok((Some(zero_dim(py, norm, dtype)?), left))
+}
+
+/// The norm of those of `tensors` that kernels serve, not rounded to their dtype, and the places of the others.
+/// `norm_type` is 1, 2 or infinity; what has no elements counts as zero.
+#[pyfunction]
+pub(crate) fn grad_norm_in_double(tensors: &Bound<'_, PyList>, norm_type: f64) -> PyResult<(f64, Vec<usize>)> {
+    let order = order_of(norm_type)?;
+    let py = tensors.py();
+    let torch = &modules(py)?.torch;
+    let mut gradients = Gradients::default();
+    let mut left = Vec::new();
+    let objects: Vec<_> = tensors.iter().collect();
+    for (i, tensor) in objects.iter().enumerate() {
+        match torch.plain(tensor)? {
+            // as in `grad_norm`
+            Some(described) if order == Order::Two || !described.memory.complex => gradients.push(&described),
+            _ => left.push(i),
+        }
+    }
+    // SAFETY: as in `grad_norm`.
+    Ok((unsafe { gradients.norm(py, order)? }, left))
+}
+
+fn order_of(norm_type: f64) -> PyResult<Order> {
+    match norm_type {
+        1.0 => Ok(Order::One),
+        2.0 => Ok(Order::Two),
+        f64::INFINITY => Ok(Order::Max),
+        _ => Err(PyValueError::new_err(format!("no kernel for norms of order {norm_type}"))),
+    }
 }
 
 /// What `torch.nn.utils.clip_grad_norm_` multiplies by, given the total norm; `None` if that is no plain CPU tensor.

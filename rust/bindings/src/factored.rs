@@ -9,6 +9,11 @@ use crate::group::{Group, is_number, number};
 use crate::item::Reason;
 use crate::tensors::{Described, Shape};
 
+/// Whether a rule updates parameters whole.
+pub(crate) fn is_whole(rule: &AnyRule) -> bool {
+    matches!(rule, AnyRule::Adafactor(_))
+}
+
 /// How a parameter is updated: element by element, or whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Whole {
@@ -23,7 +28,7 @@ pub(crate) enum Whole {
 impl Whole {
     /// How `rule` updates a parameter and its gradient, or why that is left to torch.
     pub(crate) fn of(rule: &AnyRule, param: &Described<'_>, grad: &Described<'_>) -> Result<Self, Reason> {
-        if !matches!(rule, AnyRule::Adafactor(_)) {
+        if !is_whole(rule) {
             return Ok(Self::No);
         }
         for (tensor, name) in [(param, "parameter"), (grad, "gradient")] {

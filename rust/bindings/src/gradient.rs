@@ -14,7 +14,7 @@ use pyo3::types::{PyString, PyType};
 use crate::shim::{Shim, TensorRef};
 use crate::threads::torch_library;
 
-/// The descriptor of an attribute of torch's tensors, such as `.grad`, and the function it is made of.
+/// The descriptor of an attribute of torch's tensors, such as `.grad` or a slot, and the function it is made of.
 pub(crate) struct Attribute {
     name: Py<PyString>,
     descriptor: Py<PyAny>,
@@ -23,11 +23,12 @@ pub(crate) struct Attribute {
 
 impl Attribute {
     /// Looks it up; `None` if it is anything but a descriptor of C functions.
-    pub(crate) fn new(parameter: &Bound<'_, PyType>, name: &str) -> Option<Self> {
-        let name = PyString::intern(parameter.py(), name);
-        let descriptor = parameter.getattr(&name).ok()?;
-        let kind = parameter.py().import("types").ok()?.getattr("GetSetDescriptorType").ok()?;
-        if !descriptor.get_type().is(&kind) {
+    pub(crate) fn new(class: &Bound<'_, PyType>, name: &str) -> Option<Self> {
+        let name = PyString::intern(class.py(), name);
+        let descriptor = class.getattr(&name).ok()?;
+        let types = class.py().import("types").ok()?;
+        let is_kind = |kind| types.getattr(kind).is_ok_and(|kind| descriptor.get_type().is(&kind));
+        if !(is_kind("GetSetDescriptorType") || is_kind("MemberDescriptorType")) {
             return None;
         }
         // SAFETY: the class is one of Python's own, and a function found in this slot has this signature.
@@ -39,12 +40,12 @@ impl Attribute {
     }
 
     /// Whether the class still has this descriptor: somebody may have put another in its place.
-    pub(crate) fn holds(&self, parameter: &Bound<'_, PyType>) -> bool {
-        let now = parameter.getattr(self.name.bind(parameter.py()));
+    pub(crate) fn holds(&self, class: &Bound<'_, PyType>) -> bool {
+        let now = class.getattr(self.name.bind(class.py()));
         now.is_ok_and(|now| now.is(&self.descriptor))
     }
 
-    /// What it is for a tensor whose class is exactly Tensor or Parameter.
+    /// What it is for an object of the class, or of one that inherits it.
     #[inline]
     pub(crate) fn of<'py>(&self, tensor: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         // SAFETY: the function is the descriptor's own, and compares the object's class with its own before it reads

@@ -10,6 +10,7 @@ use pyo3::types::PyList;
 use crate::clip::{Gradients, factor, zero_dim};
 use crate::fault;
 use crate::item::{Item, Route};
+use crate::ranks::Ranks;
 use crate::tensors::{DType, Torch};
 
 /// What was asked for.
@@ -19,6 +20,8 @@ pub(crate) struct Guard<'a, 'py> {
     pub(crate) skip_nonfinite: bool,
     /// Unscales the gradients in place.
     pub(crate) unscale: Option<&'a Bound<'py, PyAny>>,
+    /// Of what is no DTensor, too, each rank holds a part: the norm is summed over a group of ranks.
+    pub(crate) has_group: bool,
 }
 
 /// What came of it.
@@ -49,16 +52,9 @@ impl Guard<'_, '_> {
         fault::point("measure")?;
         let others = PyList::empty(py);
         for item in items {
-            match (&item.route, item.memory[1], &item.layout) {
-                (Route::Native, Some(memory), None) => gradients.push_dense(memory),
-                (Route::Native, _, _) => match torch.describe(item.grad.bind(py)) {
-                    Ok(grad) => gradients.push(&grad),
-                    Err(_) => {
-                        return Err(PyRuntimeError::new_err("a gradient was changed while this step was under way"));
-                    }
-                },
-                // not `item.grad`, which may be the values of a sparse gradient
-                (Route::Torch(_), _, _) => others.append(item.param.bind(py).getattr(pyo3::intern!(py, "grad"))?)?,
+            match add(item, py, torch, gradients)? {
+                None => {}
+                Some(other) => others.append(other)?,
             }
         }
         if others.is_empty() {
@@ -74,10 +70,38 @@ impl Guard<'_, '_> {
         let double = norm.call_method0("element_size")?.extract::<usize>()? == 8;
         let value = norm.call_method0("item")?.extract()?;
         let verdict = self.verdict(norm, value, if double { DType::F64 } else { DType::F32 });
-        fault::point("scale the others")?;
-        if verdict.factor != 1.0 {
-            py.import("oxistep._clip")?.getattr("_scale_all")?.call1((others, verdict.factor))?;
+        scale_others(others, verdict.factor)?;
+        Ok(verdict)
+    }
+
+    /// As [`Guard::judge`], where each rank holds a part of the gradients. Python code runs.
+    pub(crate) fn judge_over_ranks<'py>(
+        &self,
+        torch: &Torch,
+        items: &[Item],
+        gradients: &mut Gradients,
+        ranks: &mut Ranks,
+        (optimizer, definition): (&Bound<'py, PyAny>, &Bound<'py, PyAny>),
+    ) -> PyResult<Verdict<'py>> {
+        let py = optimizer.py();
+        gradients.clear();
+        fault::point("measure over ranks")?;
+        let others = PyList::empty(py);
+        let mut replicas = Gradients::default(); // which another rank counts
+        for item in items {
+            let gradients = match item.spec {
+                None => &mut *gradients,
+                Some(spec) => ranks.of(spec).unwrap_or(&mut replicas),
+            };
+            match add(item, py, torch, gradients)? {
+                None => {}
+                Some(other) => others.append(other)?,
+            }
         }
+        // SAFETY: as in `judge`.
+        let (value, dtype) = unsafe { ranks.norm(optimizer, definition, gradients, &others)? };
+        let verdict = self.verdict(zero_dim(py, value, dtype)?, value, dtype);
+        scale_others(others, verdict.factor)?;
         Ok(verdict)
     }
 
@@ -110,4 +134,32 @@ impl Guard<'_, '_> {
         };
         Verdict { norm, skip, factor }
     }
+}
+
+/// Adds an item's gradient, or returns it if torch measures it.
+fn add<'py>(
+    item: &Item,
+    py: Python<'py>,
+    torch: &Torch,
+    gradients: &mut Gradients,
+) -> PyResult<Option<Bound<'py, PyAny>>> {
+    match (&item.route, item.memory[1], &item.layout) {
+        (Route::Native, Some(memory), None) => gradients.push_dense(memory),
+        (Route::Native, _, _) => match item.tensor(1).map(|grad| torch.describe(grad.bind(py))) {
+            Some(Ok(grad)) => gradients.push(&grad),
+            _ => return Err(PyRuntimeError::new_err("a gradient was changed while this step was under way")),
+        },
+        // not `item.grad`, which may be the values of a sparse gradient
+        (Route::Torch(_), _, _) => return item.param.bind(py).getattr(pyo3::intern!(py, "grad")).map(Some),
+    }
+    Ok(None)
+}
+
+/// Scales gradients that torch's part of the step will read.
+fn scale_others(others: Bound<'_, PyList>, factor: f64) -> PyResult<()> {
+    fault::point("scale the others")?;
+    if factor != 1.0 && !others.is_empty() {
+        others.py().import("oxistep._clip")?.getattr("_scale_all")?.call1((others, factor))?;
+    }
+    Ok(())
 }

@@ -10,7 +10,8 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyInt, PyList};
 
-use crate::factored::Whole;
+use crate::dtensors::{Held, Shard};
+use crate::factored::{self, Whole};
 use crate::fault;
 use crate::group::{Keys, is_fused};
 use crate::keys::has_plain_keys;
@@ -28,6 +29,8 @@ const GRAD_SHAPE: &str = "the gradient has another shape than the parameter";
 
 const SINGLE_LR: &str = "lr is a float32 tensor: torch computes constants of a float64 step in float32";
 
+const WHOLE_RULE: &str = "the parameter is a DTensor, and the rule looks at more than single elements";
+
 const UNUSUAL: &str = "a hyperparameter or counter is outside its usual range, torch decides what that means";
 
 /// Who updates a parameter.
@@ -35,6 +38,17 @@ const UNUSUAL: &str = "a hyperparameter or counter is outside its usual range, t
 pub(crate) enum Route {
     Native,
     Torch(Reason),
+}
+
+impl Route {
+    /// What `oxistep.explain` says of it: a path, and why.
+    pub(crate) fn told(&self, is_dtensor: bool) -> (&'static str, String) {
+        match self {
+            Self::Native if is_dtensor => ("native", "DTensors with plain CPU tensors".to_owned()),
+            Self::Native => ("native", "plain CPU tensors".to_owned()),
+            Self::Torch(reason) => ("torch", reason.clone().into_owned()),
+        }
+    }
 }
 
 /// One parameter with a gradient, in this step.
@@ -56,6 +70,10 @@ pub(crate) struct Item {
     pub(crate) param: Py<PyAny>,
     pub(crate) grad: Py<PyAny>,
     pub(crate) states: [Option<Py<PyAny>>; MAX_STATES],
+    /// The local shards of parameter, gradient and states, if these are DTensors.
+    pub(crate) shards: Option<Box<[Option<Held>; STREAMS]>>,
+    /// Place of its specification among those of the step's DTensors, if it is one.
+    pub(crate) spec: Option<u32>,
     pub(crate) scalars: [Option<Py<PyAny>>; MAX_SCALARS],
     /// Parameter, gradient, states.
     pub(crate) memory: [Option<Memory>; STREAMS],
@@ -111,6 +129,8 @@ impl Item {
             param: param.unbind(),
             grad: grad.unbind(),
             states: [const { None }; MAX_STATES],
+            shards: None,
+            spec: None,
             scalars: [const { None }; MAX_SCALARS],
             memory: [None; STREAMS],
             scalar_memory: [None; MAX_SCALARS],
@@ -129,12 +149,22 @@ impl Item {
     pub(crate) fn look_up(&mut self, py: Python<'_>, look: &Look<'_, '_>, keys: &mut Keys) -> PyResult<Route> {
         let left = |reason: &str| Ok(Route::Torch(reason.to_owned().into()));
         let takes = look.rule.gradients();
-        let param_object = self.param.clone_ref(py).into_bound(py);
-        let mut grad_object = self.grad.clone_ref(py).into_bound(py);
+        let shard = match self.shards_of_pair(py, look)? {
+            Ok(shard) => shard,
+            Err(reason) => return Ok(Route::Torch(reason)),
+        };
+        let [Some(param_object), Some(mut grad_object)] = [0, 1].map(|s| self.tensor(s).map(|t| t.bind(py).clone()))
+        else {
+            return left("it has no tensors");
+        };
         let mut pair = describe_pair(look.torch, &param_object, &grad_object, false);
         self.refuse_outside(&pair)?;
         // only a gradient that could not be described is asked whether it is sparse
-        if takes != Gradients::Dense && pair.is_err() && matches!(look.torch.raw(&grad_object), Err(Unfit::NoMemory)) {
+        if takes != Gradients::Dense
+            && shard.is_none()
+            && pair.is_err()
+            && matches!(look.torch.raw(&grad_object), Err(Unfit::NoMemory))
+        {
             match take_rows(&param_object, &grad_object, look)? {
                 Err(reason) => return Ok(Route::Torch(reason)),
                 Ok((values, rows)) => (self.grad, self.rows) = (values.unbind(), Some(Box::new(rows))),
@@ -196,7 +226,11 @@ impl Item {
             }
             fault::point("make states")?;
             let of_item = (look.optimizer, &self.param, &self.grad, look.values);
-            let made = look.definition.call_method1(pyo3::intern!(py, "make_state"), of_item)?;
+            let make = match &shard {
+                None => pyo3::intern!(py, "make_state"),
+                Some(_) => pyo3::intern!(py, "make_shards"),
+            };
+            let made = look.definition.call_method1(make, of_item)?;
             let made = made.cast_into::<PyDict>().map_err(|_| PyTypeError::new_err("make_state must return a dict"))?;
             self.fresh = Some(made.clone().unbind());
             if let Some(entry) = entry.as_ref().filter(|entry| !entry.is_empty()) {
@@ -225,8 +259,23 @@ impl Item {
             };
             objects[k] = Some(value);
         }
+        let mut plain = objects.clone();
+        if let (Some(shard), Some(shards)) = (&shard, &mut self.shards) {
+            for (k, name) in names.iter().enumerate() {
+                let Some(object) = &objects[k] else { continue };
+                let state = look.torch.dtensors.shard(object);
+                if let Some(reason) =
+                    look.torch.dtensors.differs(&format!("its state {name:?}"), shard, state.as_ref())?
+                {
+                    self.unsure = false; // torch moves what is placed otherwise
+                    return Ok(Route::Torch(reason));
+                }
+                shards[2 + k] = state.as_ref().map(Shard::hold);
+                plain[k] = state.map(|state| state.local);
+            }
+        }
         for (k, name) in names.iter().enumerate() {
-            let Some(object) = &objects[k] else { continue };
+            let Some(object) = &plain[k] else { continue };
             match look.torch.describe(object) {
                 Ok(state) if !self.whole.fits(k, &state.shape, &param.shape) => {
                     return left(&format!("its state {name:?} has another shape than the parameter"));
@@ -302,6 +351,56 @@ impl Item {
         Ok(self.settle_unusual(look, param_dtype, one_dtype))
     }
 
+    /// Notes the local shards of parameter and gradient, if the parameter is a DTensor, and returns it; or says why it
+    /// is torch's.
+    fn shards_of_pair<'py>(
+        &mut self,
+        py: Python<'py>,
+        look: &Look<'_, 'py>,
+    ) -> PyResult<Result<Option<Shard<'py>>, Reason>> {
+        let param = self.param.bind(py);
+        if look.torch.is_plain(param) {
+            return Ok(Ok(None));
+        }
+        let dtensors = &look.torch.dtensors;
+        let Some(shard) = dtensors.shard(param) else { return Ok(Ok(None)) };
+        if look.rule.gradients() == Gradients::Sparse || factored::is_whole(look.rule) {
+            return Ok(Err(WHOLE_RULE.into()));
+        }
+        let grad = dtensors.shard(self.grad.bind(py));
+        if let Some(reason) = dtensors.differs("the gradient", &shard, grad.as_ref())? {
+            return Ok(Err(reason));
+        }
+        let locals = [Some(&shard), grad.as_ref(), None, None, None];
+        self.shards = Some(Box::new(locals.map(|shard| shard.map(Shard::hold))));
+        Ok(Ok(Some(shard)))
+    }
+
+    /// The object with the memory of a stream: of parameter, gradient, states. (Where they are DTensors, their shards.)
+    pub(crate) fn tensor(&self, stream: usize) -> Option<&Py<PyAny>> {
+        match (&self.shards, stream) {
+            (Some(shards), _) => shards[stream].as_ref().map(|held| &held.local),
+            (None, 0) => Some(&self.param),
+            (None, 1) => Some(&self.grad),
+            (None, _) => self.states[stream - 2].as_ref(),
+        }
+    }
+
+    /// Whether the shards are still those of their DTensors.
+    fn has_its_shards(&self, py: Python<'_>, torch: &Torch) -> bool {
+        let Some(shards) = &self.shards else { return true };
+        let objects = [Some(&self.param), Some(&self.grad)].into_iter().chain(self.states.iter().map(Option::as_ref));
+        objects.zip(shards.iter()).all(|(object, shard)| match (object, shard) {
+            (Some(object), Some(held)) => torch.dtensors.shard(object.bind(py)).is_some_and(|shard| held.is(&shard)),
+            _ => true,
+        })
+    }
+
+    /// The specifications of gradient and states, if they are DTensors.
+    pub(crate) fn specs(&self) -> impl Iterator<Item = &Py<PyAny>> {
+        self.shards.iter().flat_map(|shards| shards.iter().skip(1).flatten()).map(|held| &held.spec)
+    }
+
     /// An error if the parameter or its gradient reaches beyond its storage.
     fn refuse_outside<T>(&self, described: &Result<T, Refused>) -> PyResult<()> {
         match described {
@@ -325,11 +424,11 @@ impl Item {
 
     /// Describes everything again; `false` if more than pointers has changed.
     pub(crate) fn describe_again(&mut self, py: Python<'_>, torch: &Torch) -> bool {
-        let objects = [Some(&self.param), Some(&self.grad)].into_iter().chain(self.states.iter().map(Option::as_ref));
         let mut again: [Option<Described<'_>>; STREAMS] = [None; STREAMS];
-        let mut same = true;
-        for ((object, memory), again) in objects.zip(&mut self.memory).zip(&mut again) {
-            let (Some(object), Some(memory)) = (object, memory) else { continue };
+        let mut same = self.has_its_shards(py, torch);
+        let mut memories = self.memory;
+        for (stream, (memory, again)) in memories.iter_mut().zip(&mut again).enumerate() {
+            let (Some(object), Some(memory)) = (self.tensor(stream), memory) else { continue };
             match torch.describe(object.bind(py)) {
                 Ok(now) if now.memory.dtype == memory.dtype && now.memory.extent == memory.extent => {
                     *memory = now.memory;
@@ -366,6 +465,7 @@ impl Item {
                 _ => same = false,
             }
         }
+        self.memory = memories;
         same
     }
 
@@ -378,8 +478,8 @@ impl Item {
             let memories =
                 streams.filter_map(|(_, memory)| *memory).chain(self.scalar_memory.iter().copied().flatten());
             memories.for_each(|memory| f(memory.interval()));
-        } else if let Ok(param) = torch.describe(self.param.bind(py)) {
-            f(param.memory.interval());
+        } else if let Some(interval) = torch.interval(self.param.bind(py)) {
+            f(interval);
         }
     }
 
@@ -387,19 +487,19 @@ impl Item {
     pub(crate) fn read(&self, py: Python<'_>, torch: &Torch) -> Option<(usize, usize)> {
         match &self.route {
             Route::Native => self.memory[1].map(|memory| memory.interval()),
-            Route::Torch(_) => torch.describe(self.grad.bind(py)).ok().map(|grad| grad.memory.interval()),
+            Route::Torch(_) => torch.interval(self.grad.bind(py)),
         }
     }
 
-    /// Every tensor that a native update touches, with its memory.
+    /// Every plain tensor that a native update touches, with its memory.
     pub(crate) fn tensors_and_memory(&self) -> impl Iterator<Item = (&Py<PyAny>, Memory)> {
-        let objects = [Some(&self.param), Some(&self.grad)].into_iter().chain(self.states.iter().map(Option::as_ref));
+        let objects = (0..STREAMS).map(|stream| self.tensor(stream));
         let streams = objects.zip(&self.memory).chain(self.scalars.iter().map(Option::as_ref).zip(&self.scalar_memory));
         streams.filter_map(|(object, memory)| Some((object?, (*memory)?)))
     }
 
-    /// Whether it is known without asking torch's Python that parameter, gradient and states lie inside their storages,
-    /// as far as they are of torch's own classes.
+    /// Whether it is known without asking torch's Python that parameter, gradient and states (or their shards) lie
+    /// inside their storages, as far as they are of torch's own classes.
     ///
     /// # Errors
     /// If one of them does not.
@@ -410,7 +510,9 @@ impl Item {
         let states = states.into_iter().flatten();
         let tensors = [self.param.bind(py).clone(), grad].into_iter().chain(states);
         let mut all_known = torch.tells_storages();
-        for tensor in tensors.filter(|tensor| torch.is_plain(tensor)) {
+        for tensor in tensors {
+            let plain = if torch.is_plain(&tensor) { Some(tensor) } else { torch.dtensors.local(&tensor) };
+            let Some(tensor) = plain.filter(|plain| torch.is_plain(plain)) else { continue };
             all_known &= torch.is_inside(&tensor).map_err(|bytes| self.outside(bytes))?;
         }
         Ok(all_known)
@@ -418,7 +520,8 @@ impl Item {
 
     /// The tensors that a native update writes.
     pub(crate) fn written_tensors(&self) -> impl Iterator<Item = &Py<PyAny>> {
-        std::iter::once(&self.param).chain(self.states.iter().chain(&self.scalars).flatten())
+        let shards = (0..STREAMS).filter(|&stream| stream != 1 && self.shards.is_some()).flat_map(|s| self.tensor(s));
+        std::iter::once(&self.param).chain(self.states.iter().chain(&self.scalars).flatten()).chain(shards)
     }
 
     /// Where its states' Python objects lie; another address is another object.

@@ -13,6 +13,7 @@ mod arrays;
 mod clip;
 mod collector;
 mod dlpack;
+mod dtensors;
 mod error;
 mod factored;
 mod fault;
@@ -29,6 +30,7 @@ mod placement;
 mod plan;
 mod probe;
 mod processor;
+mod ranks;
 mod rows;
 mod shim;
 mod span;
@@ -49,7 +51,7 @@ mod _core {
     #[pymodule_export]
     use super::arrays::{rule_states, step_arrays};
     #[pymodule_export]
-    use super::clip::{clamp, clip_factor, grad_norm, scale};
+    use super::clip::{clamp, clip_factor, grad_norm, grad_norm_in_double, scale};
     #[pymodule_export]
     use super::lbfgs::{
         lbfgs_differences, lbfgs_direction, lbfgs_dot, lbfgs_gather, lbfgs_max_abs, lbfgs_move, lbfgs_sum_abs,

@@ -37,6 +37,7 @@ use crate::guard::Guard;
 use crate::item::{Item, Look, Reason, Route};
 use crate::keys::has_plain_keys;
 use crate::nearby::Nearby;
+use crate::ranks::Ranks;
 use crate::state_map::{Place, StateMap};
 use crate::tensors::Torch;
 use crate::threads::with_pool;
@@ -47,6 +48,9 @@ use watch::Watch;
 
 /// How many items ahead is prefetched what the last step touched.
 const ITEMS_AHEAD: usize = 4;
+
+/// For each parameter (group, index, path, reason), path being "native", "torch" or "skipped".
+type Rows = Vec<(u32, u32, &'static str, String)>;
 
 /// Looks up and runs the native steps of one optimizer.
 #[pyclass(module = "oxistep._core", weakref)]
@@ -71,6 +75,11 @@ pub(crate) struct Plan {
     nearby: Vec<Nearby>,
     step: Option<Step<'static>>,
     gradients: Gradients,
+    /// The specifications of the DTensors among the parameters, with a gradient or without, in order.
+    specs: Vec<Py<PyAny>>,
+    ranks: Ranks,
+    /// The other ranks of this step need not be told that it fails: its norm was reduced, or is not.
+    joined: bool,
     steady: Steady,
     /// The native parameters of the last step.
     versions: Option<Versions>,
@@ -86,6 +95,9 @@ pub(crate) struct Plan {
     check_always: bool,
     /// Steps are to be measured.
     watch: Option<Box<Watch>>,
+    /// Group, index and route of each parameter of the last step, and whether it is a DTensor; none after a step that
+    /// was left to torch as a whole. (A steady step is as the last general one.)
+    last: Option<Vec<(u32, u32, Route, bool)>>,
 }
 
 /// `torch.Tensor`, `torch.nn.Parameter` and what is needed of `torch._C`, looked up once.
@@ -127,6 +139,9 @@ impl Plan {
             nearby: Vec::new(),
             step: Some(Step::default()),
             gradients: Gradients::default(),
+            specs: Vec::new(),
+            ranks: Ranks::default(),
+            joined: false,
             steady: Steady::default(),
             versions: None,
             known_states: 0,
@@ -135,19 +150,21 @@ impl Plan {
             foreign: false,
             check_always: std::env::var_os("OXISTEP_CHECK").is_some_and(|value| value == "1"),
             watch: None,
+            last: None,
         })
     }
 
     /// Takes one step of `optimizer`: natively where possible, the rest through the definition's `torch_step`. Returns
     /// the norm of all gradients if `max_grad_norm` or `skip_nonfinite` is given. `unscale` is called when all has been
-    /// checked.
-    #[pyo3(signature = (optimizer, max_grad_norm=None, skip_nonfinite=false, unscale=None))]
+    /// checked. `has_group`: the norm is summed over ranks also of what is no DTensor.
+    #[pyo3(signature = (optimizer, max_grad_norm=None, skip_nonfinite=false, unscale=None, has_group=false))]
     fn step<'py>(
         slf: &Bound<'py, Self>,
         optimizer: &Bound<'py, PyAny>,
         max_grad_norm: Option<f64>,
         skip_nonfinite: bool,
         unscale: Option<&Bound<'py, PyAny>>,
+        has_group: bool,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let mut plan = slf.try_borrow_mut().map_err(|_| {
             PyRuntimeError::new_err(
@@ -155,8 +172,14 @@ impl Plan {
                  Give each thread its own optimizer, or hold a lock around step()",
             )
         })?;
-        let result = plan.take_step(optimizer, &Guard { max_grad_norm, skip_nonfinite, unscale });
+        let guard = Guard { max_grad_norm, skip_nonfinite, unscale, has_group };
+        plan.joined = !guard.measures();
+        let result = plan.take_step(optimizer, &guard);
         plan.forget(slf.py());
+        if result.is_err() && !plan.joined {
+            // the error that comes is this rank's own
+            drop(plan.definition.call_method1(slf.py(), pyo3::intern!(slf.py(), "call_off"), (optimizer,)));
+        }
         result
     }
 
@@ -170,16 +193,22 @@ impl Plan {
         Ok(Some(reason.unwrap_or_else(|| FOREIGN_DICT.to_owned())))
     }
 
-    /// For each parameter (group, index, path, reason), path being "native", "torch" or "skipped".
-    fn explain(&mut self, optimizer: &Bound<'_, PyAny>) -> PyResult<Vec<(u32, u32, &'static str, String)>> {
+    /// What became of each parameter that had a gradient in the last step, if that was this plan's.
+    fn last(&self) -> Option<Rows> {
+        let told = |(group, index, route, is_dtensor): &(u32, u32, Route, bool)| {
+            let (path, reason) = route.told(*is_dtensor);
+            (*group, *index, path, reason)
+        };
+        self.last.as_ref().map(|last| last.iter().map(told).collect())
+    }
+
+    /// What would become of each parameter in a step now.
+    fn explain(&mut self, optimizer: &Bound<'_, PyAny>) -> PyResult<Rows> {
         let skipped = self.survey(optimizer, false)?;
         let mut lines: Vec<_> =
             skipped.into_iter().map(|(g, i)| (g, i, "skipped", "it has no gradient".into())).collect();
         for item in &self.items {
-            let (path, reason) = match &item.route {
-                Route::Native => ("native", "plain CPU tensors".to_owned()),
-                Route::Torch(reason) => ("torch", reason.clone().into_owned()),
-            };
+            let (path, reason) = item.route.told(item.spec.is_some());
             lines.push((item.group, item.index, path, reason));
         }
         lines.sort();
@@ -204,12 +233,15 @@ impl Plan {
     #[expect(clippy::needless_pass_by_value, reason = "the signature is PyO3's")]
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         self.watch.as_ref().map_or(Ok(()), |watch| visit.call(&watch.watcher))?;
+        self.specs.iter().chain(self.steady.specs()).try_for_each(|spec| visit.call(spec))?;
         self.versions.as_ref().map_or(Ok(()), |versions| versions.visit(&visit))
     }
 
     fn __clear__(&mut self) {
         self.versions = None;
         self.watch = None;
+        self.specs.clear();
+        self.steady.clear();
     }
 }
 
@@ -226,7 +258,7 @@ impl Plan {
         }
         let rests = CollectorRests::new(py);
         let attempt = match guard.unscale {
-            None if self.watch.is_none() => self.take_steady_step(optimizer, guard, rests)?,
+            None if self.watch.is_none() && !self.is_shared(guard) => self.take_steady_step(optimizer, guard, rests)?,
             _ => Attempt::Failed(rests),
         };
         let rests = match attempt {
@@ -260,13 +292,23 @@ impl Plan {
             asked |= watch.begin(py, &self.items)?;
         }
         let mut norm = None;
-        if guard.measures() && !self.items.is_empty() {
+        if guard.measures() && (!self.items.is_empty() || self.is_shared(guard)) {
             if asked || self.items.iter().any(|item| item.fresh.is_some()) {
                 self.describe_again(py)?; // Python code has run
                 asked = false;
             }
             fault::point("judge")?;
-            let verdict = guard.judge(py, &modules(py)?.torch, &self.items, &mut self.gradients)?;
+            let torch = &modules(py)?.torch;
+            let verdict = if self.is_shared(guard) {
+                let definition = self.definition.bind(py);
+                self.ranks.ask(definition, &self.specs)?;
+                self.joined = true;
+                asked = true;
+                let of_step = (optimizer, definition);
+                guard.judge_over_ranks(torch, &self.items, &mut self.gradients, &mut self.ranks, of_step)?
+            } else {
+                guard.judge(py, torch, &self.items, &mut self.gradients)?
+            };
             norm = Some(verdict.norm);
             if verdict.skip {
                 return Ok(norm);
@@ -280,6 +322,12 @@ impl Plan {
         Ok(norm)
     }
 
+    /// Whether the norm of this step is summed over ranks. (Of a step that was not surveyed: as far as the last one
+    /// tells.)
+    fn is_shared(&self, guard: &Guard<'_, '_>) -> bool {
+        guard.measures() && (guard.has_group || !self.specs.is_empty())
+    }
+
     /// Lets torch update what is left to it, and updates the rest. `asked`: Python code has run since all was
     /// described.
     fn update<'py>(
@@ -289,6 +337,10 @@ impl Plan {
         mut rests: CollectorRests<'py>,
     ) -> PyResult<()> {
         let py = optimizer.py();
+        let told = |item: &Item| (item.group, item.index, item.route.clone(), item.spec.is_some());
+        let last = self.last.get_or_insert_default();
+        last.clear();
+        last.extend(self.items.iter().map(told));
         let left = self.items.iter().any(|item| item.route != Route::Native);
         if left {
             drop(rests);
@@ -323,6 +375,7 @@ impl Plan {
         let torch = &modules(py)?.torch;
         self.forget(py);
         self.places.clear();
+        self.specs.clear();
         self.foreign = !torch.grad_is_torchs(py);
         let groups = optimizer.getattr(pyo3::intern!(py, "param_groups"))?;
         let state = optimizer.getattr(pyo3::intern!(py, "state"))?;
@@ -353,7 +406,14 @@ impl Plan {
             fault::point("group")?;
             for (i, param) in params.iter().enumerate() {
                 fault::point("parameter")?;
-                self.foreign |= !torch.is_plain(&param);
+                let mut spec = None;
+                if !torch.is_plain(&param) {
+                    self.foreign = true;
+                    if let Some(shard) = torch.dtensors.shard(&param) {
+                        spec = Some(self.specs.len() as u32);
+                        self.specs.push(shard.spec.unbind());
+                    }
+                }
                 let grad = param.getattr(pyo3::intern!(py, "grad"))?;
                 if grad.is_none() {
                     self.foreign |= warns_of_missing_grad(&param)?;
@@ -373,7 +433,7 @@ impl Plan {
                 self.items.push(Item::new((g, i), self.rules.len().saturating_sub(1), param, grad));
                 self.places.push(self.state_map.last_place());
                 let Some(item) = self.items.last_mut() else { continue };
-                item.foreach = foreach;
+                (item.foreach, item.spec) = (foreach, spec);
                 item.route = match found {
                     Err(reason) => {
                         // a flag that torch has a path for is no cause for doubt
@@ -529,7 +589,7 @@ impl Plan {
         }
         drop(turns);
         self.step = Some(step.recycle());
-        self.expect_steady(elements);
+        self.expect_steady(py, elements);
         done.map_err(|panic| self.broke_off(py, &*panic))
     }
 
@@ -546,6 +606,7 @@ impl Plan {
         self.items.clear();
         self.rules.clear();
         self.advanced.clear();
+        self.ranks.forget();
         self.state_map.forget();
         if let Some(versions) = &mut self.versions {
             versions.let_go(py);

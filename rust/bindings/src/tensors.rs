@@ -13,6 +13,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyCapsule, PyCapsuleMethods, PyString, PyType};
 
 use crate::dlpack;
+use crate::dtensors::DTensors;
 use crate::gradient::{Attribute, CppGrads};
 use crate::shim::{Answer, Shim, TensorRef};
 use crate::subclasses::Subclasses;
@@ -296,6 +297,7 @@ pub(crate) struct Torch {
     cpp_grads: Option<CppGrads>,
     function_modes: Py<PyAny>,
     subclasses: Subclasses,
+    pub(crate) dtensors: DTensors,
 }
 
 impl Torch {
@@ -337,6 +339,7 @@ impl Torch {
             cpp_grads,
             function_modes,
             subclasses: Subclasses::default(),
+            dtensors: DTensors::new(),
         })
     }
 
@@ -353,15 +356,23 @@ impl Torch {
             || self.subclasses.is_plain(py, class, &self.tensor, &self.parameter)
     }
 
-    /// What reads `.grad` of plain tensors without running Python code; `None` while something might be in its way.
+    /// What reads `.grad` of plain tensors and DTensors without running Python code; `None` while something might be in
+    /// its way.
     pub(crate) fn grad_attribute(&self, py: Python<'_>) -> PyResult<Option<&Attribute>> {
         let no_mode = self.function_modes.call0(py)?.extract::<usize>(py)? == 0;
-        Ok(self.grad.as_ref().filter(|grad| no_mode && grad.holds(self.parameter.bind(py))))
+        Ok(self.grad.as_ref().filter(|_| no_mode && self.grad_is_torchs(py)))
     }
 
-    /// Whether reading `.grad` of plain tensors is torch's own code, and no property's that was put in its place.
+    /// Whether reading `.grad` of these is torch's own code, and no property's that was put in its place.
     pub(crate) fn grad_is_torchs(&self, py: Python<'_>) -> bool {
-        self.grad.as_ref().is_some_and(|grad| grad.holds(self.parameter.bind(py)))
+        let is_torchs = |grad: &Attribute| grad.holds(self.parameter.bind(py)) && self.dtensors.grad_is(py, grad);
+        self.grad.as_ref().is_some_and(is_torchs)
+    }
+
+    /// The first byte and one past the last of a tensor, or of the local shard of a DTensor, where that is known.
+    pub(crate) fn interval(&self, object: &Bound<'_, PyAny>) -> Option<(usize, usize)> {
+        let interval = |object| self.describe(object).ok().map(|described| described.memory.interval());
+        if self.is_plain(object) { interval(object) } else { interval(&self.dtensors.local(object)?) }
     }
 
     /// Describes a tensor, or says why it is left to torch. Changes nothing. The description borrows from the object,

@@ -51,6 +51,8 @@ impl Plan {
             watch.done = false;
             watch.begin_with_everything(optimizer)?;
         }
+        self.last = None;
+        self.joined = true; // or it tells the other ranks itself
         let unscale = guard.unscale.map(Bound::as_unbound);
         let norm = self.definition.bind(py).call_method1("leave_everything", (optimizer, unscale))?;
         if let Some(watch) = &mut self.watch {

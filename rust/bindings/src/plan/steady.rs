@@ -57,12 +57,35 @@ pub(super) struct Steady {
     held: Vec<Py<PyAny>>,
     /// Counters with their values after the step.
     counters: Vec<(Memory, f64)>,
+    /// The specifications of the DTensors among gradients and states, in order: those that the general step found to be
+    /// like their parameters'.
+    specs: Vec<Py<PyAny>>,
+    /// How many of these, and of those of parameters, this step has met.
+    met_specs: usize,
+    met_shards: usize,
 }
 
 impl Steady {
+    pub(super) fn specs(&self) -> impl Iterator<Item = &Py<PyAny>> {
+        self.specs.iter()
+    }
+
+    /// What leads to other objects is let go of: the next step is no steady one.
+    pub(super) fn clear(&mut self) {
+        self.ready = false;
+        self.specs.clear();
+    }
+
+    /// The local shard of a gradient or a state that is a DTensor like its parameter, as at the last step.
+    fn next_shard<'py>(&mut self, torch: &Torch, object: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
+        let shard = torch.dtensors.shard(object)?;
+        self.met_specs += 1;
+        self.specs.get(self.met_specs - 1).is_some_and(|spec| shard.spec.is(spec)).then_some(shard.local)
+    }
+
     fn begin(&mut self, holding: bool) {
         self.ready = false;
-        self.met = 0;
+        (self.met, self.met_specs, self.met_shards) = (0, 0, 0);
         self.holding = holding;
         self.held.clear();
         self.counters.clear();
@@ -126,7 +149,7 @@ impl Plan {
     }
 
     /// After a general step: whether the next one may be steady.
-    pub(super) fn expect_steady(&mut self, elements: usize) {
+    pub(super) fn expect_steady(&mut self, py: Python<'_>, elements: usize) {
         let plain = |item: &Item| {
             item.route == Route::Native
                 && item.whole == Whole::No
@@ -137,6 +160,8 @@ impl Plan {
         };
         self.steady.objects.clear();
         self.steady.objects.extend(self.items.iter().flat_map(Item::state_addresses));
+        self.steady.specs.clear();
+        self.steady.specs.extend(self.items.iter().flat_map(Item::specs).map(|spec| spec.clone_ref(py)));
         self.steady.complex = self.items.iter().any(|item| item.memory[0].is_some_and(|memory| memory.complex));
         self.steady.large = elements >= driver::SERIAL;
         self.steady.general += 1;
@@ -186,12 +211,16 @@ impl Plan {
                 // SAFETY: the index is below the list's length. The item is borrowed from the list, which is not
                 // changed while it is used: no Python code runs.
                 let param = unsafe { Borrowed::from_ptr(py, ffi::PyList_GetItem(params.as_ptr(), i as isize)) };
-                if !torch.is_plain(&param) {
-                    return Ok(false);
-                }
+                let shard = if torch.is_plain(&param) {
+                    None
+                } else {
+                    let Some(local) = self.next_param_shard(torch, &param) else { return Ok(false) };
+                    Some(local)
+                };
                 fault::point("steady parameter")?;
                 let held;
-                let (grad, g) = match torch.describe_grad(&param) {
+                let described = if shard.is_none() { torch.describe_grad(&param) } else { Err(()) };
+                let (grad, g) = match described {
                     Ok(None) => continue,
                     Ok(Some(described)) if !self.steady.holding => (None, described),
                     Ok(Some(described)) => {
@@ -200,13 +229,19 @@ impl Plan {
                     }
                     Err(()) => {
                         let param = param.to_owned(); // what a warning runs may take it out of the list
-                        held = grad.of(&param)?;
-                        if held.is_none() {
+                        let grad = grad.of(&param)?;
+                        if grad.is_none() {
                             if warns_of_missing_grad(&param)? {
                                 return Ok(false);
                             }
                             continue;
                         }
+                        held = if shard.is_none() {
+                            grad
+                        } else {
+                            let Some(local) = self.steady.next_shard(torch, &grad) else { return Ok(false) };
+                            local
+                        };
                         let Some(described) = torch.describe_known(&held) else { return Ok(false) };
                         (Some(&held), described)
                     }
@@ -217,13 +252,24 @@ impl Plan {
                 let known = self.versions.as_mut().filter(|versions| versions.holds(k, &param));
                 let Some(versions) = known else { return Ok(false) };
                 versions.hold(k, &param)?;
-                if !self.gather_one(torch, &mut one, k, state, &param, (grad, g), step)? {
+                if !self.gather_one(torch, &mut one, k, state, (&param, shard.as_ref()), (grad, g), step)? {
                     return Ok(false);
                 }
                 k += 1;
             }
         }
-        Ok(k == parameters && self.written.is_complete() && (self.steady.large || step.elements() < driver::SERIAL))
+        Ok(k == parameters
+            && self.steady.met_shards == self.specs.len()
+            && self.written.is_complete()
+            && (self.steady.large || step.elements() < driver::SERIAL))
+    }
+
+    /// The local shard of a parameter that is a DTensor, placed as at the last step.
+    fn next_param_shard<'py>(&mut self, torch: &Torch, param: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
+        let shard = torch.dtensors.shard(param)?;
+        let met = &mut self.steady.met_shards;
+        *met += 1;
+        self.specs.get(*met - 1).is_some_and(|spec| shard.spec.is(spec)).then_some(shard.local)
     }
 
     #[inline]
@@ -233,13 +279,16 @@ impl Plan {
         one: &mut One,
         k: usize,
         state: &Bound<'_, PyDict>,
-        param: &Bound<'_, PyAny>,
+        (param, shard): (&Bound<'_, PyAny>, Option<&Bound<'_, PyAny>>),
         (grad, g): (Option<&Bound<'_, PyAny>>, Described<'_>),
         step: &mut Step<'static>,
     ) -> PyResult<bool> {
         let py = state.py();
         let names = &one.names;
-        let Some(p) = torch.describe_known(param) else { return Ok(false) };
+        let Some(p) = torch.describe_known(shard.unwrap_or(param)) else { return Ok(false) };
+        if let Some(shard) = shard {
+            self.steady.hold(shard);
+        }
         let alike = |d: &Described<'_>| {
             d.is_dense
                 && d.memory.complex == p.memory.complex
@@ -283,7 +332,16 @@ impl Plan {
             if !self.steady.is_next(&object) {
                 return Ok(false);
             }
-            let Some(state) = torch.describe_known(&object) else { return Ok(false) };
+            let local;
+            let object: &Bound<'_, PyAny> = match shard {
+                None => &object,
+                Some(_) => {
+                    let Some(shard) = self.steady.next_shard(torch, &object) else { return Ok(false) };
+                    local = shard;
+                    &local
+                }
+            };
+            let Some(state) = torch.describe_known(object) else { return Ok(false) };
             let dtype = state.memory.dtype;
             if !alike(&state)
                 || *states_dtype.get_or_insert(dtype) != dtype
@@ -293,7 +351,7 @@ impl Plan {
             }
             // SAFETY: as above.
             *slot = unsafe { state.memory.slice_mut() };
-            self.steady.hold(&object);
+            self.steady.hold(object);
         }
         if !served(p.memory.dtype, g.memory.dtype, states_dtype) || (one.single_lr && p.memory.dtype == DType::F64) {
             return Ok(false);
