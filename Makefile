@@ -190,7 +190,7 @@ FALLBACK := $(patsubst %,tests/test_%.py,autograd checkpoints clients cuda every
 test-fallback: ## Python tests of behaviour once more, with everything left to torch (OXISTEP_BACKEND=torch)
 	OXISTEP_BACKEND=torch $(MAKE) test-python TESTS="$(FALLBACK)" PYTEST_ARGS="-n 2 --dist loadfile $(PYTEST_ARGS)"
 
-# These are skipped where what they test is not installed.
+# Elsewhere they are left out, for want of what they test.
 ENGINE_TESTS := tests/engines tests/test_registries.py tests/test_integrations.py
 
 .PHONY: test-engines

@@ -37,10 +37,19 @@ def test_the_recipe_of_fabric():
             made = follow("Fabric", optim, model=model(), batches=BATCHES)
             saved = torch.load("fabric.ckpt", weights_only=True)
             came.append([made["model"].state_dict(), saved["optimizer"]])
-            if optim is oxistep.optim:  # explain looks through the wrapper
+            if optim is oxistep.optim:
+                made["fabric"].backward(made["model"](BATCHES[0][0]).sum())
                 assert {row.path for row in oxistep.explain(made["optimizer"])} == {"native"}
     assert steps == native(len(BATCHES))
     assert_same(*came, exact=True)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="Fabric's wrapper is an instance of our class, and is asked instead of what it wraps"
+)
+def test_explain_after_a_step_of_fabrics():
+    optimizer = follow("Fabric", oxistep.optim, model=model(), batches=BATCHES)["optimizer"]
+    assert {row.path for row in oxistep.explain(optimizer)} == {"native"}
 
 
 def trainer(lightning, **kwargs):

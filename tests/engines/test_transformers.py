@@ -92,9 +92,10 @@ def test_an_optimizer_that_is_made_already_with_a_schedule():
 
 
 def test_clipping_in_the_step_is_the_trainers_clipping():
-    by_step = trainer(gpt2(), (oxistep.optim.AdamW, {"lr": 1e-2, "max_grad_norm": 0.5}), max_grad_norm=0)
+    # not Adam, which makes steps of full size out of gradients that are rounding errors, such as those of keys' biases
+    by_step = trainer(gpt2(), (oxistep.optim.SGD, {"lr": 0.1, "max_grad_norm": 0.5}), max_grad_norm=0)
     by_step.train()
-    by_trainer = trainer(gpt2(), (torch.optim.AdamW, {"lr": 1e-2}), max_grad_norm=0.5)  # which seeds anew
+    by_trainer = trainer(gpt2(), (torch.optim.SGD, {"lr": 0.1}), max_grad_norm=0.5)  # which seeds anew
     by_trainer.train()
     assert_same(result(by_step), result(by_trainer))
 
