@@ -10,7 +10,8 @@ MAKEFLAGS += --no-builtin-rules
 # ---- knobs (make NAME=value ...) ----
 TORCH ?=#              another torch than the locked one, in an environment of its own: make test TORCH=2.10
 PEERS ?=#              1: an environment of its own with requirements/peers.in: make bench PEERS=1
-VENV ?= .venv$(if $(TORCH),-torch$(TORCH))$(if $(PEERS),-peers)
+ENGINES ?=#            1: an environment of its own with requirements/engines.in: make test-python ENGINES=1 TESTS=tests/engines
+VENV ?= .venv$(if $(TORCH),-torch$(TORCH))$(if $(PEERS),-peers)$(if $(ENGINES),-engines)
 TESTS ?= tests#        make test-python TESTS=tests/test_adam.py
 PYTEST_ARGS ?=#        make test-python PYTEST_ARGS='-x -k adam'
 BENCH_ARGS ?=#         make bench BENCH_ARGS=--markdown
@@ -61,10 +62,12 @@ $(UV):
 
 # With another torch its own dependencies, which it pins exactly, are left to it. The lock is used as constraints, so
 # that UV_TORCH_BACKEND=cpu can drop the CUDA packages it names.
-$(ENV): requirements/dev.in requirements/dev.txt $(if $(PEERS),requirements/peers.in) | $(UV)
+$(ENV): requirements/dev.in requirements/dev.txt $(if $(PEERS),requirements/peers.in) \
+		$(if $(ENGINES),requirements/engines.in) | $(UV)
 	$(if $(TORCH),grep -vE '^(torch|triton|nvidia-.*|cuda-.*)==',cat) requirements/dev.txt > $(VENV)/.constraints.txt
 	$(BIN)/uv pip install --python $(PY) --compile-bytecode -r requirements/dev.in -c $(VENV)/.constraints.txt $(if $(TORCH),'torch==$(TORCH).*')
 	$(if $(PEERS),$(BIN)/uv pip install --python $(PY) -r requirements/peers.in -c $(VENV)/.constraints.txt)
+	$(if $(ENGINES),$(BIN)/uv pip install --python $(PY) -r requirements/engines.in -c $(VENV)/.constraints.txt)
 	@touch $@
 
 .PHONY: lock
@@ -187,6 +190,13 @@ FALLBACK := $(patsubst %,tests/test_%.py,autograd checkpoints clients cuda every
 test-fallback: ## Python tests of behaviour once more, with everything left to torch (OXISTEP_BACKEND=torch)
 	OXISTEP_BACKEND=torch $(MAKE) test-python TESTS="$(FALLBACK)" PYTEST_ARGS="-n 2 --dist loadfile $(PYTEST_ARGS)"
 
+# Elsewhere they are left out, for want of what they test.
+ENGINE_TESTS := tests/engines tests/test_registries.py tests/test_integrations.py
+
+.PHONY: test-engines
+test-engines: ## trainers and engines themselves (Hugging Face, Lightning, DeepSpeed, ...), in an environment of its own
+	$(MAKE) test-python ENGINES=1 TESTS="$(ENGINE_TESTS)"
+
 # A wheel that fails on demand, in a folder of its own. It is never installed into the environment.
 FAULTS := target/faults
 FAULTS_WHEEL := $(FAULTS)/.stamp
@@ -249,4 +259,4 @@ clean: ## remove what was built; the environments stay
 
 .PHONY: distclean
 distclean: clean ## remove the environments too
-	rm -rf .venv .venv-torch*
+	rm -rf .venv .venv-torch* .venv-peers .venv-engines

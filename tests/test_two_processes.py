@@ -7,8 +7,7 @@ one pair of processes.
 import pytest
 from torch import distributed
 
-import checks_of_norms  # noqa: F401  (with those of checks_of_two.py, all checks)
-from two_processes import CHECKS, play
+from two_processes import checks_of, play
 
 pytestmark = [
     pytest.mark.alone,
@@ -17,6 +16,7 @@ pytestmark = [
     ),
 ]
 
+MODULES = ("checks_of_two", "checks_of_norms")
 ON_PURPOSE = "on_purpose_one_process_fails"
 
 
@@ -26,13 +26,10 @@ def came(request, tmp_path_factory):
     here = [item for item in request.session.items if item.path == request.path]
     names = [item.callspec.params["name"] if hasattr(item, "callspec") else ON_PURPOSE for item in here]
     names.sort(key=lambda name: name == ON_PURPOSE)
-    return play("checks_of_norms", names, tmp_path_factory.mktemp("two"))
+    return play(MODULES, names, tmp_path_factory.mktemp("two"))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name for name in CHECKS if name != ON_PURPOSE],
-)
+@pytest.mark.parametrize("name", [name for name in checks_of(*MODULES) if name != ON_PURPOSE])
 def test_in_two_processes(name, came):
     assert not came[name], came[name]
 

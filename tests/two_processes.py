@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -27,13 +28,15 @@ from torch import distributed
 WORLD = 2
 # Seconds for one check: more than it ever takes beside other work, so that only a deadlock takes as long.
 PATIENCE = 120
+# After so many checks that failed the others are not run: each of these costs a pair.
+TOO_MANY = 5
 
-CHECKS: dict[str, Callable[[Path], None]] = {}
+CHECKS: dict[str, dict[str, Callable[[Path], None]]] = defaultdict(dict)  # of each module
 
 
 def check(function: Callable) -> Callable:
-    """Makes the function a check."""
-    CHECKS[function.__name__] = function
+    """Makes the function a check of its module."""
+    CHECKS[function.__module__][function.__name__] = function
     return function
 
 
@@ -42,31 +45,43 @@ def check_each(values: Iterable) -> Callable[[Callable], Callable]:
 
     def register(function: Callable) -> Callable:
         for value in values:
-            CHECKS[f"{function.__name__}[{value}]"] = functools.partial(function, value)
+            CHECKS[function.__module__][f"{function.__name__}[{value}]"] = functools.partial(function, value)
         return function
 
     return register
 
 
+def checks_of(*modules: str) -> dict[str, Callable[[Path], None]]:
+    """The checks of modules of `tests`, by their names."""
+    found: dict[str, Callable[[Path], None]] = {}
+    for module in modules:
+        importlib.import_module(module)
+        assert not found.keys() & CHECKS[module].keys()
+        found |= CHECKS[module]
+    return found
+
+
 # ---- the process that starts them ----
 
 
-def play(module: str, names: list[str], folder: Path) -> dict[str, str]:
-    """Runs these checks of a module of `tests`. What came of each: an empty text if it held in both processes."""
+def play(modules: Iterable[str], names: list[str], folder: Path) -> dict[str, str]:
+    """Runs these checks of the modules. What came of each: an empty text if it held in both processes."""
     came: dict[str, str] = {}
     while left := [name for name in names if name not in came]:
+        if sum(map(bool, came.values())) == TOO_MANY:
+            return came | dict.fromkeys(left, f"not run, for {TOO_MANY} others failed")
         place = folder / f"pair{len(came)}"
         place.mkdir()
-        came |= _of_one_pair(module, left, place)
+        came |= _of_one_pair(modules, left, place)
     return came
 
 
-def _of_one_pair(module: str, names: list[str], place: Path) -> dict[str, str]:
+def _of_one_pair(modules: Iterable[str], names: list[str], place: Path) -> dict[str, str]:
     """The checks up to the first that fails; that is one at least."""
     (place / "names").write_text(json.dumps(names))
     # gloo asks for the address of the host's name otherwise, which not every machine can tell
     environment = {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo", **os.environ}
-    command = [sys.executable, __file__, module, str(place)]
+    command = [sys.executable, __file__, ",".join(modules), str(place)]
     with (place / "stderr0").open("w") as first, (place / "stderr1").open("w") as second:
         pair = [
             subprocess.Popen([*command, str(rank)], env=environment, stdout=stderr, stderr=stderr)
@@ -127,11 +142,11 @@ def join(store: Path, rank: int) -> None:
     distributed.init_process_group("gloo", store=distributed.FileStore(str(store), WORLD), rank=rank, world_size=WORLD)
 
 
-def main(module: str, place: Path, rank: int) -> None:
+def main(modules: str, place: Path, rank: int) -> None:
     torch.set_num_threads(1)  # two processes on what may be two processors
     torch.sparse.check_sparse_tensor_invariants.enable()  # torch warns until it is told whether to
     rounded = round_square_roots()
-    importlib.import_module(module)
+    checks = checks_of(*modules.split(","))
     join(place / "store", rank)
     with (place / f"told{rank}").open("w") as told:
         for name in json.loads((place / "names").read_text()):
@@ -139,7 +154,7 @@ def main(module: str, place: Path, rank: int) -> None:
             faulthandler.dump_traceback_later(PATIENCE, exit=True)
             began = time.monotonic(), time.process_time()
             try:
-                CHECKS[name](place)
+                checks[name](place)
                 failure = ""
             except BaseException:
                 failure = traceback.format_exc(limit=-5)
