@@ -151,6 +151,7 @@ soak: $(INSTALLED) ## a long run, some ten minutes: does memory stay where it is
 check: lint types stub docs test-whole test-fallback test-faults ## everything CI runs
 
 .PHONY: test
+test: export OXISTEP_TESTS_BRIEFLY := 1
 test: test-rust test-brief ## Rust tests, Python tests against the installed wheel: every class, path and promise
 
 .PHONY: test-whole
@@ -159,7 +160,7 @@ test-whole: test-rust test-python ## the same with every combination of class, d
 # The bindings have no Rust tests: a test program would have to link libpython, and they are tested from Python.
 # A folder of their own, because other RUSTFLAGS than the wheel's would rebuild everything each time.
 .PHONY: test-rust
-test-rust: ## the Rust tests, warnings as errors
+test-rust: ## the Rust tests, warnings as errors (OXISTEP_TESTS_BRIEFLY=1: as briefly as in `make test`)
 	@$(NEED_CARGO)
 	RUSTFLAGS="$${RUSTFLAGS:-} -D warnings" cargo test --workspace --exclude oxistep --locked --target-dir target/rust-tests
 
@@ -168,8 +169,10 @@ test-rust: ## the Rust tests, warnings as errors
 PYTEST = (cd $(OUTSIDE) && OMP_WAIT_POLICY=$${OMP_WAIT_POLICY-passive} OMP_NUM_THREADS=$${OMP_NUM_THREADS-2} $(PY) -m pytest \
 	-c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) $(patsubst tests%,$(CURDIR)/tests%,$(1)) $(PYTEST_ARGS))
 # All files: two processes share them, then come those that want to be alone. A selection: one process, in its order.
+# (The second run is given the files that have such tests: to import all others takes seconds.)
+ALONE = $(shell grep -lE 'mark\.alone\b' tests/test_*.py)
 PYTESTS = $(if $(filter tests,$(TESTS)),\
-	$(call PYTEST,tests $(1) -m 'not alone' -n 2 --dist loadfile) && $(call PYTEST,tests $(1) -m alone),\
+	$(call PYTEST,tests $(1) -m 'not alone' -n 2 --dist loadfile) && $(call PYTEST,$(ALONE) $(1) -m alone),\
 	$(call PYTEST,$(TESTS) $(1)))
 
 .PHONY: test-python

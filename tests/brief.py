@@ -9,6 +9,9 @@ though not every class with every dtype. Where that is too little, the function 
 means every name, and every pair of name and dtype. The rule looks at names and values alone, so the same tests are
 taken each time. Among those that cover as much the checksum of the test's name decides, so that functions with the same
 product take different parts of it.
+
+A test that repeats itself in a loop (seeds, lines to fail at) says how often in either run: ``brief.number``. Programs
+that need an interpreter of their own share the imports of torch: see ``fresh``.
 """
 
 import zlib
@@ -16,6 +19,14 @@ from collections import defaultdict
 from collections.abc import Hashable
 
 import pytest
+
+ASKED = False
+"""Whether this is a brief run; known when the files of tests are imported."""
+
+
+def number(*, whole: int, brief: int) -> int:
+    """How often, or how many: in the whole run and in the brief one."""
+    return brief if ASKED else whole
 
 
 def _token(value: object) -> Hashable:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import brief
+import fresh
 
 LEFT_OUT = pytest.StashKey[int]()
 
@@ -15,6 +16,10 @@ def pytest_addoption(parser):
     parser.addoption(
         "--brief", action="store_true", help="of every test function as few parametrisations as show each value once"
     )
+
+
+def pytest_configure(config):
+    brief.ASKED = config.getoption("--brief")
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k
@@ -33,6 +38,7 @@ def pytest_collection_finish():
 
 def pytest_unconfigure():
     gc.unfreeze()  # what ends with the interpreter is collected as always
+    fresh.end()
 
 
 def pytest_sessionfinish(session):

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import brief
 import oxistep.optim
 from failing_steps import SCENARIOS
 from oxistep.optim import muon
@@ -99,9 +100,11 @@ def test_any_line_may_raise(name):
     assert error is None
     expected = outcome_of(reference.ours, reference.optimizer)
 
-    n, unchanged = 0, 0
+    # every line of each scenario, or every third, beginning at another one in the next scenario: they share most lines
+    stride = brief.number(whole=1, brief=3)
+    n, unchanged = list(SCENARIOS).index(name) % stride + 1 - stride, 0
     while True:
-        n += 1
+        n += stride
         scenario = build()
         scenario.ready()
         ours = scenario.ours
@@ -119,7 +122,7 @@ def test_any_line_may_raise(name):
         scenario.ready()
         scenario.optimizer.step()
         assert outcome_of(ours, scenario.optimizer) == expected, f"after {lines.at} had raised"
-    assert n > 3 and unchanged > 2
+    assert n > 3 and unchanged > 2 // stride
 
 
 MUON_SHAPES = [(10, 30), (10, 30), (4, 3)]

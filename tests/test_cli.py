@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import fresh
 import oxistep
 from oxistep.bench import results
 from oxistep.cli import COMMANDS, main, parser
@@ -26,13 +27,12 @@ def python(*arguments, missing=(), code="", **environment):
     """A fresh interpreter, from which modules can be missing, and in which `code` runs first."""
     hidden = "".join(f"sys.modules[{name!r}] = None; " for name in missing)
     code = f"import sys; {hidden}{code}from oxistep.cli import main; sys.exit(main(sys.argv[1:]))"
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "COLUMNS": "100", **environment},
-    )
+    arguments = list(map(str, arguments))
+    environment = {**os.environ, "COLUMNS": "100", **environment}
+    if "torch" not in missing:
+        return fresh.python(code, *arguments, env=environment)
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 
 
 def here(capsys, *arguments):

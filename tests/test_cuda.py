@@ -5,13 +5,12 @@ The same flows run everywhere with the CPU in place of the other device, and wit
 
 import copy
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import fresh
 import oxistep
 import oxistep.optim
 from scenarios import NATIVE, each_class, make, params_of
@@ -141,7 +140,7 @@ for flow in {flows}:
 print("done")
 """
     environment = {**os.environ, "OXISTEP_BACKEND": "torch"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = fresh.python(code, env=environment)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 

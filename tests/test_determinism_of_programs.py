@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import brief
 import oxistep
 import oxistep.optim
 from optimizers import CASES
@@ -62,7 +63,7 @@ def play(name, program, max_grad_norm=None, backwards=False):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_threads_and_levels(name):
-    @settings(QUICK, max_examples=3)  # large parameters cost
+    @settings(QUICK, max_examples=brief.number(whole=3, brief=2))  # large parameters cost
     @given(large_programs(name), st.sampled_from([None, 0.5]))
     def run(program, max_grad_norm):
         torch.set_num_threads(1)

@@ -4,14 +4,13 @@ The stand-ins keep the optimizer where the packages named keep it; torch's own w
 """
 
 import os
-import subprocess
-import sys
 from unittest import mock
 
 import pytest
 import torch
 from torch import distributed
 
+import fresh
 import oxistep
 import oxistep.optim
 from scenarios import PATH
@@ -152,6 +151,8 @@ def test_post_local_sgd_optimizer(alone):
 # ---- OXISTEP_EXPLAIN ----
 
 BEGINNING = """
+import warnings
+warnings.simplefilter("ignore")
 import torch, oxistep.optim as optim
 def parameter(*shape, **kwargs):
     p = torch.nn.Parameter(torch.ones(*shape, **kwargs))
@@ -163,12 +164,7 @@ def parameter(*shape, **kwargs):
 def said(program, **environment):
     """What a program writes to stderr."""
     clean = {key: value for key, value in os.environ.items() if key not in ("OXISTEP_BACKEND", "OXISTEP_EXPLAIN")}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", BEGINNING + program],
-        capture_output=True,
-        text=True,
-        env=clean | environment,
-    )
+    done = fresh.python(BEGINNING + program, env=clean | environment)
     assert done.returncode == 0, done.stderr
     return done.stderr.splitlines()
 

@@ -2,12 +2,12 @@
 
 import os
 import subprocess
-import sys
 from collections import UserDict
 
 import pytest
 import torch
 
+import fresh
 import oxistep
 import oxistep.optim
 from scenarios import (
@@ -364,9 +364,7 @@ def test_explain_of_no_optimizer():
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
-    )
+    return fresh.python(code, env={**os.environ, **environment})
 
 
 def test_the_environment_can_force_torchs_path():

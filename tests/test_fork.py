@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import brief
 import oxistep
 import oxistep.numpy
 import oxistep.optim
@@ -274,7 +275,7 @@ def test_shared_parameters_stepped_by_several_processes(how, locked):
     base = torch.zeros(n + 200).share_memory_()
     base[:100] = base[-100:] = 7
     p = base[100:-100]
-    turns, steps, processes = context.Lock() if locked else None, 6, 3
+    turns, steps, processes = context.Lock() if locked else None, 6, brief.number(whole=3, brief=2)
     workers = [context.Process(target=step_shared, args=(p, turns, steps)) for _ in range(processes)]
     for worker in workers:
         worker.start()

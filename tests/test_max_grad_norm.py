@@ -5,13 +5,12 @@ import inspect
 import math
 import os
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch.nn.utils import clip_grad_norm_
 
+import fresh
 import oxistep
 import oxistep.optim
 from oxistep import _core
@@ -499,8 +498,8 @@ print(optimizer.last_grad_norm.item(), [round(x, 4) for x in p.tolist()])
 p.grad = torch.tensor([3.0, 4.0])
 print(oxistep.clip_grad_norm_(p, 1.0).item(), oxistep.explain(optimizer)[0].reason)
 """
-    environment = {**os.environ, "OXISTEP_BACKEND": "torch"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    done = fresh.python(code, env={**os.environ, "OXISTEP_BACKEND": "torch"})
+    assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["5.0 [-0.6, -0.8]", "5.0 OXISTEP_BACKEND=torch"]
 
 

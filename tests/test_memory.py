@@ -8,8 +8,6 @@ AddressSanitizer the same tests show what guards cannot.
 
 import gc
 import os
-import subprocess
-import sys
 import threading
 import weakref
 
@@ -19,6 +17,8 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+import brief
+import fresh
 import oxistep
 import oxistep.numpy
 import oxistep.optim
@@ -155,10 +155,9 @@ CHECKED_TENSORS = ["p", "p.grad", "optimizer.state[p]['exp_avg']"]
 @pytest.fixture(scope="module")
 def told_under_oxistep_check(tmp_path_factory):
     """What a step after each tensor was shrunk says where OXISTEP_CHECK is set, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", CHECKED.format(tensors=CHECKED_TENSORS)],
-        cwd=tmp_path_factory.mktemp("check"), env={**os.environ, "OXISTEP_CHECK": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
+    program = CHECKED.format(tensors=CHECKED_TENSORS)
+    folder = tmp_path_factory.mktemp("check")
+    done = fresh.python(program, cwd=folder, env={**os.environ, "OXISTEP_CHECK": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
     return dict(line.split(": ", 1) for line in done.stdout.splitlines())
 
@@ -360,7 +359,7 @@ def test_code_run_by_a_hook_before_the_step(name, meddler):
 @pytest.mark.parametrize("meddler", MEDDLERS)
 def test_code_run_by_a_finalizer(meddler):
     """Garbage in a cycle, found by a collection that starts whenever it likes: at many thresholds."""
-    for threshold in range(1, 60, 3):
+    for threshold in range(1, 60, brief.number(whole=3, brief=9)):
         params, optimizer = trained("Adam", steps=3)
         optimizer.state.pop(params[2])  # so that objects are made in the step
         code = meddlers(params[0], optimizer)[meddler]

@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+import brief
 import oxistep
 import oxistep.optim
 from optimizers import CASES
@@ -24,7 +25,7 @@ SHAPES = [(), (1,), (0,), (7,), (3, 4), (0, 3), (1, 5), (33, 6), (2, 3, 4), (2, 
 
 # The same examples at every run, and no time spent on shrinking: give it `Phase.shrink` to look into a failure.
 QUICK = settings(
-    max_examples=15,
+    max_examples=brief.number(whole=15, brief=6),
     derandomize=True,
     deadline=None,
     database=None,

@@ -3,13 +3,12 @@
 import dataclasses
 import io
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import fresh
 import oxistep
 import oxistep.optim
 from scenarios import each_class
@@ -140,7 +139,7 @@ assert len(optimizers) >= 15
 assert set(optimizers) <= set(below(torch.optim.Optimizer))
 assert not set(optimizers) & set(torch.optim.Optimizer.__subclasses__())
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = fresh.python(program)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,12 +1,10 @@
 """Sparse gradients: natively by rows in SGD, Adagrad and SparseAdam, and in torch's words wherever torch refuses."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 
+import fresh
 import oxistep
 import oxistep.optim
 from scenarios import assert_agrees, assert_same, draw, make, outcome, result
@@ -337,7 +335,7 @@ for name in {list(BY_ROWS)}:
         assert (row.path, row.reason) == ("torch", {OUTSIDE!r}), row
         assert not coalesced, (name, indices)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = fresh.python(code)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,12 +1,12 @@
 """``oxistep.swap``: our classes under torch's names, and out again."""
 
 import pickle
-import subprocess
 import sys
 
 import pytest
 import torch
 
+import fresh
 import oxistep
 import oxistep.optim
 from fifteen import KWARGS
@@ -148,7 +148,7 @@ def eps_of(optimizer_class=torch.optim.Adam):  # as stable-baselines3 chooses
 
 def test_programs_that_choose_by_string_or_compare_classes(tmp_path):
     (tmp_path / "library.py").write_text(LIBRARY)
-    done = subprocess.run([sys.executable, "-c", PROGRAM.format(folder=str(tmp_path))], capture_output=True, text=True)
+    done = fresh.python(PROGRAM.format(folder=str(tmp_path)))
     assert done.stdout == "ok\n", done.stderr
 
 

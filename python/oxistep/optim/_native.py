@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from oxistep import _core
 from oxistep.optim import _modes
@@ -238,6 +239,8 @@ def _scaled_update(optimizer: Any) -> None:
         optimizer.__dict__.update(hidden)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+# As torch has it for its own functions: `torch.compiler.disable` imports the compiler at once, which takes as long as
+# importing torch.
+@_disable_dynamo
 def _step_outside_graph(optimizer: NativeStep, *args: Any, **kwargs: Any) -> Any:
     return optimizer.step(*args, **kwargs)

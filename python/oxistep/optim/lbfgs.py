@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim.lbfgs import _strong_wolfe
 from torch.optim.optimizer import ParamsT
 
@@ -366,7 +367,9 @@ def _resume(closure: Callable[[], Any], loss: Any) -> Callable[[], Any]:
     return lambda: first.pop() if first else closure()
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+# As torch has it for its own functions: `torch.compiler.disable` imports the compiler at once, which takes as long as
+# importing torch.
+@_disable_dynamo
 def _step_outside_graph(optimizer: LBFGS, closure: Callable[[], Any]) -> Any:
     return optimizer.step(closure)
 

@@ -22,8 +22,7 @@ fn the_corpus_is_judged_well() {
 
 #[test]
 fn random_programs_are_judged_well() {
-    // under valgrind each takes a hundred times as long
-    let seeds = if std::env::var_os("OXISTEP_TESTS_BRIEFLY").is_some() { 3 } else { 150 };
+    let seeds = if common::brief() { 40 } else { 150 };
     for seed in 0..seeds {
         let mut rng = Random(seed);
         let len = rng.below(2000);

@@ -8,7 +8,7 @@ mod reference;
 use std::cell::Cell;
 use std::collections::HashMap;
 
-use common::{Buffer, COMBINATIONS, Parameter, Random, Type, Types, Values, cases, every_rule, update};
+use common::{Buffer, COMBINATIONS, Parameter, Random, Type, Types, Values, brief, cases, every_rule, update};
 use oxistep_kernels::element::Real;
 use oxistep_kernels::pool::Serial;
 use oxistep_kernels::rules::{
@@ -424,8 +424,11 @@ proptest! {
 #[test]
 fn every_element_is_met_around_the_edges_of_chunks() {
     let mut rng = Random(7);
-    for rule in every_rule().into_iter().step_by(5) {
+    for (k, rule) in every_rule().into_iter().step_by(5).enumerate() {
         for (i, len) in EDGES.into_iter().chain([0, 1, 2, 163_840, 163_841]).enumerate() {
+            if brief() && (i + k) % 3 != 0 {
+                continue; // each length with a third of the rules
+            }
             let types = COMBINATIONS[i % COMBINATIONS.len()];
             let mut parameter =
                 Parameter::new(rule, types, len, Values::Scaled, &mut rng).aged(10, Values::Scaled, &mut rng);

@@ -248,6 +248,21 @@ pub(crate) fn update(parameters: &mut [Parameter], pool: &dyn Pool, level: Level
     step.run(pool, level).unwrap_or_else(|panic| resume_unwind(panic));
 }
 
+/// Whether the run is to be short, as that of `make test` (`make test-whole` is not): of what is tried with every rule,
+/// every combination of types and many elements, as much as meets each of these, not all of them with each other.
+pub(crate) fn brief() -> bool {
+    std::env::var_os("OXISTEP_TESTS_BRIEFLY").is_some()
+}
+
+/// Every variant of every rule with every combination of types; in a short run each rule with two combinations, each
+/// combination with every fourth rule.
+pub(crate) fn rules_and_types() -> impl Iterator<Item = (AnyRule, Types)> {
+    let all = every_rule().into_iter().enumerate();
+    let pairs =
+        all.flat_map(|(i, rule)| COMBINATIONS.into_iter().enumerate().map(move |(j, types)| (i + j, rule, types)));
+    pairs.filter(|(turn, ..)| !brief() || turn % 4 == 0).map(|(_, rule, types)| (rule, types))
+}
+
 /// So many random cases. A failing one is printed whole, seed included, so none is kept in a file.
 pub(crate) fn cases(n: u32) -> Config {
     Config { cases: n, failure_persistence: None, ..Config::default() }
