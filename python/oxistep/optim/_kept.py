@@ -8,21 +8,22 @@ import warnings
 from collections.abc import Callable
 from copy import copy
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, overload
 
 import torch
+from torch import Tensor
 
 from oxistep._torn import Torn
 
-if TYPE_CHECKING:
-    from typing import Literal
-
-    from torch import Tensor
+if TYPE_CHECKING or torch.distributed.is_available():
     from torch.distributed import ProcessGroup
+else:
 
-    GradNormGroup: TypeAlias = Literal["world"] | ProcessGroup | Callable[[Tensor], Tensor | None] | None
-else:  # a torch may have been built without torch.distributed
-    GradNormGroup: TypeAlias = Any
+    class ProcessGroup:
+        """Of a torch without torch.distributed there are none."""
+
+
+GradNormGroup: TypeAlias = Literal["world"] | ProcessGroup | Callable[[Tensor], Tensor | None] | None
 
 __all__ = [
     "KEY",
@@ -192,13 +193,7 @@ def grad_norm_group_of(value: Any) -> GradNormGroup:
     """Checks ``grad_norm_group``."""
     if isinstance(value, str) and value != "world":
         raise ValueError(f"grad_norm_group: expected 'world', a process group, a function or None, got {value!r}")
-    distributed = torch.distributed.is_available()
-    if not (
-        value is None
-        or value == "world"
-        or callable(value)
-        or (distributed and isinstance(value, torch.distributed.ProcessGroup))
-    ):
+    if not (value is None or value == "world" or callable(value) or isinstance(value, ProcessGroup)):
         raise TypeError(
             f"grad_norm_group: expected 'world', a process group, a function or None, got {type(value).__name__}"
         )
