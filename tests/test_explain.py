@@ -148,6 +148,20 @@ def test_post_local_sgd_optimizer(alone):
     assert row.reason == "SGD, which PostLocalSGDOptimizer wraps, is torch's own class"
 
 
+def test_a_wrapper_that_inherits_from_our_class_is_looked_through():
+    class Fabrics(oxistep.optim.SGD):
+        def __init__(self, optimizer):
+            self.__dict__.update({key: value for key, value in vars(optimizer).items() if key != "_oxistep"})
+            self.optimizer = optimizer
+
+    p = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    optimizer = oxistep.optim.SGD([p], lr=0.1)
+    optimizer.step()
+    optimizer.zero_grad()
+    assert list(oxistep.explain(Fabrics(optimizer))) == list(oxistep.explain(optimizer))
+
+
 # ---- OXISTEP_EXPLAIN ----
 
 BEGINNING = """

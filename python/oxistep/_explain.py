@@ -117,14 +117,15 @@ _MOST = 32
 
 
 def _unwrapped(wrapper: Any, ours: type, optimizers: type) -> Any:
-    """The nearest optimizer of ours at or inside of ``wrapper``; if there is none, the innermost optimizer, or None."""
-    innermost = None
+    """The innermost optimizer of ours at or inside of ``wrapper``; if there is none, the innermost of all, or None."""
+    innermost = found = None
     waiting, seen = deque([wrapper]), [wrapper]
     while waiting:
         one = waiting.popleft()
         if isinstance(one, ours):
-            return one
-        if isinstance(one, optimizers):
+            found = one  # it may wrap another one: Fabric's wrapper inherits from the class of what it wraps
+            waiting.clear()
+        elif isinstance(one, optimizers):
             innermost = one
         for name in _INSIDE:
             try:
@@ -134,7 +135,7 @@ def _unwrapped(wrapper: Any, ours: type, optimizers: type) -> Any:
             if inside is not None and len(seen) < _MOST and all(inside is not other for other in seen):
                 seen.append(inside)
                 waiting.append(inside)
-    return innermost
+    return innermost if found is None else found
 
 
 def _not_ours(wrapper: Any, inner: Any) -> str:

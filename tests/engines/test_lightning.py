@@ -44,9 +44,6 @@ def test_the_recipe_of_fabric():
     assert_same(*came, exact=True)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Fabric's wrapper is an instance of our class, and is asked instead of what it wraps"
-)
 def test_explain_after_a_step_of_fabrics():
     optimizer = follow("Fabric", oxistep.optim, model=model(), batches=BATCHES)["optimizer"]
     assert {row.path for row in oxistep.explain(optimizer)} == {"native"}
