@@ -119,6 +119,13 @@ bench: $(INSTALLED) ## the whole benchmark (about 30 minutes): target/bench/benc
 bench-peers: ## the whole benchmark with DeepSpeed beside torch, in an environment of its own
 	$(MAKE) bench PEERS=1
 
+.PHONY: bench-offload bench-offload-here
+bench-offload: ## a step inside DeepSpeed beside DeepSpeedCPUAdam, in the environment of `make test-engines`
+	$(MAKE) bench-offload-here ENGINES=1
+
+bench-offload-here: $(INSTALLED)
+	$(call BENCH,offload $(BENCH_ARGS))
+
 .PHONY: bench-quick
 bench-quick: $(INSTALLED) ## the benchmark in under two minutes
 	$(call BENCH,run --quick --output quick.json --page quick.html $(BENCH_ARGS))

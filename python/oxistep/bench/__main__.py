@@ -5,6 +5,7 @@ memory      does a step take memory beyond its states?
 threads     does it gain from threads as much as torch's fused?
 end-to-end  the share of the step when a small GPT and an MLP are trained
 distributed steps on DTensors under FSDP2, in two processes
+offload     a step inside DeepSpeed beside DeepSpeedCPUAdam
 watching    what the monitors of oxistep.diagnostics cost
 page        one HTML page from a file of results
 compare     did anything become slower, relative to its peer, between two files of results?
@@ -24,6 +25,7 @@ COMMANDS = {
     "threads": "threads",
     "end-to-end": "end_to_end",
     "distributed": "distributed",
+    "offload": "offload",
     "watching": "watching",
     "page": "page",
     "compare": "compare",
