@@ -9,6 +9,7 @@ does around the optimizer's step and that step; the gradients before it are not.
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import os
 import sys
@@ -46,11 +47,10 @@ CONFIGURATION = {
 
 
 def engines() -> dict[str, Any]:
-    import deepspeed
-    from deepspeed.ops.adam import DeepSpeedCPUAdam
-
+    deepspeed: Any = importlib.import_module("deepspeed")
+    peer: Any = importlib.import_module("deepspeed.ops.adam").DeepSpeedCPUAdam
     made = {}
-    for name, cls in ((OURS, oxistep.optim.AdamW), (PEER, DeepSpeedCPUAdam)):
+    for name, cls in ((OURS, oxistep.optim.AdamW), (PEER, peer)):
         torch.manual_seed(0)
         model = torch.nn.Sequential(*(torch.nn.Linear(WIDTH, WIDTH, bias=False) for _ in "ab"))
         optimizer = cls(model.parameters(), lr=1e-3)
@@ -99,9 +99,8 @@ def main(argv: list[str] | None = None, program: str | None = None) -> int:
     # one process, as DeepSpeed's launcher would start it
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     os.environ |= {"DS_ACCELERATOR": "cpu"}
-    import deepspeed.ops
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiled for minutes, for nobody to talk to
+    operations: Any = importlib.import_module("deepspeed.ops").__compatible_ops__
+    operations["deepspeed_shm_comm"] = False  # compiled for minutes, for nobody to talk to
     store = f"file://{Path(tempfile.mkdtemp()) / 'store'}"
     torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
     found: list[dict[str, Any]] = []
