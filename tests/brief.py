@@ -6,7 +6,7 @@ though not every class with every dtype. Where that is too little, the function 
 
     @pytest.mark.covers("name", ("name", "dtype"))
 
-means every name, and every pair of name and dtype. The rule looks at names and values alone, so the same tests are
+means every name, and every pair of name and dtype. Tests marked `whole` are left out. The rule looks at names and values alone, so the same tests are
 taken each time. Among those that cover as much the checksum of the test's name decides, so that functions with the same
 product take different parts of it.
 
@@ -67,9 +67,9 @@ def _selected(items: list[pytest.Item]) -> set[pytest.Item]:
 def split(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
     """Those to be run, and those left out, each in their order."""
     functions = defaultdict(list)
+    alone = {item for item in items if not hasattr(item, "callspec") and item.get_closest_marker("whole") is None}
     for item in items:
-        if hasattr(item, "callspec"):
+        if item.get_closest_marker("whole") is None and hasattr(item, "callspec"):
             functions[item.nodeid.split("[")[0]].append(item)
-    chosen = {item for group in functions.values() for item in _selected(group)}
-    run = [item for item in items if not hasattr(item, "callspec") or item in chosen]
-    return run, [item for item in items if hasattr(item, "callspec") and item not in chosen]
+    chosen = alone | {item for group in functions.values() for item in _selected(group)}
+    return [item for item in items if item in chosen], [item for item in items if item not in chosen]

@@ -11,6 +11,7 @@ from two_processes import checks_of, play
 
 pytestmark = [
     pytest.mark.alone,
+    pytest.mark.whole,  # starting two processes and meeting all of torch.distributed takes a minute
     pytest.mark.skipif(
         not (distributed.is_available() and distributed.is_gloo_available()), reason="this torch is built without it"
     ),
