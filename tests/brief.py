@@ -6,9 +6,9 @@ though not every class with every dtype. Where that is too little, the function 
 
     @pytest.mark.covers("name", ("name", "dtype"))
 
-means every name, and every pair of name and dtype. Tests marked `whole` are left out. The rule looks at names and values alone, so the same tests are
-taken each time. Among those that cover as much the checksum of the test's name decides, so that functions with the same
-product take different parts of it.
+means every name, and every pair of name and dtype. Tests marked `whole` are left out. The rule looks at names and
+values alone, so the same tests are taken each time. Among those that cover as much the checksum of the test's name
+decides, so that functions with the same product take different parts of it.
 
 A test that repeats itself in a loop (seeds, lines to fail at) says how often in either run: ``brief.number``. Programs
 that need an interpreter of their own share the imports of torch: see ``fresh``.
