@@ -504,8 +504,11 @@ impl Item {
     /// # Errors
     /// If one of them does not.
     pub(crate) fn tells_storages(&self, py: Python<'_>, torch: &Torch) -> PyResult<bool> {
-        // not `self.grad`, which may be the values of a sparse gradient
-        let grad = self.param.bind(py).getattr(pyo3::intern!(py, "grad"))?;
+        // asking a subclass may cost a call of Python
+        let grad = match self.rows {
+            None => self.grad.bind(py).clone(),
+            Some(_) => self.param.bind(py).getattr(pyo3::intern!(py, "grad"))?, // `self.grad` holds the values of rows
+        };
         let states = self.entry.as_ref().map(|entry| entry.bind(py).values());
         let states = states.into_iter().flatten();
         let tensors = [self.param.bind(py).clone(), grad].into_iter().chain(states);
