@@ -83,7 +83,7 @@ valgrind: $(INSTALLED) ## a program of steps, and the Rust tests, under valgrind
 	@# addresses alone: of a Python that was optimised hard memcheck takes many values for undefined
 	cd $(OUTSIDE) && OXISTEP_SIMD=avx2 ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=2 PYTHONMALLOC=malloc \
 		$(VALGRIND) --undef-value-errors=no $(PY) $(CURDIR)/tests/valgrind_steps.py
-	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(VALGRIND)" PROPTEST_CASES=3 OXISTEP_TESTS_BRIEFLY=1 \
+	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(VALGRIND)" PROPTEST_CASES=3 OXISTEP_TESTS_BRIEFLY=valgrind \
 		cargo test -p oxistep-kernels --locked --profile checked --target-dir target/valgrind \
 		--test layouts --test rows --test norm --test vector --test muon --test fuzz
 

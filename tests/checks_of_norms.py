@@ -77,6 +77,17 @@ def replicas_are_counted_once(_):
 
 
 @check
+def the_norm_has_one_dtype_on_all_ranks(_):
+    """Also on a rank that holds replicas alone, which it does not count."""
+    for dtype in (torch.bfloat16, torch.float64):
+        params = shards((torch.full((5,), 3.3, dtype=dtype), [Replicate()]))
+        optimizer = oxistep.optim.SGD(params, lr=0.1, max_grad_norm=1.0)
+        optimizer.step()
+        assert optimizer.last_grad_norm.dtype == dtype
+        assert_norm(optimizer, torch.full((5,), 3.3, dtype=dtype).double().norm().to(dtype))
+
+
+@check
 def two_meshes_and_plain_tensors_in_one_optimizer(_):
     x = torch.full((4, 3), 2.0)
     one, other = init_device_mesh("cpu", (2,)), init_device_mesh("cpu", (1, 2))

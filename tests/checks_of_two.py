@@ -144,6 +144,16 @@ def train(optimizer, steps=3, start=0) -> None:
         step(optimizer)
 
 
+def training_of(model, optimizer, steps=3, start=0, backward=backward) -> list[float]:
+    """Losses of a real training."""
+    losses = []
+    for k in range(start, start + steps):
+        losses.append(backward(model, k))
+        step(optimizer)
+        optimizer.zero_grad()
+    return losses
+
+
 def whole(value):
     """A value of a state, or a parameter, with what the other process holds."""
     if isinstance(value, DTensor):
@@ -233,12 +243,7 @@ def fsdp2_trains_as_with_torchs_class(rule, _):
     def training(optim, **flags):
         model = sharded()
         optimizer = make(optim, rule, model.parameters(), **flags)
-        losses = []
-        for k in range(4):
-            losses.append(backward(model, k))
-            step(optimizer)
-            optimizer.zero_grad()
-        return losses, result(optimizer)
+        return training_of(model, optimizer, 4), result(optimizer)
 
     theirs = training(torch.optim)
     assert_same(training(oxistep.optim), theirs, exact=EXACT)
@@ -339,12 +344,7 @@ def fsdp2_with_a_policy(policy, _):
     def training(optim, rule):
         model = sharded(**POLICIES[policy])
         optimizer = make(optim, rule, model.parameters())
-        losses = []
-        for k in range(3):
-            losses.append(backward(model, k))
-            step(optimizer)
-            optimizer.zero_grad()
-        return losses, result(optimizer)
+        return training_of(model, optimizer), result(optimizer)
 
     for rule in SOME_RULES:
         assert_same(training(oxistep.optim, rule), training(torch.optim, rule), exact=EXACT)
@@ -399,12 +399,7 @@ def tensor_parallel_trains_as_with_torchs_class(shape, _):
     def training(optim, rule):
         model = fully_shard(parallel(mesh["tensor"]), mesh=mesh["data"], ignored_params=set())
         optimizer = make(optim, rule, model.parameters())
-        losses = []
-        for k in range(3):
-            losses.append(same_data(model, k))
-            step(optimizer)
-            optimizer.zero_grad()
-        return losses, result(optimizer)
+        return training_of(model, optimizer, backward=same_data), result(optimizer)
 
     for rule in SOME_RULES:
         assert_same(training(oxistep.optim, rule), training(torch.optim, rule), exact=EXACT)
@@ -680,16 +675,6 @@ def from_two_processes_to_one_and_back(who, folder):
 
 
 # ---- wrappers that keep parameters as plain tensors ----
-
-
-def training_of(model, optimizer, steps=3, start=0) -> list[float]:
-    """Losses of a real training."""
-    losses = []
-    for k in range(start, start + steps):
-        losses.append(backward(model, k))
-        step(optimizer)
-        optimizer.zero_grad()
-    return losses
 
 
 @check_each(RULES)

@@ -200,6 +200,21 @@ def test_what_was_put_in_place_of_shards_and_states_is_read(mesh):
         assert torch.equal(ours._local_tensor, theirs)
 
 
+def test_a_dtensor_may_join_plain_parameters_between_steps(mesh):
+    plain = torch.nn.Parameter(torch.ones(3))
+    plain.grad = torch.ones(3)
+    optimizer = SGD([plain], lr=0.5)
+    for _ in range(3):
+        optimizer.step()
+    joined = parameter(torch.ones(4, 3), mesh)
+    for params in ([joined, plain], [plain, joined], [joined]):
+        optimizer.param_groups[0]["params"] = params
+        before = [p.detach().clone() for p in params]
+        optimizer.step()
+        for p, was in zip(params, before, strict=True):
+            assert torch.equal(getattr(p, "_local_tensor", p), getattr(was, "_local_tensor", was) - 0.5)
+
+
 def test_states_in_float32_of_bfloat16(mesh):
     ours, theirs = parameter(drawn((4, 3), dtype=torch.bfloat16), mesh), torch.nn.Parameter(drawn((4, 3)).bfloat16())
     theirs.grad = torch.ones_like(theirs)

@@ -193,12 +193,17 @@ def _total_norm(tensors: list[Tensor], norm_type: float, foreach: bool | None) -
 
 def _are_shards(tensors: list[Tensor]) -> bool:
     """Whether there are DTensors among them, of which each rank can measure its own."""
+    dtensors = _dtensors(tensors)
+    return bool(dtensors) and not any(placement.is_partial() for t in dtensors for placement in t._spec.placements)
+
+
+def _dtensors(tensors: list[Tensor]) -> list[Any]:
+    """Those that are DTensors, of which there are none before their module is imported."""
     if "torch.distributed.tensor" not in sys.modules:
-        return False
+        return []
     from torch.distributed.tensor import DTensor
 
-    dtensors: list[Any] = [t for t in tensors if type(t) is DTensor]
-    return bool(dtensors) and not any(placement.is_partial() for t in dtensors for placement in t._spec.placements)
+    return [t for t in tensors if type(t) is DTensor]
 
 
 def _norm_over_ranks(tensors: list[Tensor], norm_type: float) -> Tensor:
@@ -245,11 +250,9 @@ def _refuse_nonfinite(norm: Tensor, norm_type: float) -> None:
 
 def _scale(grads: list[Tensor], left: set[int], factor: float | None, norm: Tensor, max_norm: float) -> None:
     """Multiplies all gradients: those in ``left`` by torch, and first, since it may refuse."""
-    dtensors = [grad for grad in grads if hasattr(grad, "_local_tensor")]
-    if dtensors:  # each rank scales its shards; the version that autograd sees is the DTensor's own
+    if dtensors := _dtensors(grads):  # each rank scales its shards; the version that autograd sees is the DTensor's
         grads = [getattr(grad, "_local_tensor", grad) for grad in grads]
-        with torch.no_grad():
-            torch._C._increment_version(dtensors)
+        torch._C._increment_version(dtensors)
     ours = [grad for i, grad in enumerate(grads) if i not in left] if left else grads
     with torch.no_grad():
         if _unwritable(grads):

@@ -50,8 +50,12 @@ class Cell:
     """By how much each of torch's paths is to be slower."""
     lr: Callable[[], Any] = lambda: 1e-3
     dtype: torch.dtype = torch.float32
-    flags: tuple[str, ...] = ("for-loop",)
-    """Of ours. Where a step is left to torch, each path of torch's is compared with ours under the same flags."""
+    left: bool = False
+    """Whether ours leaves the step to torch: then each of torch's paths is compared with ours under the same flags."""
+
+    def ours(self, path: str) -> str:
+        """The name of what is compared with a path of torch's."""
+        return f"{OURS}, {path}" if self.left else OURS
 
 
 SMALL = [(25, 25), (25,)]
@@ -66,7 +70,7 @@ CELLS = [
         {"for-loop": 0.95, "fused": 0.95},  # torch refuses foreach here
         lr=lambda: torch.tensor(1e-3),
         dtype=torch.float64,
-        flags=("for-loop", "fused"),
+        left=True,
     ),
 ]
 
@@ -85,18 +89,15 @@ def sharded(cell: Cell) -> list[Any]:
     params: list[Any] = list(model.parameters())
     for p in params:
         p.grad = DTensor(torch.randn_like(p._local_tensor), p._spec, requires_grad=False)
-    # FSDP2 keeps the parameters in objects of the module
-    params[0]._keeps = model
     return params
 
 
 def optimizers(cell: Cell) -> dict[str, Any]:
     made: dict[str, Any] = {}
-    for path in cell.flags:
-        name = OURS if cell.flags == ("for-loop",) else f"{OURS}, {path}"
-        flags = {} if cell.flags == ("for-loop",) else PATHS[path]
-        made[name] = oxistep.optim.AdamW(sharded(cell), lr=cell.lr(), **flags)  # type: ignore[arg-type]
     for path in cell.floors:
+        if cell.ours(path) not in made:
+            flags = PATHS[path] if cell.left else {}
+            made[cell.ours(path)] = oxistep.optim.AdamW(sharded(cell), lr=cell.lr(), **flags)  # type: ignore[arg-type]
         made[path] = torch.optim.AdamW(sharded(cell), lr=cell.lr(), **PATHS[path])  # type: ignore[arg-type]
     return made
 
@@ -127,8 +128,7 @@ def timed(cell: Cell, seconds: float) -> dict[str, Any]:
     distributed.barrier()
     ratios = {}
     for path, floor in cell.floors.items():
-        ours = OURS if OURS in made else f"{OURS}, {path}"
-        ratio = paired.ratio(path, ours)
+        ratio = paired.ratio(path, cell.ours(path))
         ratios[path] = {**asdict(ratio), "floor": floor, "met": ratio.median >= floor}
     return {
         "cell": cell.title,
@@ -159,15 +159,10 @@ def rows(titles: list[str], seconds: float) -> list[dict[str, Any]]:
 
 
 def arguments(argv: list[str] | None, program: str | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = results.command(__doc__, program, "distributed")
     titles = [cell.title for cell in CELLS]
     parser.add_argument("--cell", action="append", choices=titles, help="only this (repeatable)")
     parser.add_argument("--seconds", type=positive, default=10, help="for each cell (default: %(default)s)")
-    parser.add_argument(
-        "--into", type=results.extensible, metavar="FILE", help="add the section `distributed` to this file of results"
-    )
     return parser.parse_args(argv)
 
 

@@ -109,14 +109,9 @@ def summary(title: str, trainings: dict[str, Training]) -> dict[str, Any]:
 
 
 def arguments(argv: list[str] | None, program: str | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = results.command(__doc__, program, "end_to_end")
     parser.add_argument("--model", action="append", choices=MODELS, help="only this (repeatable)")
     parser.add_argument("--seconds", type=positive, default=25, help="for each model (default: %(default)s)")
-    parser.add_argument(
-        "--into", type=results.extensible, metavar="FILE", help="add the section `end_to_end` to this file of results"
-    )
     return parser.parse_args(argv)
 
 

@@ -78,13 +78,8 @@ def row(title: str, optimizer: Optimizer, mebi: int) -> dict[str, Any]:
 
 
 def arguments(argv: list[str] | None, program: str | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = results.command(__doc__, program, "memory")
     parser.add_argument("--mebi", type=count, default=32, help="Mi elements of the parameters (default: %(default)s)")
-    parser.add_argument(
-        "--into", type=results.extensible, metavar="FILE", help="add the section `memory` to this file of results"
-    )
     return parser.parse_args(argv)
 
 

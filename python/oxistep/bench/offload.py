@@ -13,11 +13,9 @@ import importlib
 import importlib.util
 import os
 import sys
-import tempfile
 import time
 from dataclasses import asdict
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,14 +78,9 @@ def timed(seconds: float) -> Paired:
 
 
 def arguments(argv: list[str] | None, program: str | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = results.command(__doc__, program, "offload")
     parser.add_argument(
         "--seconds", type=positive, default=20, help="for each number of threads (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--into", type=results.extensible, metavar="FILE", help="add the section `offload` to this file of results"
     )
     return parser.parse_args(argv)
 
@@ -101,8 +94,8 @@ def main(argv: list[str] | None = None, program: str | None = None) -> int:
     os.environ |= {"DS_ACCELERATOR": "cpu"}
     operations: Any = importlib.import_module("deepspeed.ops").__compatible_ops__
     operations["deepspeed_shm_comm"] = False  # compiled for minutes, for nobody to talk to
-    store = f"file://{Path(tempfile.mkdtemp()) / 'store'}"
-    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    store = torch._C._distributed_c10d.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     found: list[dict[str, Any]] = []
     before = torch.get_num_threads()
     for threads in sorted({1, min(2, os.cpu_count() or 1)}):

@@ -1,7 +1,7 @@
 """The file of results: JSON, written after every cell, so that an interrupted run keeps what it has.
 
 Top level: `command`, `environment` and `cells` of `run`, and what the other commands add under
-their own names: `memory`, `threads`, `end_to_end`.
+their own names: `memory`, `threads`, `end_to_end`, `distributed`, `offload`.
 """
 
 from __future__ import annotations
@@ -40,6 +40,17 @@ def extensible(text: str) -> Path:
     if path.exists():
         _checked(path)
     return path
+
+
+def command(description: str | None, program: str | None, section: str) -> argparse.ArgumentParser:
+    """The parser of a command that can add a section to a file of results."""
+    parser = argparse.ArgumentParser(
+        prog=program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--into", type=extensible, metavar="FILE", help=f"add the section `{section}` to this file of results"
+    )
+    return parser
 
 
 def _checked(path: Path) -> dict[str, Any]:

@@ -75,16 +75,11 @@ def timed(elements: int, largest: int, seconds: float) -> dict[int, Paired]:
 
 
 def arguments(argv: list[str] | None, program: str | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = results.command(__doc__, program, "threads")
     parser.add_argument("--most", type=count, default=os.cpu_count() or 1, help="threads (default: %(default)s)")
     parser.add_argument("--mebi", type=count, default=64, help="Mi elements of the parameter (default: %(default)s)")
     parser.add_argument(
         "--seconds", type=positive, default=10, help="for each number of threads (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--into", type=results.extensible, metavar="FILE", help="add the section `threads` to this file of results"
     )
     return parser.parse_args(argv)
 

@@ -191,13 +191,15 @@ def skip_nonfinite_of(value: Any) -> bool:
 
 def grad_norm_group_of(value: Any) -> GradNormGroup:
     """Checks ``grad_norm_group``."""
-    if isinstance(value, str) and value != "world":
-        raise ValueError(f"grad_norm_group: expected 'world', a process group, a function or None, got {value!r}")
-    if not (value is None or value == "world" or callable(value) or isinstance(value, ProcessGroup)):
+    if value is None or callable(value) or isinstance(value, ProcessGroup):
+        return value  # type: ignore[no-any-return]
+    if not isinstance(value, str):
         raise TypeError(
             f"grad_norm_group: expected 'world', a process group, a function or None, got {type(value).__name__}"
         )
-    return value  # type: ignore[no-any-return]
+    if value != "world":
+        raise ValueError(f"grad_norm_group: expected 'world', a process group, a function or None, got {value!r}")
+    return "world"
 
 
 class Setting(Generic[T]):

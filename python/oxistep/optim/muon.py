@@ -131,9 +131,7 @@ class _MuonDefinition(Definition):
         return _Steps(self)
 
     def explain(self, optimizer: Any) -> Rows:
-        rows = all_torchs(
-            _lines(optimizer, _reasons(optimizer, _rows(optimizer))), _modes.because() or self.overridden(optimizer)
-        )
+        rows = all_torchs(_lines(optimizer), _modes.because() or self.overridden(optimizer))
         return rows if any(path != "skipped" for _, _, path, _ in rows) else self.last_step(optimizer, rows)
 
 
@@ -142,11 +140,12 @@ class _Steps:
 
     def __init__(self, definition: Definition) -> None:
         self.definition = definition
-        self._last: Rows | None = None
+        self._last: list[tuple[int, int, str | None]] = []
+        """Group and place of each parameter of the last step, and why it was left to torch."""
 
-    def last(self) -> Rows | None:
+    def last(self) -> Rows:
         """What became of each parameter that had a gradient in the last step."""
-        return self._last
+        return [_line(*one) for one in self._last]
 
     @torch.no_grad()
     def step(
@@ -175,7 +174,7 @@ class _Steps:
             definition.check_left(optimizer, left)
             for g, p in left:
                 definition.rehearse_tensors(optimizer, g, p)
-            self._last = [line for line in _lines(optimizer, reasons) if line[2] != "skipped"]
+            self._last = [(row.g, row.i, reason) for row, reason in zip(rows, reasons, strict=True)]
             step_it_is, norm = guarded_by_torch(optimizer, unscale, ranks)
         if not step_it_is:
             return norm
@@ -216,11 +215,11 @@ def _rows(optimizer: Any) -> list["_Row"]:
     """The parameters that have a gradient; makes no entry in ``state``."""
     rows = []
     for g, group in enumerate(optimizer.param_groups):
-        for p in group["params"]:
+        for i, p in enumerate(group["params"]):
             grad = p.grad
             if grad is not None:
                 state = optimizer.state[p] if p in optimizer.state else {}
-                rows.append(_Row(g, p, grad, state, group))
+                rows.append(_Row(g, i, p, grad, state, group))
     return rows
 
 
@@ -231,28 +230,26 @@ def _reasons(optimizer: Any, rows: list["_Row"]) -> list[str | None]:
     return [by_group[row.g] or reason or row.because() for row, reason in zip(rows, unfit, strict=True)]
 
 
-def _lines(optimizer: Any, reasons_of_rows: list[str | None]) -> Rows:
+def _lines(optimizer: Any) -> Rows:
     """Rows for ``oxistep.explain``."""
-    reasons = iter(reasons_of_rows)
-    lines = []
-    for g, group in enumerate(optimizer.param_groups):
-        for i, p in enumerate(group["params"]):
-            if p.grad is None:
-                lines.append((g, i, "skipped", "it has no gradient"))
-            elif reason := next(reasons):
-                lines.append((g, i, "torch", reason))
-            else:
-                lines.append((g, i, "native", "plain CPU tensors; the matrix products are torch's"))
-    return lines
+    rows = _rows(optimizer)
+    found = {(row.g, row.i): reason for row, reason in zip(rows, _reasons(optimizer, rows), strict=True)}
+    places = [(g, i) for g, group in enumerate(optimizer.param_groups) for i in range(len(group["params"]))]
+    return [_line(g, i, found[g, i]) if (g, i) in found else (g, i, "skipped", "it has no gradient") for g, i in places]
+
+
+def _line(g: int, i: int, reason: str | None) -> tuple[int, int, str, str]:
+    """A row for ``oxistep.explain`` of a parameter with a gradient."""
+    return (g, i, "torch", reason) if reason else (g, i, "native", "plain CPU tensors; the matrix products are torch's")
 
 
 class _Row:
     """One parameter of a step."""
 
-    __slots__ = ("g", "grad", "group", "p", "state")
+    __slots__ = ("g", "grad", "group", "i", "p", "state")
 
-    def __init__(self, g: int, p: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        self.g, self.p, self.grad, self.group = g, p, grad, group
+    def __init__(self, g: int, i: int, p: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        self.g, self.i, self.p, self.grad, self.group = g, i, p, grad, group
         self.state: Any = state  # which somebody may have made anything but a dict
 
     def buffer(self) -> Any:

@@ -46,13 +46,7 @@ impl Gradients {
     }
 
     fn add(&mut self, memory: Memory, layout: Option<Box<Layout>>) {
-        self.dtype = Some(match self.dtype {
-            Some(dtype) if dtype != memory.dtype => match (dtype, memory.dtype) {
-                (DType::F64, _) | (_, DType::F64) => DType::F64,
-                _ => DType::F32,
-            },
-            _ => memory.dtype,
-        });
+        self.dtype = promoted(self.dtype, Some(memory.dtype));
         self.parts.push((memory, layout));
     }
 
@@ -76,6 +70,14 @@ impl Gradients {
         let computed = if small { run() } else { py.detach(&mut run) };
         self.norm = Some(norm.recycle());
         computed.map_err(|panic| panicked_reading(&*panic))
+    }
+}
+
+/// What torch promotes two dtypes to, of which either may be that of no tensor.
+pub(crate) fn promoted(a: Option<DType>, b: Option<DType>) -> Option<DType> {
+    match (a, b) {
+        (Some(a), Some(b)) if a != b => Some(if [a, b].contains(&DType::F64) { DType::F64 } else { DType::F32 }),
+        (a, b) => a.or(b),
     }
 }
 
@@ -132,7 +134,32 @@ pub(crate) fn grad_norm<'py>(
     tensors: &Bound<'py, PyList>,
     norm_type: f64,
 ) -> PyResult<(Option<Bound<'py, PyAny>>, Vec<usize>)> {
-    let order = order_of(norm_type)?;
+    let py = tensors.py();
+    // torch refuses the largest element of nothing
+    let (norm, dtype, left) = measured(tensors, norm_type, |memory| norm_type.is_finite() || memory.len > 0)?;
+    Ok((dtype.map(|dtype| zero_dim(py, norm, dtype)).transpose()?, left))
+}
+
+/// The norm of those of `tensors` that kernels serve, not rounded to their dtype, and the places of the others.
+/// `norm_type` is 1, 2 or infinity; what has no elements counts as zero.
+#[pyfunction]
+pub(crate) fn grad_norm_in_double(tensors: &Bound<'_, PyList>, norm_type: f64) -> PyResult<(f64, Vec<usize>)> {
+    measured(tensors, norm_type, |_| true).map(|(norm, _, left)| (norm, left))
+}
+
+/// The norm of those of `tensors` that kernels serve and that are `wanted`, the dtype that torch would give it, and the
+/// places of the others.
+fn measured(
+    tensors: &Bound<'_, PyList>,
+    norm_type: f64,
+    wanted: impl Fn(&Memory) -> bool,
+) -> PyResult<(f64, Option<DType>, Vec<usize>)> {
+    let order = match norm_type {
+        1.0 => Order::One,
+        2.0 => Order::Two,
+        f64::INFINITY => Order::Max,
+        _ => return Err(PyValueError::new_err(format!("no kernel for norms of order {norm_type}"))),
+    };
     let py = tensors.py();
     let torch = &modules(py)?.torch;
     let mut gradients = Gradients::default();
@@ -141,52 +168,17 @@ pub(crate) fn grad_norm<'py>(
     for (i, tensor) in objects.iter().enumerate() {
         match torch.plain(tensor)? {
             // the absolute value of a complex number is no matter of its parts, but for its square
-            Some(described) if order == Order::Two || !described.memory.complex => {
-                if order == Order::Max && described.memory.len == 0 {
-                    left.push(i); // torch refuses
-                } else {
-                    gradients.push(&described);
-                }
+            Some(described) if (order == Order::Two || !described.memory.complex) && wanted(&described.memory) => {
+                gradients.push(&described);
             }
             _ => left.push(i),
         }
     }
-    let Some(dtype) = gradients.dtype() else { return Ok((None, left)) };
     // SAFETY: `objects` keeps the tensors alive, whatever others do to the list, and no Python code has run since they
     // were described: only plain tensors were asked. That nobody writes to gradients while their norm is computed is
     // what torch, too, leaves to its callers.
     let norm = unsafe { gradients.norm(py, order)? };
-    Ok((Some(zero_dim(py, norm, dtype)?), left))
-}
-
-/// The norm of those of `tensors` that kernels serve, not rounded to their dtype, and the places of the others.
-/// `norm_type` is 1, 2 or infinity; what has no elements counts as zero.
-#[pyfunction]
-pub(crate) fn grad_norm_in_double(tensors: &Bound<'_, PyList>, norm_type: f64) -> PyResult<(f64, Vec<usize>)> {
-    let order = order_of(norm_type)?;
-    let py = tensors.py();
-    let torch = &modules(py)?.torch;
-    let mut gradients = Gradients::default();
-    let mut left = Vec::new();
-    let objects: Vec<_> = tensors.iter().collect();
-    for (i, tensor) in objects.iter().enumerate() {
-        match torch.plain(tensor)? {
-            // as in `grad_norm`
-            Some(described) if order == Order::Two || !described.memory.complex => gradients.push(&described),
-            _ => left.push(i),
-        }
-    }
-    // SAFETY: as in `grad_norm`.
-    Ok((unsafe { gradients.norm(py, order)? }, left))
-}
-
-fn order_of(norm_type: f64) -> PyResult<Order> {
-    match norm_type {
-        1.0 => Ok(Order::One),
-        2.0 => Ok(Order::Two),
-        f64::INFINITY => Ok(Order::Max),
-        _ => Err(PyValueError::new_err(format!("no kernel for norms of order {norm_type}"))),
-    }
+    Ok((norm, gradients.dtype(), left))
 }
 
 /// What `torch.nn.utils.clip_grad_norm_` multiplies by, given the total norm; `None` if that is no plain CPU tensor.

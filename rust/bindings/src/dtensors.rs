@@ -4,7 +4,9 @@
 //! has no elements of its own, but a plain tensor, the local shard, and a specification: on which mesh the tensor is
 //! placed, and how. Where gradient and states are placed as the parameter is, the steps of all processes on their
 //! shards are the step on the whole.
+#![allow(unsafe_code)]
 
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyType};
@@ -91,10 +93,13 @@ impl DTensors {
         (object.get_type_ptr() == known.class.as_ptr().cast()).then_some(known)
     }
 
-    /// Nothing is imported for it: there are no DTensors before somebody has imported their module.
+    /// There are no DTensors before somebody has imported their module; no Python code runs to see that. When it is
+    /// there, ours is imported once.
     #[inline(never)]
     fn find(&self, py: Python<'_>) -> Option<&Known> {
-        let modules = py.import("sys").ok()?.getattr("modules").ok()?.cast_into::<PyDict>().ok()?;
+        // SAFETY: the interpreter is held, and lends its dict of modules, which lives as long as it does.
+        let modules =
+            unsafe { Bound::from_borrowed_ptr(py, ffi::PyImport_GetModuleDict()) }.cast_into::<PyDict>().ok()?;
         let module = modules.get_item("torch.distributed.tensor").ok()??;
         let class = module.getattr("DTensor").ok()?.cast_into::<PyType>().ok()?;
         let (local, spec) = (Attribute::new(&class, "_local_tensor")?, Attribute::new(&class, "_spec")?);

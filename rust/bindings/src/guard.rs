@@ -99,7 +99,7 @@ impl Guard<'_, '_> {
             }
         }
         // SAFETY: as in `judge`.
-        let (value, dtype) = unsafe { ranks.norm(optimizer, definition, gradients, &others)? };
+        let (value, dtype) = unsafe { ranks.norm(optimizer, definition, gradients, replicas.dtype(), &others)? };
         let verdict = self.verdict(zero_dim(py, value, dtype)?, value, dtype);
         scale_others(others, verdict.factor)?;
         Ok(verdict)

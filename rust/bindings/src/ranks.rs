@@ -6,7 +6,7 @@ use oxistep_kernels::norm::Order;
 use pyo3::prelude::*;
 use pyo3::types::{PyFloat, PyList};
 
-use crate::clip::Gradients;
+use crate::clip::{Gradients, promoted};
 use crate::tensors::DType;
 
 /// Over which ranks the gradients of a step are summed, and those that are.
@@ -49,7 +49,7 @@ impl Ranks {
     }
 
     /// The norm of all ranks' gradients, and the dtype that it is rounded to. `plain`: those of this rank that are no
-    /// shards, `others`: those that torch measures.
+    /// shards, `replicas`: the dtype of shards that another rank counts, `others`: what torch measures.
     ///
     /// # Safety
     /// As for [`Gradients::norm`].
@@ -58,21 +58,17 @@ impl Ranks {
         optimizer: &Bound<'_, PyAny>,
         definition: &Bound<'_, PyAny>,
         plain: &mut Gradients,
+        replicas: Option<DType>,
         others: &Bound<'_, PyList>,
     ) -> PyResult<(f64, DType)> {
         let py = optimizer.py();
         let norms = PyList::empty(py);
-        let mut dtype = plain.dtype();
+        let mut dtype = promoted(plain.dtype(), replicas);
         for gradients in &mut self.gradients {
             // SAFETY: the contract of this function.
             let norm = unsafe { gradients.norm(py, Order::Two)? };
             norms.append(PyFloat::new(py, norm))?;
-            dtype = match (dtype, gradients.dtype()) {
-                (Some(a), Some(b)) if a != b => {
-                    Some(if [a, b].contains(&DType::F64) { DType::F64 } else { DType::F32 })
-                }
-                (a, b) => a.or(b),
-            };
+            dtype = promoted(dtype, gradients.dtype());
         }
         // SAFETY: as above.
         let own = unsafe { plain.norm(py, Order::Two)? };

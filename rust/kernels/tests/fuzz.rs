@@ -22,7 +22,11 @@ fn the_corpus_is_judged_well() {
 
 #[test]
 fn random_programs_are_judged_well() {
-    let seeds = if common::brief() { 40 } else { 150 };
+    let seeds = match (common::under_valgrind(), common::brief()) {
+        (true, _) => 3,
+        (false, true) => 40,
+        (false, false) => 150,
+    };
     for seed in 0..seeds {
         let mut rng = Random(seed);
         let len = rng.below(2000);

@@ -266,10 +266,11 @@ impl Plan {
 
     /// The local shard of a parameter that is a DTensor, placed as at the last step.
     fn next_param_shard<'py>(&mut self, torch: &Torch, param: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
+        // where the last step met none, to ask of which class it is could import a module
+        let spec = self.specs.get(self.steady.met_shards)?;
+        self.steady.met_shards += 1;
         let shard = torch.dtensors.shard(param)?;
-        let met = &mut self.steady.met_shards;
-        *met += 1;
-        self.specs.get(*met - 1).is_some_and(|spec| shard.spec.is(spec)).then_some(shard.local)
+        shard.spec.is(spec).then_some(shard.local)
     }
 
     #[inline]
@@ -303,8 +304,8 @@ impl Plan {
         }
         let mut tensors = Tensors {
             // SAFETY: described just now. No Python code of this thread runs until the step is done: the collector
-            // rests, and what is asked here is asked of Python's own numbers and of plain tensors. Where other threads
-            // may run, `held` keeps alive what they drop, and that they do not resize tensors of a step under way is
+            // rests, and what is asked here is asked of Python's own numbers, of plain tensors and of the slots of
+            // DTensors. Where other threads may run, `held` keeps alive what they drop, and that they do not resize tensors of a step under way is
             // what torch, too, leaves to its callers. The range is the one that the general step found to overlap
             // nothing else that is written (the step is run only if that holds for all), and the gradient meets none of
             // those.

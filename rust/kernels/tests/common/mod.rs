@@ -248,6 +248,11 @@ pub(crate) fn update(parameters: &mut [Parameter], pool: &dyn Pool, level: Level
     step.run(pool, level).unwrap_or_else(|panic| resume_unwind(panic));
 }
 
+/// Whether each test is to do as little as it can: under valgrind everything takes a hundred times as long.
+pub(crate) fn under_valgrind() -> bool {
+    std::env::var_os("OXISTEP_TESTS_BRIEFLY").is_some_and(|value| value == "valgrind")
+}
+
 /// Whether the run is to be short, as that of `make test` (`make test-whole` is not): of what is tried with every rule,
 /// every combination of types and many elements, as much as meets each of these, not all of them with each other.
 pub(crate) fn brief() -> bool {
