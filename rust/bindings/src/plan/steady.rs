@@ -305,10 +305,10 @@ impl Plan {
         let mut tensors = Tensors {
             // SAFETY: described just now. No Python code of this thread runs until the step is done: the collector
             // rests, and what is asked here is asked of Python's own numbers, of plain tensors and of the slots of
-            // DTensors. Where other threads may run, `held` keeps alive what they drop, and that they do not resize tensors of a step under way is
-            // what torch, too, leaves to its callers. The range is the one that the general step found to overlap
-            // nothing else that is written (the step is run only if that holds for all), and the gradient meets none of
-            // those.
+            // DTensors. Where other threads may run, `held` keeps alive what they drop, and that they do not resize
+            // tensors of a step under way is what torch, too, leaves to its callers. The range is the one that the
+            // general step found to overlap nothing else that is written (the step is run only if that holds for all),
+            // and the gradient meets none of those.
             param: unsafe { p.memory.slice_mut() },
             // SAFETY: as above.
             grad: unsafe { g.memory.slice() },
