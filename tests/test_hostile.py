@@ -510,7 +510,7 @@ def test_a_name_that_runs_code_while_gradients_are_looked_at():
 def test_a_finalizer_while_states_of_arrays_are_stored(monkeypatch):
     arrays = [np.ones(1000, np.float32) for _ in range(2)]
     optimizer = oxistep.numpy.Adam(arrays, lr=0.1)
-    new_state, trap, within = optimizer._new_state, Trap(), []
+    new_state, trap, within = optimizer._oxistep_new_state, Trap(), []
 
     def make(array, group):
         state = new_state(array, group)
@@ -519,7 +519,7 @@ def test_a_finalizer_while_states_of_arrays_are_stored(monkeypatch):
             Cycle(trap)
         return state
 
-    monkeypatch.setattr(optimizer, "_new_state", make)
+    monkeypatch.setattr(optimizer, "_oxistep_new_state", make)
     with collecting_after(1):
         optimizer.step([np.ones(1000, np.float32)] * 2)
         trap.hook = None

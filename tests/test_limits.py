@@ -201,6 +201,7 @@ def test_more_than_two_to_the_31_elements(dtype):
 
 @pytest.mark.alone
 @pytest.mark.slow
+@pytest.mark.whole  # the loops are those of the test before
 @needs_memory
 def test_more_than_two_to_the_31_elements_of_numpys():
     w = np.zeros(MANY, np.float16)

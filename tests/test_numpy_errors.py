@@ -537,7 +537,7 @@ AFTERWARDS = [
 def test_every_setting_that_constructors_check_is_spoilt_afterwards():
     for cls in (SGD, Adagrad, RMSprop, Adam, AdamW):
         spoilt = {key for other, bad, *_ in AFTERWARDS if issubclass(cls, other) for key in bad}
-        assert cls._checks.keys() - {"lr", "decoupled_weight_decay", "maximize"} <= spoilt, cls
+        assert cls._oxistep_checks.keys() - {"lr", "decoupled_weight_decay", "maximize"} <= spoilt, cls
 
 
 @pytest.mark.parametrize(("cls", "bad", "error", "text"), AFTERWARDS)

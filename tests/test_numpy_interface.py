@@ -431,7 +431,7 @@ def test_signature_and_defaults_are_torchs(cls, hyper):
 def test_programs_that_are_driven_by_configuration_find_every_parameter(cls, hyper):
     """The four ways in which such programs ask what a constructor takes."""
     parameters = list(inspect.signature(cls).parameters)
-    assert set(parameters) == {"params", *cls._checks} - ({"decoupled_weight_decay"} if cls is AdamW else set())
+    assert set(parameters) == {"params", *cls._oxistep_checks} - ({"decoupled_weight_decay"} if cls is AdamW else set())
     assert list(inspect.signature(cls.__init__).parameters) == ["self", *parameters]
     spec = inspect.getfullargspec(cls.__init__)
     assert [*spec.args, *spec.kwonlyargs] == ["self", *parameters]
@@ -484,3 +484,33 @@ for cls in SGD, Adagrad, Adam, AdamW, RMSprop:
 def test_import_does_not_import_torch():
     program = "import sys, oxistep.numpy; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+OWN_NAMES = {name for cls, _ in CLASSES.values() for base in cls.__mro__[:-1] for name in vars(base)} - set(
+    vars(object)
+)
+
+
+def test_private_names_are_those_of_subclasses():
+    private = {name for name in OWN_NAMES if name.startswith("_") and not name.startswith("__")}
+    assert private
+    assert all(name.startswith(("_oxistep_", "_abc_")) for name in private), private
+
+
+@every_class
+def test_a_subclass_may_have_helpers_of_any_name(cls, hyper):
+    def trap(*args, **kwargs):
+        raise AssertionError("the step called a helper of the subclass")
+
+    names = [name.removeprefix("_oxistep") for name in OWN_NAMES if name.startswith("_oxistep_")]
+    assert "_add" in names
+    own = type(cls.__name__, (cls,), dict.fromkeys(names, trap))
+    ours, plain = ([np.ones(3)], [np.ones(3)])
+    first, second = own(ours, **hyper), cls(plain, **hyper)
+    for name in names:
+        setattr(first, name, trap)
+    for optimizer in (first, second):
+        optimizer.step([np.full(3, 0.5)])
+        optimizer.add_param_group({"params": [np.ones(2)]})
+        optimizer.load_state_dict(optimizer.state_dict())
+    np.testing.assert_array_equal(ours[0], plain[0])

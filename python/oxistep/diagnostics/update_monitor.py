@@ -68,7 +68,7 @@ class UpdateMonitor:
     def __init__(self, optimizer: Any, *, names: Any = None, history: int = 256) -> None:
         groups = getattr(optimizer, "param_groups", None)
         register = getattr(optimizer, "register_step_pre_hook", None)
-        of_numpy = register is None and hasattr(type(optimizer), "_watch")
+        of_numpy = register is None and hasattr(type(optimizer), "_oxistep_watch")
         if not isinstance(groups, list) or (register is None and not of_numpy):
             raise TypeError(
                 f"expected an optimizer of oxistep.optim, torch.optim or oxistep.numpy, got {type(optimizer).__name__}"
@@ -82,7 +82,7 @@ class UpdateMonitor:
         self._plan: Any = None
         self._copies: dict[int, tuple[Any, Any]] = {}
         if of_numpy:
-            optimizer._watch = self
+            optimizer._oxistep_watch = self
         else:
             self._handles = [
                 optimizer.register_step_pre_hook(self._before),
@@ -103,8 +103,8 @@ class UpdateMonitor:
         if self._plan is not None:
             self._plan.watch(None)
             self._plan = None
-        if getattr(self._optimizer, "_watch", None) is self:
-            del self._optimizer._watch
+        if getattr(self._optimizer, "_oxistep_watch", None) is self:
+            del self._optimizer._oxistep_watch
         self._copies.clear()
         _watched.discard(self._optimizer)
 

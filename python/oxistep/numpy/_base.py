@@ -43,35 +43,35 @@ class Optimizer:
     # What a subclass declares: the native rule; a checker for each hyperparameter; every key a state may
     # have; the hyperparameters that old checkpoints lack, because torch had not invented them, with what
     # their absence means.
-    _rule: ClassVar[str]
-    _checks: ClassVar[dict[str, Check]]
-    _state_keys: ClassVar[tuple[str, ...]]
-    _added_later: ClassVar[Group]
+    _oxistep_rule: ClassVar[str]
+    _oxistep_checks: ClassVar[dict[str, Check]]
+    _oxistep_state_keys: ClassVar[tuple[str, ...]]
+    _oxistep_added_later: ClassVar[Group]
 
     # Reads all hyperparameters of a group but lr; each class has several.
-    _settings: ClassVar[itemgetter[Any]]
+    _oxistep_settings: ClassVar[itemgetter[Any]]
 
-    _checked_last: tuple[tuple[Any, ...], ...] = ()
+    _oxistep_checked_last: tuple[tuple[Any, ...], ...] = ()
     """For each group its hyperparameters but lr as they were when they were last found good."""
 
-    _torn: Torn | None = None
+    _oxistep_torn: Torn | None = None
     """Set when a step broke off half-way, which takes a defect in a kernel; cleared by `load_state_dict`."""
 
-    _watch: Any = None
+    _oxistep_watch: Any = None
     """An `oxistep.diagnostics.UpdateMonitor` that wants to know what each step does."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "_checks" in cls.__dict__:
-            cls._settings = itemgetter(*(key for key in cls._checks if key != "lr"))
+        if "_oxistep_checks" in cls.__dict__:
+            cls._oxistep_settings = itemgetter(*(key for key in cls._oxistep_checks if key != "lr"))
 
     def __init__(self, params: Params, defaults: Group) -> None:
-        self.defaults = self._checked(defaults)
+        self.defaults = self._oxistep_checked(defaults)
         self.param_groups: list[Group] = []
         self.state: list[list[State]] = []
         self.step_count = 0
         # Whether gradients come as one list (or dict) per group, or as that of the only group.
-        self._grouped = False
+        self._oxistep_grouped = False
 
         groups: list[Any]
         if isinstance(params, Mapping):
@@ -85,13 +85,13 @@ class Optimizer:
             )
         else:
             groups = list(params)
-            self._grouped = bool(groups) and isinstance(groups[0], dict)
-            if groups and not self._grouped:
+            self._oxistep_grouped = bool(groups) and isinstance(groups[0], dict)
+            if groups and not self._oxistep_grouped:
                 groups = [{"params": groups}]
         if not groups:
             raise ValueError("optimizer got an empty parameter list")
         for group in groups:
-            self._add(group)
+            self._oxistep_add(group)
 
     def step(self, grads: Grads) -> None:
         """Update every parameter that has a gradient, in place.
@@ -124,20 +124,20 @@ class Optimizer:
         for k, group in enumerate(groups):
             lr = group["lr"]
             # The common case needs no further look. NaN fails the comparison.
-            lrs.append(lr if type(lr) is float and lr >= 0.0 else self._learning_rate(lr, k))
-        if self._torn is not None:
-            self._torn.step()
-        watch = self._watch
+            lrs.append(lr if type(lr) is float and lr >= 0.0 else self._oxistep_learning_rate(lr, k))
+        if self._oxistep_torn is not None:
+            self._oxistep_torn.step()
+        watch = self._oxistep_watch
         updates = None if watch is None else watch._row()
-        listed = self._listed(grads)
-        self._check_settings()  # last, after learning rate functions, which may change groups
+        listed = self._oxistep_listed(grads)
+        self._oxistep_check_settings()  # last, after learning rate functions, which may change groups
         try:
-            step_arrays(self._rule, groups, lrs, listed, self.state, self._new_state, updates)
+            step_arrays(self._oxistep_rule, groups, lrs, listed, self.state, self._oxistep_new_state, updates)
         except KernelError as panic:
             message, arrays = panic.args
             names = names_of(groups, arrays)
-            self._torn = Torn(text_of(f"a kernel of oxistep panicked ({message}; please report this)", names))
-            raise RuntimeError(self._torn.text) from None
+            self._oxistep_torn = Torn(text_of(f"a kernel of oxistep panicked ({message}; please report this)", names))
+            raise RuntimeError(self._oxistep_torn.text) from None
         self.step_count += 1
         if watch is not None:
             watch._history.commit(None)
@@ -155,8 +155,8 @@ class Optimizer:
             ValueError: a hyperparameter is out of range or NaN, an array cannot be written or is there
                 already. Whatever is raised, nothing has been changed.
         """
-        self._add(param_group)
-        self._grouped = True
+        self._oxistep_add(param_group)
+        self._oxistep_grouped = True
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimizer's state in the structure of torch.optim, with arrays for tensors.
@@ -231,10 +231,10 @@ class Optimizer:
         states: list[list[State]] = []
         known = set()
         for k, saved in enumerate(saved_groups):
-            group = self._loaded_group(saved, k)
+            group = self._oxistep_loaded_group(saved, k)
             ids = _ids_in_our_order(self.param_groups[k], saved, k)
             groups.append(group)
-            states.append([self._loaded_state(saved_states.get(key), group, k, i) for i, key in enumerate(ids)])
+            states.append([self._oxistep_loaded_state(saved_states.get(key), group, k, i) for i, key in enumerate(ids)])
             known.update(ids)
         if unknown := saved_states.keys() - known:
             raise ValueError(f"loaded state dict has states for {_short(unknown)}, which are in none of its groups")
@@ -248,7 +248,7 @@ class Optimizer:
         self.param_groups = groups
         self.state = states
         self.step_count = int(count)
-        self._torn = None
+        self._oxistep_torn = None
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]
@@ -259,59 +259,59 @@ class Optimizer:
 
     # What a subclass may say about its states and groups.
 
-    def _new_state(self, array: Array, group: Group) -> State:
+    def _oxistep_new_state(self, array: Array, group: Group) -> State:
         """Return the state with which `array` goes into its first step; called by the native step."""
         raise NotImplementedError
 
-    def _first_state(self, array: Array, group: Group) -> State:
+    def _oxistep_first_state(self, array: Array, group: Group) -> State:
         """Return the state of a parameter that has never had a gradient."""
         return {}
 
-    def _required_state(self, group: Group) -> tuple[str, ...]:
+    def _oxistep_required_state(self, group: Group) -> tuple[str, ...]:
         """Return the keys that a state in `group` must have once it exists."""
-        return self._state_keys
+        return self._oxistep_state_keys
 
-    def _saved_group(self, saved: Mapping[str, Any]) -> Group:
+    def _oxistep_saved_group(self, saved: Mapping[str, Any]) -> Group:
         """Return a group of a checkpoint in today's terms."""
-        return {**self._added_later, **{key: value for key, value in saved.items() if key not in _TORCH_ONLY}}
+        return {**self._oxistep_added_later, **{key: value for key, value in saved.items() if key not in _TORCH_ONLY}}
 
-    def _checked(self, given: Group, where: str = "") -> Group:
+    def _oxistep_checked(self, given: Group, where: str = "") -> Group:
         """Return the hyperparameters in `given`, each checked; `where` ends the text of an error."""
         checked = {}
-        for key, check in self._checks.items():
+        for key, check in self._oxistep_checks.items():
             try:
                 checked[key] = check(given[key])
             except (TypeError, ValueError) as error:
                 raise type(error)(f"{error}{where}") from None
         return checked
 
-    def _check_settings(self) -> None:
+    def _oxistep_check_settings(self) -> None:
         """Refuse what was put into a group since the last step and the constructor would have refused."""
-        last, now = self._checked_last, []
+        last, now = self._oxistep_checked_last, []
         for k, group in enumerate(self.param_groups):
             try:
-                settings = self._settings(group)
+                settings = self._oxistep_settings(group)
             except KeyError:
                 settings = ()
             # The same objects as last time, in most steps. Not equal ones: 1 is no bool, though it equals True.
             if not (settings and k < len(last) and last[k] and all(map(is_, settings, last[k]))):
-                self._checked({**self._added_later, **group, "lr": 0.0}, f" in param_groups[{k}]")
+                self._oxistep_checked({**self._oxistep_added_later, **group, "lr": 0.0}, f" in param_groups[{k}]")
                 # A list can be changed in place, so it is looked at in every step.
                 settings = () if any(isinstance(value, list) for value in settings) else settings
             now.append(settings)
-        self._checked_last = tuple(now)
+        self._oxistep_checked_last = tuple(now)
 
-    def _add(self, param_group: Group) -> None:
+    def _oxistep_add(self, param_group: Group) -> None:
         k = len(self.param_groups)
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {_kind(param_group)}")
         if "params" not in param_group:
             raise ValueError(f"param_groups[{k}] has no 'params'; it has {list(param_group)}")
         # A misspelt hyperparameter must not be taken for a label. "name" is what people call their groups.
-        if unknown := param_group.keys() - self._checks.keys() - {"params", "name"}:
+        if unknown := param_group.keys() - self._oxistep_checks.keys() - {"params", "name"}:
             raise TypeError(
                 f"param_groups[{k}] has unknown keys {sorted(unknown, key=str)}; {type(self).__name__} takes "
-                f"'params', 'name' and {list(self._checks)}; put labels of your own into "
+                f"'params', 'name' and {list(self._oxistep_checks)}; put labels of your own into "
                 f"optimizer.param_groups[{k}] afterwards"
             )
 
@@ -331,25 +331,25 @@ class Optimizer:
             group["params"] = list(params)
 
         seen = {
-            id(array): self._name(other, j, i)
+            id(array): self._oxistep_name(other, j, i)
             for j, other in enumerate(self.param_groups)
             for i, array in enumerate(other["params"])
         }
         for i, array in enumerate(group["params"]):
-            name = self._name(group, k, i)
+            name = self._oxistep_name(group, k, i)
             _check_parameter(array, name)
             if id(array) in seen:
                 raise ValueError(f"some parameters appear more than once: {name} is {seen[id(array)]}")
             seen[id(array)] = name
 
-        group |= self._checked({**self.defaults, **param_group}, f" in param_groups[{k}]")
+        group |= self._oxistep_checked({**self.defaults, **param_group}, f" in param_groups[{k}]")
         if "name" in param_group:
             group["name"] = param_group["name"]
-        states = [self._first_state(array, group) for array in group["params"]]
+        states = [self._oxistep_first_state(array, group) for array in group["params"]]
         self.param_groups.append(group)
         self.state.append(states)
 
-    def _learning_rate(self, lr: Any, k: int) -> float:
+    def _oxistep_learning_rate(self, lr: Any, k: int) -> float:
         where = f" in param_groups[{k}]"
         if lr is None:
             raise ValueError(
@@ -369,9 +369,9 @@ class Optimizer:
             raise ValueError(f"Invalid learning rate: {lr}{where}")
         return float(lr)
 
-    def _listed(self, grads: Any) -> list[list[Grad]]:
+    def _oxistep_listed(self, grads: Any) -> list[list[Grad]]:
         groups = self.param_groups
-        if not self._grouped:
+        if not self._oxistep_grouped:
             return [_list_of_group(grads, groups[0], "grads")]
         if not isinstance(grads, list | tuple):
             raise TypeError(
@@ -385,13 +385,13 @@ class Optimizer:
             )
         return [_list_of_group(grads[k], group, f"grads[{k}]") for k, group in enumerate(groups)]
 
-    def _loaded_group(self, saved: Any, k: int) -> Group:
+    def _oxistep_loaded_group(self, saved: Any, k: int) -> Group:
         where = f" in param_groups[{k}] of the loaded state dict"
         if not isinstance(saved, Mapping):
             raise TypeError(f"expected a dict{where}, got {_kind(saved)}")
         ours = self.param_groups[k]
-        saved = self._saved_group(saved)
-        if missing := [key for key in ("params", *self._checks) if key not in saved]:
+        saved = self._oxistep_saved_group(saved)
+        if missing := [key for key in ("params", *self._oxistep_checks) if key not in saved]:
             raise ValueError(f"{_short(missing)} missing{where}; was it saved by {type(self).__name__}?")
         if len(saved["params"]) != len(ours["params"]):
             raise ValueError(
@@ -399,37 +399,37 @@ class Optimizer:
                 f"group: {len(saved['params'])} parameters{where}, the optimizer has {len(ours['params'])}"
             )
 
-        hyper = {key: _plain(saved[key]) for key in self._checks}
+        hyper = {key: _plain(saved[key]) for key in self._oxistep_checks}
         was_function = hyper["lr"] is None
-        hyper = self._checked({**hyper, "lr": 0.0} if was_function else hyper, where)
+        hyper = self._oxistep_checked({**hyper, "lr": 0.0} if was_function else hyper, where)
         if was_function:
             hyper["lr"] = ours["lr"] if callable(ours["lr"]) else None
         names = {"param_names": ours["param_names"]} if "param_names" in ours else {}
-        known = {"params", "param_names", *self._checks}
+        known = {"params", "param_names", *self._oxistep_checks}
         labels = {key: deepcopy(value) for key, value in saved.items() if key not in known}
         return {"params": ours["params"], **names, **hyper, **labels}
 
-    def _loaded_state(self, saved: Any, group: Group, k: int, i: int) -> State:
-        array, name = group["params"][i], self._name(group, k, i)
+    def _oxistep_loaded_state(self, saved: Any, group: Group, k: int, i: int) -> State:
+        array, name = group["params"][i], self._oxistep_name(group, k, i)
         if saved is not None and not isinstance(saved, Mapping):
             raise TypeError(f"loaded state of {name} must be a dict, got {_kind(saved)}")
         # torch's SGD saves None for a buffer that does not exist yet.
         saved = {key: value for key, value in (saved or {}).items() if value is not None}
         if not saved:
-            return self._first_state(array, group)
-        if unknown := [key for key in saved if key not in self._state_keys]:
+            return self._oxistep_first_state(array, group)
+        if unknown := [key for key in saved if key not in self._oxistep_state_keys]:
             raise ValueError(
                 f"loaded state of {name} has {_short(unknown)}, that of {type(self).__name__} has "
-                f"{_short(self._state_keys)}; was it saved by another optimizer?"
+                f"{_short(self._oxistep_state_keys)}; was it saved by another optimizer?"
             )
-        if missing := [key for key in self._required_state(group) if key not in saved]:
+        if missing := [key for key in self._oxistep_required_state(group) if key not in saved]:
             raise ValueError(f"loaded state of {name} lacks {_short(missing)}")
         return {key: _loaded_array(value, key, array, name) for key, value in saved.items()}
 
-    def _name(self, group: Group, k: int, i: int) -> str:
+    def _oxistep_name(self, group: Group, k: int, i: int) -> str:
         if "param_names" in group:
             return f"params[{group['param_names'][i]!r}]"
-        return f"param_groups[{k}]['params'][{i}]" if self._grouped else f"params[{i}]"
+        return f"param_groups[{k}]['params'][{i}]" if self._oxistep_grouped else f"params[{i}]"
 
 
 def new_step() -> Array:

@@ -59,8 +59,8 @@ class Adagrad(Optimizer):
         <https://jmlr.org/papers/v12/duchi11a.html>`_, 2011.
     """
 
-    _rule = "adagrad"
-    _checks: ClassVar[dict[str, Check]] = {
+    _oxistep_rule = "adagrad"
+    _oxistep_checks: ClassVar[dict[str, Check]] = {
         "lr": learning_rate,
         "lr_decay": number("lr_decay value", low=0.0),
         "weight_decay": number("weight_decay value", low=0.0),
@@ -68,8 +68,8 @@ class Adagrad(Optimizer):
         "eps": number("epsilon value", low=0.0),
         "maximize": flag("maximize"),
     }
-    _state_keys = ("step", "sum")
-    _added_later: ClassVar[Group] = {"maximize": False}
+    _oxistep_state_keys = ("step", "sum")
+    _oxistep_added_later: ClassVar[Group] = {"maximize": False}
 
     def __init__(
         self,
@@ -94,12 +94,12 @@ class Adagrad(Optimizer):
             },
         )
 
-    def _first_state(self, array: Array, group: Group) -> State:
+    def _oxistep_first_state(self, array: Array, group: Group) -> State:
         # At once, not at the first gradient: torch's Adagrad cannot step from a checkpoint that lacks a
         # state.
-        return self._new_state(array, group)
+        return self._oxistep_new_state(array, group)
 
-    def _new_state(self, array: Array, group: Group) -> State:
+    def _oxistep_new_state(self, array: Array, group: Group) -> State:
         return {
             "step": new_step(),
             "sum": np.full_like(array, group["initial_accumulator_value"], subok=False),

@@ -69,8 +69,8 @@ class Adam(Optimizer):
         <https://openreview.net/forum?id=ryQu7f-RZ>`_, 2018 (amsgrad).
     """
 
-    _rule = "adam"
-    _checks: ClassVar[dict[str, Check]] = {
+    _oxistep_rule = "adam"
+    _oxistep_checks: ClassVar[dict[str, Check]] = {
         "lr": learning_rate,
         "betas": _betas,
         "eps": number("epsilon value", low=0.0),
@@ -79,8 +79,8 @@ class Adam(Optimizer):
         "maximize": flag("maximize"),
         "decoupled_weight_decay": flag("decoupled_weight_decay"),
     }
-    _state_keys = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-    _added_later: ClassVar[Group] = {"amsgrad": False, "maximize": False, "decoupled_weight_decay": False}
+    _oxistep_state_keys = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    _oxistep_added_later: ClassVar[Group] = {"amsgrad": False, "maximize": False, "decoupled_weight_decay": False}
 
     def __init__(
         self,
@@ -107,11 +107,11 @@ class Adam(Optimizer):
             },
         )
 
-    def _required_state(self, group: Group) -> tuple[str, ...]:
-        return self._state_keys if group["amsgrad"] else self._state_keys[:3]
+    def _oxistep_required_state(self, group: Group) -> tuple[str, ...]:
+        return self._oxistep_state_keys if group["amsgrad"] else self._oxistep_state_keys[:3]
 
-    def _new_state(self, array: Array, group: Group) -> State:
+    def _oxistep_new_state(self, array: Array, group: Group) -> State:
         return {
             key: new_step() if key == "step" else np.zeros_like(array, subok=False)
-            for key in self._required_state(group)
+            for key in self._oxistep_required_state(group)
         }

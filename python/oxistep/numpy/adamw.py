@@ -74,12 +74,12 @@ class AdamW(Adam):
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, decoupled_weight_decay=True)
 
-    def _checked(self, given: Group, where: str = "") -> Group:
-        checked = super()._checked(given, where)
+    def _oxistep_checked(self, given: Group, where: str = "") -> Group:
+        checked = super()._oxistep_checked(given, where)
         if not checked["decoupled_weight_decay"]:
             raise ValueError(f"AdamW's weight decay is decoupled{where}; use Adam for the other kind")
         return checked
 
-    def _saved_group(self, saved: Mapping[str, Any]) -> Group:
+    def _oxistep_saved_group(self, saved: Mapping[str, Any]) -> Group:
         # Whatever a checkpoint of Adam says, as in torch.
-        return {**super()._saved_group(saved), "decoupled_weight_decay": True}
+        return {**super()._oxistep_saved_group(saved), "decoupled_weight_decay": True}

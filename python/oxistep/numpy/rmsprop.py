@@ -66,8 +66,8 @@ class RMSprop(Optimizer):
         (centered).
     """
 
-    _rule = "rmsprop"
-    _checks: ClassVar[dict[str, Check]] = {
+    _oxistep_rule = "rmsprop"
+    _oxistep_checks: ClassVar[dict[str, Check]] = {
         "lr": learning_rate,
         "alpha": number("alpha value", low=0.0),
         "eps": number("epsilon value", low=0.0),
@@ -76,8 +76,8 @@ class RMSprop(Optimizer):
         "centered": flag("centered"),
         "maximize": flag("maximize"),
     }
-    _state_keys = ("step", "square_avg", "momentum_buffer", "grad_avg")
-    _added_later: ClassVar[Group] = {"momentum": 0, "centered": False, "maximize": False}
+    _oxistep_state_keys = ("step", "square_avg", "momentum_buffer", "grad_avg")
+    _oxistep_added_later: ClassVar[Group] = {"momentum": 0, "centered": False, "maximize": False}
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class RMSprop(Optimizer):
             },
         )
 
-    def _required_state(self, group: Group) -> tuple[str, ...]:
+    def _oxistep_required_state(self, group: Group) -> tuple[str, ...]:
         keys = ["step", "square_avg"]
         if group["momentum"] > 0:
             keys.append("momentum_buffer")
@@ -112,8 +112,8 @@ class RMSprop(Optimizer):
             keys.append("grad_avg")
         return tuple(keys)
 
-    def _new_state(self, array: Array, group: Group) -> State:
+    def _oxistep_new_state(self, array: Array, group: Group) -> State:
         return {
             key: new_step() if key == "step" else np.zeros_like(array, subok=False)
-            for key in self._required_state(group)
+            for key in self._oxistep_required_state(group)
         }

@@ -66,8 +66,8 @@ class SGD(Optimizer):
         <https://proceedings.mlr.press/v28/sutskever13.html>`_, 2013.
     """
 
-    _rule = "sgd"
-    _checks: ClassVar[dict[str, Check]] = {
+    _oxistep_rule = "sgd"
+    _oxistep_checks: ClassVar[dict[str, Check]] = {
         "lr": learning_rate,
         "momentum": number("momentum value", low=0.0),
         "dampening": number("dampening value"),
@@ -75,8 +75,8 @@ class SGD(Optimizer):
         "nesterov": flag("nesterov"),
         "maximize": flag("maximize"),
     }
-    _state_keys = ("momentum_buffer",)
-    _added_later: ClassVar[Group] = {"nesterov": False, "maximize": False}
+    _oxistep_state_keys = ("momentum_buffer",)
+    _oxistep_added_later: ClassVar[Group] = {"nesterov": False, "maximize": False}
 
     def __init__(
         self,
@@ -101,17 +101,17 @@ class SGD(Optimizer):
             },
         )
 
-    def _checked(self, given: Group, where: str = "") -> Group:
-        checked = super()._checked(given, where)
+    def _oxistep_checked(self, given: Group, where: str = "") -> Group:
+        checked = super()._oxistep_checked(given, where)
         if checked["nesterov"] and (checked["momentum"] <= 0 or checked["dampening"] != 0):
             raise ValueError(f"Nesterov momentum requires a momentum and zero dampening{where}")
         return checked
 
-    def _required_state(self, group: Group) -> tuple[str, ...]:
+    def _oxistep_required_state(self, group: Group) -> tuple[str, ...]:
         # Nothing is required of a loaded state: torch saves the buffer as None, or not at all, before the
         # first gradient, and the buffer is then born from that gradient.
         return ()
 
-    def _new_state(self, array: Array, group: Group) -> State:
+    def _oxistep_new_state(self, array: Array, group: Group) -> State:
         # Not zeros: on its first step the buffer is overwritten with the gradient.
         return {"momentum_buffer": np.empty_like(array, subok=False)}

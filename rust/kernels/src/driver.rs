@@ -1,6 +1,7 @@
 //! The loop of a step, element by element: tensors -> chunks -> threads -> SIMD level -> formula.
 
 mod alike;
+mod apart;
 mod gather;
 mod measured;
 mod rows;

@@ -7,10 +7,11 @@
 use std::ops::{Deref, DerefMut};
 
 use super::alike::Source;
+use super::apart::Apart;
 use super::gather::{Place, ahead, gather, scatter};
 use super::measured::{Lanes, update};
 use super::{Chunk, Slice, SliceMut, Storage, Tensors, match_types, origin};
-use crate::element::{bf16, f16};
+use crate::element::{Element, bf16, f16};
 use crate::layout::{Grid, Layout, Tile, Tiles};
 use crate::rule::MAX_STATES;
 use crate::rules::Constants;
@@ -36,6 +37,11 @@ impl Chunk<'_> {
         macro_rules! in_tiles {
             ($p:ty, $g:ty, $s:ty) => {
                 if let (Some(param), Some(grad)) = (<$p>::slice_mut(param), <$g>::slice(grad)) {
+                    let [first, ..] = &mut *states;
+                    let state = <$s>::slice_mut(first).unwrap_or_default();
+                    if sums.is_none() && one_by_one(layout, range, (param, grad, state), constants, level, factor) {
+                        return;
+                    }
                     const ELEMENTS: usize = BYTES / largest([size_of::<$p>(), size_of::<$g>(), size_of::<$s>()]);
                     let states = states.each_mut().map(|state| <$s>::slice_mut(state));
                     let (mut p, mut g) = ([<$p>::default(); ELEMENTS], [<$g>::default(); ELEMENTS]);
@@ -47,6 +53,29 @@ impl Chunk<'_> {
         }
         match_types!(&kinds.0, &kinds.1, &kinds.2, in_tiles, unreachable!("checked when pushed"));
     }
+}
+
+/// Tries to update a range without tiles, where that is the better way.
+fn one_by_one<P, G, S>(
+    layout: &Layout,
+    range: (usize, usize),
+    (param, grad, state): (&mut [P], &[G], &mut [S]),
+    constants: &Constants,
+    level: Level,
+    factor: f64,
+) -> bool
+where
+    P: Element,
+    G: Element<Arith = P::Arith>,
+    S: Element<Arith = P::Arith>,
+{
+    let (grid, streams) = (layout.grid(), if state.is_empty() { 2 } else { 3 });
+    if (0..streams).all(|s| in_place(&grid, s)) {
+        return false;
+    }
+    let origins = [origin(layout, 0, range.0), 0, origin(layout, 2, range.0)];
+    let mut range = Apart { layout, grid, range, param, grad, state, origins };
+    range.serves() && range.update(constants, level, factor)
 }
 
 const fn largest([a, b, c]: [usize; 3]) -> usize {

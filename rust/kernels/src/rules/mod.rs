@@ -126,3 +126,17 @@ table! {
     tensor by tensor:
     "adafactor" => adafactor::Adafactor;
 }
+impl Constants {
+    /// As [`Constants::visit`], but of light rules only, a few multiply-adds with one state at most; `false` for others.
+    /// Where elements lie apart, to gather them into tiles would be the larger part of the work of such a rule.
+    #[inline(always)]
+    pub(crate) fn visit_light(&self, visitor: impl Visitor) -> bool {
+        match self {
+            Self::Sgd(constants) => {
+                constants.visit(visitor);
+                true
+            }
+            _ => false,
+        }
+    }
+}
