@@ -127,7 +127,7 @@ table! {
     "adafactor" => adafactor::Adafactor;
 }
 impl Constants {
-    /// As [`Constants::visit`], but of light rules only, a few multiply-adds with one state at most; `false` for others.
+    /// As [`Constants::visit`], but of light rules only, a few multiply-adds with at most one state; else `false`.
     /// Where elements lie apart, to gather them into tiles would be the larger part of the work of such a rule.
     #[inline(always)]
     pub(crate) fn visit_light(&self, visitor: impl Visitor) -> bool {
