@@ -3,6 +3,8 @@
 from collections import deque
 from typing import Any, NamedTuple
 
+from oxistep._names import name_of
+
 
 class ParameterPath(NamedTuple):
     """The path of one parameter through the next step: a named tuple.
@@ -143,9 +145,3 @@ def _not_ours(wrapper: Any, inner: Any) -> str:
     name = type(inner).__name__
     what = "torch's own class" if type(inner).__module__.startswith("torch.") else "no class of oxistep's"
     return f"{name} is {what}" if inner is wrapper else f"{name}, which {type(wrapper).__name__} wraps, is {what}"
-
-
-def name_of(groups: list[dict[str, Any]], g: int, i: int) -> str:
-    """What a parameter is called."""
-    names = groups[g].get("param_names") if g < len(groups) else None
-    return names[i] if names and i < len(names) else f"param_groups[{g}]['params'][{i}]"

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oxistep._core import KernelError, step_arrays
-from oxistep._torn import Torn, names_of, text_of
+from oxistep._names import names_of
+from oxistep._torn import Torn, text_of
 from oxistep.numpy._hyper import Check, is_whole, real
 
 Array = NDArray[Any]

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from oxistep._torn import Torn, names_of, text_of
+from oxistep._names import names_of
+from oxistep._torn import Torn, text_of
 from oxistep.optim._kept import KEY, kept_of
 
 __all__ = ["loaded_whole", "refuse_if_torn", "tear"]

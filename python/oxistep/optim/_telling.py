@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from oxistep._names import name_of
 from oxistep.optim._definition import definition_of
 from oxistep.optim._kept import kept_of
 
@@ -39,8 +40,6 @@ def tell(optimizer: Any, rows: Callable[[Any], list[tuple[int, int, str, str]]])
 
 
 def _text(optimizer: Any, rows: list[tuple[int, int, str, str]]) -> str:
-    from oxistep._explain import name_of
-
     native = sum(path == "native" for _, _, path, _ in rows)
     text = f"{native} of {len(rows)} native"
     others = [row for row in rows if row[2] == "torch"] or [row for row in rows if row[2] == "skipped"]
