@@ -1,8 +1,6 @@
 //! How the elements of tensors lie in memory when not simply one after the other.
 
-mod grid;
-
-pub(crate) use grid::{Grid, SHORT_COLUMN, Tile, Tiles};
+pub(crate) mod grid;
 
 /// The streams of a step: parameter, gradient and up to three states.
 pub const STREAMS: usize = 2 + crate::rule::MAX_STATES;

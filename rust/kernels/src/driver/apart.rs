@@ -5,7 +5,8 @@
 
 use super::gather::Place;
 use crate::element::{Element, Real};
-use crate::layout::{Grid, Layout, SHORT_COLUMN, Tile};
+use crate::layout::Layout;
+use crate::layout::grid::{Grid, SHORT_COLUMN, Tile};
 use crate::rule::{Formula, States, Visitor};
 use crate::rules::Constants;
 use crate::simd::{Level, Simd, Vectorized};

@@ -1,6 +1,6 @@
 //! Between strided memory and a tile, in which rows lie one after the other.
 
-use crate::layout::SHORT_COLUMN;
+use crate::layout::grid::SHORT_COLUMN;
 use crate::simd::prefetch;
 
 /// Where a tile's elements lie: the first one, its neighbours below and to the right.
