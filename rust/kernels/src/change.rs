@@ -1,7 +1,8 @@
 //! Tensors changed in place, each element by itself: multiplied by a factor, or held within bounds.
 
-use crate::driver::{CHUNK, SERIAL, SliceMut};
-use crate::element::{Element, Real};
+use crate::arithmetic::Real;
+use crate::driver::{CHUNK, SERIAL};
+use crate::formats::{Element, SliceMut};
 use crate::layout::Layout;
 use crate::pool::{Panic, Pool, Serial, for_each};
 use crate::simd::{Level, Simd, UNIT, Vectorized, prefetch};

@@ -5,11 +5,9 @@ mod apart;
 mod gather;
 mod measured;
 mod rows;
-mod slices;
+mod streaming;
 mod strided;
 mod sweep;
-
-use std::fmt;
 
 use alike::{Likeness, run_alike};
 use measured::{Lanes, update};
@@ -17,11 +15,11 @@ use rows::{RowList, Rows};
 
 pub use measured::{Measured, Moved};
 pub use rows::SparseRows;
-pub(crate) use slices::Storage;
-pub use slices::{Slice, SliceMut};
 pub(crate) use sweep::Sweep;
 
 use crate::factored::Factored;
+pub use crate::formats::Refused;
+use crate::formats::{Slice, SliceMut};
 use crate::layout::{Layout, STREAMS};
 use crate::pool::{Panic, Pool, Serial, for_each};
 use crate::rule::{Formula, MAX_STATES, Visitor};
@@ -74,29 +72,6 @@ pub struct Tensors<'a> {
     /// Where the elements lie if not one after the other; its streams are parameter, gradient, states.
     pub layout: Option<&'a Layout>,
 }
-
-/// Why tensors were not accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// The kernels do not serve this combination of storage types.
-    Types,
-    /// The slices differ in length, or are too short for the layout.
-    Lengths,
-    /// The rule keeps another number of states.
-    States,
-}
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Types => "no kernel for these storage types",
-            Self::Lengths => "tensors of different lengths",
-            Self::States => "wrong number of states",
-        })
-    }
-}
-
-impl std::error::Error for Refused {}
 
 impl<'a> Tensors<'a> {
     /// Cuts flat tensors before element `n` of the parameter and its states, and element `grad_n` of the gradient.

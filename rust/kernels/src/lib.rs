@@ -8,17 +8,19 @@
 //!   no operation is approximate.
 //! - No allocation in the steady state, no temporary the size of a tensor, no panic in a formula.
 //! - `unsafe` stands only in `simd.rs` (running code compiled for a processor feature that was detected, prefetching,
-//!   the denormal mode), `simd/halves.rs` (conversions by the processor) and `pool.rs` (handing the items of a slice to
-//!   several threads).
+//!   the denormal mode), `simd/halves.rs` (conversions by the processor), `driver/streaming.rs` (writing past the
+//!   caches) and `pool.rs` (handing the items of a slice to several threads).
 
+pub mod arithmetic;
 pub mod change;
+mod conversions;
 pub mod driver;
-pub mod element;
 mod factored;
 #[cfg(feature = "faults")]
 pub mod fault;
 #[cfg(not(feature = "faults"))]
 mod fault;
+pub mod formats;
 mod layout;
 pub mod muon;
 pub mod norm;
@@ -32,8 +34,8 @@ pub mod statistics;
 mod sync;
 pub mod vector;
 
-pub use driver::{Slice, SliceMut, SparseRows, Step, Tensors};
-pub use element::{bf16, f16};
+pub use driver::{SparseRows, Step, Tensors};
+pub use formats::{Slice, SliceMut, bf16, f16};
 pub use layout::{Layout, STREAMS};
 pub use rule::{Gradients, Hyperparameters, MAX_SCALARS, MAX_STATES, Precision, Rule, Scalars};
 pub use rules::{AnyRule, Constants, Kind};

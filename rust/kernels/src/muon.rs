@@ -8,8 +8,9 @@
 //! (Jordan, "Muon: An optimizer for hidden layers in neural networks", 2024.) Order of operations and places of
 //! rounding are those of torch's for-loop. The product comes transposed for matrices with more rows than columns.
 
+use crate::arithmetic::Real;
 use crate::driver::SERIAL;
-use crate::element::{Element, Real, bf16};
+use crate::formats::{Element, bf16};
 use crate::pool::{Panic, Pool, Serial, for_each};
 use crate::simd::{Level, Simd, Vectorized};
 use crate::vector::Scalar;

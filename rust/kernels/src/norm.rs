@@ -9,8 +9,8 @@
 //! - the largest absolute value is found among the bits: a NaN has larger ones than infinity, hence it wins, as in
 //!   torch.
 
-use crate::driver::{CHUNK, SERIAL, Slice};
-use crate::element::{Element, bf16, f16};
+use crate::driver::{CHUNK, SERIAL};
+use crate::formats::{Element, Slice, bf16, f16};
 use crate::layout::Layout;
 use crate::pool::{Panic, Pool, Serial, for_each};
 use crate::simd::{Level, Simd, Vectorized, prefetch, prefetch_address};

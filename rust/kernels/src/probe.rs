@@ -10,8 +10,8 @@
 //! it runs. Chunks, threads, SIMD level and prefetching are those of a step; a rule cannot be faster than this but by
 //! luck. Nobody trains with it.
 
+use crate::arithmetic::Real;
 use crate::driver::{CHUNK, Sweep};
-use crate::element::Real;
 use crate::pool::{Panic, Pool, for_each};
 use crate::rule::{Formula, MAX_STATES, States};
 use crate::simd::Level;

@@ -1,6 +1,7 @@
 //! What an optimizer tells the driver: hyperparameters (f64) -> constants of a step -> formula for one element.
 
-use crate::element::{Element, Real, bf16, f16};
+use crate::arithmetic::Real;
+use crate::formats::{Element, bf16, f16};
 
 /// The most state arrays that a rule keeps for one parameter.
 pub const MAX_STATES: usize = 3;

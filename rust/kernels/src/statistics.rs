@@ -14,8 +14,8 @@
 //! depends on their sizes alone, element i of a tile is always added to lane i mod 64, and the lanes are added
 //! pairwise.
 
-use crate::driver::{CHUNK, SERIAL, Slice};
-use crate::element::{Element, bf16, f16};
+use crate::driver::{CHUNK, SERIAL};
+use crate::formats::{Element, Slice, bf16, f16};
 use crate::layout::Layout;
 use crate::norm::{AHEAD, LANES, pairwise};
 use crate::pool::{Panic, Pool, Serial, for_each};

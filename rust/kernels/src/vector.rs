@@ -14,7 +14,7 @@
 //! Sums are over a fixed tree, in f64: lanes within a chunk, then the chunks in order. (The product of two f32 is exact
 //! in f64; products of f64 are rounded, not fused.) So the bits depend neither on threads nor on the SIMD level.
 
-use crate::element::Real;
+use crate::arithmetic::Real;
 use crate::pool::{Panic, Pool, Serial, for_each};
 use crate::simd::{Level, Simd, Vectorized};
 

@@ -9,7 +9,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 
 use common::{Buffer, COMBINATIONS, Parameter, Random, Type, Types, Values, brief, cases, every_rule, update};
-use oxistep_kernels::element::Real;
+use oxistep_kernels::arithmetic::Real;
 use oxistep_kernels::pool::Serial;
 use oxistep_kernels::rules::{
     adadelta::Adadelta, adafactor::Adafactor, adagrad::Adagrad, adam::Adam, adamax::Adamax, asgd::Asgd, nadam::NAdam,

@@ -5,8 +5,8 @@ use std::marker::PhantomData;
 use std::mem::{Discriminant, discriminant};
 
 use super::rows::RowList;
-use super::{Chunk, PLACES_AHEAD, Place, Slice, SliceMut, Step, Storage, Sweep, Tensors, match_types};
-use crate::element::{Element, bf16, f16};
+use super::{Chunk, PLACES_AHEAD, Place, Step, Sweep, Tensors, match_types};
+use crate::formats::{Element, Slice, SliceMut, Storage, bf16, f16};
 use crate::rule::{Formula, Visitor};
 use crate::rules::Constants;
 use crate::simd::{Level, Simd, Vectorized};

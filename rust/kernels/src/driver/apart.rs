@@ -4,7 +4,8 @@
 //! larger part of the work.
 
 use super::gather::Place;
-use crate::element::{Element, Real};
+use crate::arithmetic::Real;
+use crate::formats::Element;
 use crate::layout::Layout;
 use crate::layout::grid::{Grid, SHORT_COLUMN, Tile};
 use crate::rule::{Formula, States, Visitor};

@@ -8,8 +8,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::alike::{Kinds, Source, dense};
-use super::{SERIAL, Slice, SliceMut, Step, Tensors};
-use crate::element::Element;
+use super::{SERIAL, Step, Tensors};
+use crate::formats::{Element, Slice, SliceMut};
 use crate::norm::{LANES, pairwise, sweep};
 use crate::pool::{Panic, Pool, Serial, for_each};
 use crate::rules::Constants;

@@ -2,7 +2,8 @@
 
 use super::alike::Source;
 use super::measured::{Lanes, update};
-use super::{Chunk, Place, Refused, Slice, Step, Tensors};
+use super::{Chunk, Place, Step, Tensors};
+use crate::formats::{Refused, Slice};
 use crate::layout::STREAMS;
 use crate::rules::Constants;
 use crate::simd::Level;

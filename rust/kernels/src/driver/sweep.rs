@@ -3,9 +3,11 @@
 use std::any::{Any, TypeId};
 
 use super::SMALL_CHUNK;
-use crate::element::{Element, Real};
+use super::streaming::Streaming;
+use crate::arithmetic::Real;
+use crate::formats::Element;
 use crate::rule::{Formula, MAX_STATES, States};
-use crate::simd::{Simd, Streaming, UNIT, Vectorized, prefetch, prefetch_far};
+use crate::simd::{Simd, UNIT, Vectorized, prefetch, prefetch_far};
 
 /// Elements of a block: the inner loop, of constant length, between two rounds of prefetching.
 const BLOCK: usize = 64;

@@ -13,8 +13,8 @@
 mod narrow;
 mod sweeps;
 
-use crate::driver::{Refused, Slice, SliceMut, Step, Storage, Tensors};
-use crate::element::{bf16, f16};
+use crate::driver::{Step, Tensors};
+use crate::formats::{Refused, Slice, SliceMut, Storage, bf16, f16};
 use crate::pool::{Panic, Pool, for_each};
 use crate::rules::{Constants, adafactor};
 use crate::simd::Level;

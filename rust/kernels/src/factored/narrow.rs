@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use crate::element::{Element, Real};
+use crate::arithmetic::Real;
+use crate::formats::Element;
 use crate::rules::adafactor::Rounded;
 
 /// Rows of a block.

@@ -4,8 +4,9 @@
 //! on lengths alone. A square of anything but an f64 is exact there: whether it is fused with its addition makes no
 //! difference.
 
-use crate::element::{Element, Real};
+use crate::arithmetic::Real;
 use crate::factored::narrow;
+use crate::formats::Element;
 use crate::rules::adafactor::Rounded;
 use crate::simd::{Simd, Vectorized, prefetch};
 

@@ -11,7 +11,7 @@
 //! Zeiler, "ADADELTA: An Adaptive Learning Rate Method", 2012.
 //! In torch's order of operations: equal to its for-loop bit for bit.
 
-use crate::element::Real;
+use crate::arithmetic::Real;
 use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor, within};
 
 /// Hyperparameters.

@@ -19,7 +19,7 @@
 //! No rule for one element: the loops are those of [`crate::factored`]. Sums are in f64 over a fixed tree; torch sums
 //! in the type of the tensor, so the last places differ. A step divides by the states as they are stored, like torch.
 
-use crate::element::Real;
+use crate::arithmetic::Real;
 use crate::rule::{Hyperparameters, Rule, Scalars, within};
 
 /// Hyperparameters.

@@ -9,7 +9,7 @@
 //! Duchi, Hazan, Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization", 2011.
 //! `h` is one fused multiply-add, the quotient is `addcdiv`: equal to torch's for-loop bit for bit.
 
-use crate::element::Real;
+use crate::arithmetic::Real;
 use crate::rule::{Formula, Gradients, Hyperparameters, Rule, Scalars, States, Visitor, within};
 
 /// Hyperparameters.

@@ -14,7 +14,7 @@
 //! `m` moves by `lerp`, `v` by `addcmul`, theta by `addcdiv`: equal to torch's for-loop bit for bit in f32. In f64 the
 //! bias corrections may differ in the last place, since `pow` is the libm crate's on every platform.
 
-use crate::element::Real;
+use crate::arithmetic::Real;
 use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor, decays, within};
 
 /// Hyperparameters.

@@ -10,7 +10,7 @@
 //! Kingma, Ba, "Adam: A Method for Stochastic Optimization", 2014, section 7.1.
 //! In torch's order of operations: equal to its for-loop bit for bit in f32.
 
-use crate::element::Real;
+use crate::arithmetic::Real;
 use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor, decays, within};
 
 /// Hyperparameters.

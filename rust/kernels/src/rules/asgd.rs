@@ -11,7 +11,7 @@
 //! Polyak, Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992.
 //! In torch's order of operations, with eta and mu of the step before: equal to its for-loop bit for bit in f32.
 
-use crate::element::Real;
+use crate::arithmetic::Real;
 use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor, within};
 
 /// Hyperparameters.

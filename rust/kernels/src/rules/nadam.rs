@@ -14,7 +14,7 @@
 //! Dozat, "Incorporating Nesterov Momentum into Adam", 2016.
 //! In torch's order of operations: equal to its for-loop bit for bit in f32.
 
-use crate::element::Real;
+use crate::arithmetic::Real;
 use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor, decays, within};
 
 /// Hyperparameters.

@@ -15,7 +15,7 @@
 //! In torch's order of operations (its quotient of a number and a tensor is the number times the tensor's reciprocal):
 //! equal to its for-loop bit for bit in f32.
 
-use crate::element::Real;
+use crate::arithmetic::Real;
 use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor, decays, within};
 
 /// Hyperparameters.

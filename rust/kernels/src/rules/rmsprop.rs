@@ -13,7 +13,7 @@
 //! Recurrent Neural Networks", 2013. `a` moves by `lerp`, squares are added by `addcmul`, quotients by `addcdiv`:
 //! equal to torch's for-loop bit for bit.
 
-use crate::element::Real;
+use crate::arithmetic::Real;
 use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor, within};
 
 /// Hyperparameters.

@@ -12,7 +12,7 @@
 //! Riedmiller, Braun, "A direct adaptive method for faster backpropagation learning: the RPROP algorithm", 1993.
 //! Equal to torch's for-loop bit for bit. The learning rate is only what `step_size` starts with.
 
-use crate::element::Real;
+use crate::arithmetic::Real;
 use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor, within};
 
 /// Hyperparameters.

@@ -11,7 +11,7 @@
 //! Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013.
 //! Each line is one fused multiply-add, as torch's `add(alpha)` is: equal to torch's for-loop bit for bit.
 
-use crate::element::Real;
+use crate::arithmetic::Real;
 use crate::rule::{Formula, Gradients, Hyperparameters, Rule, Scalars, States, Visitor, within};
 
 /// Hyperparameters.

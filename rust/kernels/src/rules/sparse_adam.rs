@@ -9,7 +9,7 @@
 //! Kingma, Ba, "Adam: A Method for Stochastic Optimization", 2014, with the bias corrections of the end of section 2
 //! and eps outside the corrected root, as in torch.
 
-use crate::element::Real;
+use crate::arithmetic::Real;
 use crate::rule::{Formula, Gradients, Hyperparameters, Rule, Scalars, States, Visitor, decays, within};
 
 /// Hyperparameters.

@@ -1,4 +1,4 @@
-//! Half types by the processor's own conversions, where they give the bits that `element.rs` gives.
+//! Half types by the processor's own conversions, where they give the bits that `conversions.rs` gives.
 //!
 //! - f16 <-> f32 (F16C, AVX-512 F): exact IEEE in any denormal mode. Widening ignores the mode. Narrowing keeps
 //!   denormal f16 results; what the mode may do to a denormal f32 does not matter, as it rounds to zero either way.
@@ -10,15 +10,17 @@
 //! What a NaN carries beside its sign is not promised.
 #![allow(unsafe_code)]
 
-use crate::element::{Element, bf16, f16};
+use half::{bf16, f16};
+
+use crate::conversions;
 
 /// Elements that are converted together: one vector of f32 at the widest level.
 pub const UNIT: usize = 16;
 
 /// What generic code cannot say and a level can. A value is the proof that the processor has the level.
 pub trait Simd: Copy {
-    /// Whether the conversions are to be used; if not, they are worth less than [`crate::element::Element::load`] and
-    /// `store` in a loop.
+    /// Whether the conversions are to be used; if not, they are worth less than those of
+    /// `conversions.rs` in a loop.
     const CONVERTS: bool;
     /// Widens exactly.
     fn widen_f16(self, from: &[f16; UNIT]) -> [f32; UNIT];
@@ -52,19 +54,19 @@ impl Simd for Plain {
 
     #[inline(always)]
     fn widen_f16(self, from: &[f16; UNIT]) -> [f32; UNIT] {
-        each(from, Element::load)
+        each(from, conversions::widen_f16)
     }
     #[inline(always)]
     fn narrow_f16(self, from: &[f32; UNIT]) -> [f16; UNIT] {
-        each(from, Element::store)
+        each(from, conversions::narrow_f16)
     }
     #[inline(always)]
     fn widen_bf16(self, from: &[bf16; UNIT]) -> [f32; UNIT] {
-        each(from, Element::load)
+        each(from, conversions::widen_bf16)
     }
     #[inline(always)]
     fn narrow_bf16(self, from: &[f32; UNIT]) -> [bf16; UNIT] {
-        each(from, Element::store)
+        each(from, conversions::narrow_bf16)
     }
 }
 
@@ -139,7 +141,7 @@ mod x86 {
         }
     }
 
-    /// As in `element.rs`.
+    /// As in `conversions.rs`.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn round_bf16_avx2(x: __m256) -> __m256i {
@@ -214,7 +216,7 @@ mod x86 {
         }
     }
 
-    /// As in `element.rs`.
+    /// As in `conversions.rs`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     fn round_bf16_avx512(x: __m512) -> __m256i {
@@ -313,7 +315,10 @@ mod tests {
     fn every_level_converts_every_half_and_rounds_at_every_boundary_alike() {
         for first in (0..=u16::MAX).step_by(UNIT) {
             let halves = std::array::from_fn(|i| first + i as u16);
-            for bases in [halves.map(|h| f16::from_bits(h).load()), halves.map(|h| bf16::from_bits(h).load())] {
+            for bases in [
+                halves.map(|h| conversions::widen_f16(f16::from_bits(h))),
+                halves.map(|h| conversions::widen_bf16(bf16::from_bits(h))),
+            ] {
                 for middle in [0, 0x1000, 0x8000] {
                     for step in [-1, 0, 1] {
                         let moved = |x: f32| f32::from_bits(x.to_bits().wrapping_add(middle).wrapping_add_signed(step));

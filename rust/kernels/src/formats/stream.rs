@@ -1,6 +1,10 @@
-//! Slices of any storage type: what tensors are to the driver.
+//! A stream of numbers in any format: what a tensor is to those that walk over it.
 
-use crate::element::{Element, bf16, f16};
+use std::fmt;
+
+use half::{bf16, f16};
+
+use super::element::Element;
 use crate::simd::prefetch;
 
 macro_rules! storage {
@@ -37,17 +41,17 @@ macro_rules! storage {
 
             /// Prefetches some elements, but no more than a few cache lines of them: the rest follows of itself.
             #[inline]
-            pub(super) fn prefetch(&self, start: usize, len: usize) {
+            pub(crate) fn prefetch(&self, start: usize, len: usize) {
                 match self { $(Self::$Variant(x) => prefetch_elements(x, start, len),)* }
             }
 
             /// No elements of the same type.
             #[inline]
-            pub(super) fn kind(&self) -> Slice<'static> {
+            pub(crate) fn kind(&self) -> Slice<'static> {
                 match self { $(Self::$Variant(_) => Slice::$Variant(&[]),)* }
             }
 
-            pub(super) fn part(&self, start: usize, len: usize) -> Self {
+            pub(crate) fn part(&self, start: usize, len: usize) -> Self {
                 match self { $(Self::$Variant(x) => Self::$Variant(&x[start..start + len]),)* }
             }
 
@@ -70,34 +74,34 @@ macro_rules! storage {
                 self.len() == 0
             }
 
-            pub(super) fn address(&self) -> usize {
+            pub(crate) fn address(&self) -> usize {
                 match self { $(Self::$Variant(x) => x.as_ptr() as usize,)* Self::Absent => 0 }
             }
 
             #[inline]
-            pub(super) fn prefetch(&self, start: usize, len: usize) {
+            pub(crate) fn prefetch(&self, start: usize, len: usize) {
                 match self { $(Self::$Variant(x) => prefetch_elements(x, start, len),)* Self::Absent => {} }
             }
 
             /// No elements of the same type.
             #[inline]
-            pub(super) fn kind(&self) -> SliceMut<'static> {
+            pub(crate) fn kind(&self) -> SliceMut<'static> {
                 match self { $(Self::$Variant(_) => SliceMut::$Variant(&mut []),)* Self::Absent => SliceMut::Absent }
             }
 
             #[inline]
-            pub(super) fn whole(&mut self) -> SliceMut<'_> {
+            pub(crate) fn whole(&mut self) -> SliceMut<'_> {
                 match self { $(Self::$Variant(x) => SliceMut::$Variant(x),)* Self::Absent => SliceMut::Absent }
             }
 
-            pub(super) fn part(&mut self, start: usize, len: usize) -> SliceMut<'_> {
+            pub(crate) fn part(&mut self, start: usize, len: usize) -> SliceMut<'_> {
                 match self {
                     $(Self::$Variant(x) => SliceMut::$Variant(&mut x[start..start + len]),)*
                     Self::Absent => SliceMut::Absent,
                 }
             }
 
-            pub(super) fn fill_zero(&mut self) {
+            pub(crate) fn fill_zero(&mut self) {
                 match self { $(Self::$Variant(x) => x.fill(<$t as Default>::default()),)* Self::Absent => {} }
             }
 
@@ -148,3 +152,26 @@ fn prefetch_elements<T>(x: &[T], start: usize, len: usize) {
     let per_line = 64 / size_of::<T>();
     (0..len.div_ceil(per_line).min(8)).for_each(|line| prefetch(x, start + line * per_line));
 }
+
+/// Why tensors were not accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The kernels do not serve this combination of storage types.
+    Types,
+    /// The slices differ in length, or are too short for the layout.
+    Lengths,
+    /// The rule keeps another number of states.
+    States,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Types => "no kernel for these storage types",
+            Self::Lengths => "tensors of different lengths",
+            Self::States => "wrong number of states",
+        })
+    }
+}
+
+impl std::error::Error for Refused {}
