@@ -1,7 +1,7 @@
 //! Tensors changed in place, each element by itself: multiplied by a factor, or held within bounds.
 
 use crate::arithmetic::Real;
-use crate::driver::{CHUNK, SERIAL};
+use crate::chunks::{CHUNK, SERIAL};
 use crate::formats::{Element, SliceMut};
 use crate::layout::Layout;
 use crate::pool::{Panic, Pool, Serial, for_each};

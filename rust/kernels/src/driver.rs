@@ -17,6 +17,8 @@ pub use measured::{Measured, Moved};
 pub use rows::SparseRows;
 pub(crate) use sweep::Sweep;
 
+pub use crate::chunks::SERIAL;
+use crate::chunks::{CHUNK, MEDIUM, PLACES_AHEAD, SMALL_CHUNK, recycled};
 use crate::factored::Factored;
 pub use crate::formats::Refused;
 use crate::formats::{Slice, SliceMut};
@@ -26,21 +28,9 @@ use crate::rule::{Formula, MAX_STATES, Visitor};
 use crate::rules::Constants;
 use crate::simd::{Level, prefetch_far_address};
 
-/// Elements of a chunk: small enough to share a step evenly between threads, large enough that handing one out costs
-/// nothing. A multiple of the cache line for every type.
-pub(crate) const CHUNK: usize = 64 * 1024;
-/// Elements of a chunk while a step has no more than [`MEDIUM`]: of large ones a thread would have too few for an even
-/// share.
-const SMALL_CHUNK: usize = CHUNK / 8;
-const MEDIUM: usize = 1024 * 1024;
-/// How many chunks ahead the beginnings of small tensors are prefetched.
-const PLACES_AHEAD: usize = 4;
 /// Rows that a chunk of a strided tensor has at least, if some stream runs across them: so many elements of it share a
 /// cache line.
 const ROWS: usize = 16;
-/// Below this many elements a step runs on the calling thread alone: a fork-join would cost more than it gains.
-pub const SERIAL: usize = 128 * 1024;
-
 /// Calls `$then!(P, G, S)` for the storage types of parameter, gradient and states that match. The list of types that
 /// the kernels serve; all states of a parameter share one type.
 macro_rules! match_types {
@@ -303,15 +293,12 @@ impl<'a> Step<'a> {
 
     /// Empties the step, keeping its memory for tensors of any lifetime.
     pub fn recycle<'b>(mut self) -> Step<'b> {
-        self.chunks.clear();
         self.constants.clear();
-        // An empty vector collected from one of the same layout keeps its allocation.
-        let chunks = self.chunks.into_iter().map(|_| unreachable!("the vector is empty")).collect();
         self.places.clear();
         self.alike.clear();
         let factored = self.factored.recycle();
         Step {
-            chunks,
+            chunks: recycled(self.chunks),
             constants: self.constants,
             elements: 0,
             factored,

@@ -13,6 +13,7 @@
 
 pub mod arithmetic;
 pub mod change;
+mod chunks;
 mod conversions;
 pub mod driver;
 mod factored;
@@ -21,6 +22,7 @@ pub mod fault;
 #[cfg(not(feature = "faults"))]
 mod fault;
 pub mod formats;
+mod lanes;
 mod layout;
 pub mod muon;
 pub mod norm;

@@ -9,7 +9,7 @@
 //! rounding are those of torch's for-loop. The product comes transposed for matrices with more rows than columns.
 
 use crate::arithmetic::Real;
-use crate::driver::SERIAL;
+use crate::chunks::SERIAL;
 use crate::formats::{Element, bf16};
 use crate::pool::{Panic, Pool, Serial, for_each};
 use crate::simd::{Level, Simd, Vectorized};

@@ -9,19 +9,13 @@
 //! - the largest absolute value is found among the bits: a NaN has larger ones than infinity, hence it wins, as in
 //!   torch.
 
-use crate::driver::{CHUNK, SERIAL};
+use crate::chunks::{CHUNK, PLACES_AHEAD, SERIAL, recycled};
 use crate::formats::{Element, Slice, bf16, f16};
+use crate::lanes::{LANES, pairwise, sweep};
 use crate::layout::Layout;
 use crate::pool::{Panic, Pool, Serial, for_each};
-use crate::simd::{Level, Simd, Vectorized, prefetch, prefetch_address};
+use crate::simd::{Level, Simd, Vectorized, prefetch_address};
 
-/// Accumulators of a chunk, and elements between two rounds of prefetching. With fewer the compiler unrolls the loop
-/// over them before it could vectorise it, and what it then finds is three times slower.
-pub(crate) const LANES: usize = 64;
-/// How many blocks ahead memory is prefetched: the hardware sees the stream too, and further ahead stands in its way.
-pub(crate) const AHEAD: usize = 1;
-/// How many chunks ahead the beginnings of small tensors are prefetched.
-const PLACES_AHEAD: usize = 4;
 /// Elements gathered from a strided tensor at a time; a multiple of the lanes.
 const TILE: usize = 256;
 
@@ -104,11 +98,8 @@ impl<'a> Norm<'a> {
     }
 
     /// Empties it, keeping its memory for tensors of any lifetime.
-    pub fn recycle<'b>(mut self) -> Norm<'b> {
-        self.chunks.clear();
-        // An empty vector collected from one of the same layout keeps its allocation.
-        let chunks = self.chunks.into_iter().map(|_| unreachable!("the vector is empty")).collect();
-        Norm { chunks, elements: 0 }
+    pub fn recycle<'b>(self) -> Norm<'b> {
+        Norm { chunks: recycled(self.chunks), elements: 0 }
     }
 }
 
@@ -147,17 +138,6 @@ impl Chunk<'_> {
             _ => pairwise(sums),
         }
     }
-}
-
-/// Adds the lanes, halving their number each time.
-pub(crate) fn pairwise(mut lanes: [f64; LANES]) -> f64 {
-    let mut n = LANES;
-    while n > 1 {
-        n /= 2;
-        let (low, high) = lanes.split_at_mut(n);
-        low.iter_mut().zip(high).for_each(|(a, b)| *a += *b);
-    }
-    lanes[0]
 }
 
 /// The sum of numbers that are not negative, rounded once: whatever their order, the same bits.
@@ -253,24 +233,6 @@ impl<E: Absolute> Vectorized for Most<'_, E> {
     #[inline(always)]
     fn run(self, _: impl Simd) {
         sweep(self.0, self.1, |lane: E::Bits, x| lane.max(x.bits()));
-    }
-}
-
-/// Takes every element into the lane of its place.
-#[inline(always)]
-pub(crate) fn sweep<E: Copy, L: Copy>(x: &[E], lanes: &mut [L; LANES], take: impl Fn(L, E) -> L) {
-    let (rows, tail) = x.as_chunks::<LANES>();
-    for (r, row) in rows.iter().enumerate() {
-        let per_line = 64 / size_of::<E>();
-        for line in 0..LANES / per_line {
-            prefetch(x, (r + AHEAD) * LANES + line * per_line);
-        }
-        for l in 0..LANES {
-            lanes[l] = take(lanes[l], row[l]);
-        }
-    }
-    for (lane, &x) in lanes.iter_mut().zip(tail) {
-        *lane = take(*lane, x);
     }
 }
 

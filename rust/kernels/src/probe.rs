@@ -11,7 +11,8 @@
 //! luck. Nobody trains with it.
 
 use crate::arithmetic::Real;
-use crate::driver::{CHUNK, Sweep};
+use crate::chunks::CHUNK;
+use crate::driver::Sweep;
 use crate::pool::{Panic, Pool, for_each};
 use crate::rule::{Formula, MAX_STATES, States};
 use crate::simd::Level;

@@ -14,17 +14,15 @@
 //! depends on their sizes alone, element i of a tile is always added to lane i mod 64, and the lanes are added
 //! pairwise.
 
-use crate::driver::{CHUNK, SERIAL};
+use crate::chunks::{CHUNK, PLACES_AHEAD, SERIAL, recycled};
 use crate::formats::{Element, Slice, bf16, f16};
+use crate::lanes::{AHEAD, LANES, pairwise};
 use crate::layout::Layout;
-use crate::norm::{AHEAD, LANES, pairwise};
 use crate::pool::{Panic, Pool, Serial, for_each};
 use crate::simd::{Level, Simd, Vectorized, prefetch, prefetch_address};
 
 /// Elements of a tile; a multiple of the lanes.
 const TILE: usize = 2048;
-/// How many chunks ahead the beginnings of small tensors are prefetched.
-const PLACES_AHEAD: usize = 4;
 
 /// What is known of some elements.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -173,11 +171,8 @@ impl<'a> Statistics<'a> {
 
     /// Empties it, keeping its memory for tensors of any lifetime.
     pub fn recycle<'b>(mut self) -> Statistics<'b> {
-        self.chunks.clear();
         self.ends.clear();
-        // An empty vector collected from one of the same layout keeps its allocation.
-        let chunks = self.chunks.into_iter().map(|_| unreachable!("the vector is empty")).collect();
-        Statistics { chunks, ends: self.ends, elements: 0 }
+        Statistics { chunks: recycled(self.chunks), ends: self.ends, elements: 0 }
     }
 }
 

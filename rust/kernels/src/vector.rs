@@ -15,6 +15,7 @@
 //! in f64; products of f64 are rounded, not fused.) So the bits depend neither on threads nor on the SIMD level.
 
 use crate::arithmetic::Real;
+use crate::lanes::pairwise;
 use crate::pool::{Panic, Pool, Serial, for_each};
 use crate::simd::{Level, Simd, Vectorized};
 
@@ -178,21 +179,8 @@ impl<T: Scalar, F: Fn(T, T) -> T> Vectorized for Sweep<'_, T, F> {
             *out = x;
             sums[lane] += x.wide() * b.wide();
         }
-        *self.sum = tree(sums);
+        *self.sum = pairwise(sums);
     }
-}
-
-/// The sum of all lanes.
-#[inline(always)]
-fn tree(mut sums: [f64; LANES]) -> f64 {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            sums[lane] += sums[lane + width];
-        }
-        width /= 2;
-    }
-    sums[0]
 }
 
 /// What [`differences`] found: yᵀs and yᵀy.
@@ -256,7 +244,7 @@ impl<T: Scalar> Vectorized for &mut Difference<'_, T> {
             }
             start += width;
         }
-        self.sums = (tree(ys), tree(yy));
+        self.sums = (pairwise(ys), pairwise(yy));
     }
 }
 
@@ -270,7 +258,7 @@ impl<T: Scalar> Vectorized for &mut Difference<'_, T> {
 pub fn dot<T: Scalar>(means: Means<'_>, a: &[T], b: &[T]) -> Result<f64, Panic> {
     assert_eq!(a.len(), b.len());
     let sums = reduced(means, a, b, 0.0, |a, b, sums: &mut [f64; LANES], lane| sums[lane] += a.wide() * b.wide())?;
-    Ok(sums.into_iter().map(tree).sum())
+    Ok(sums.into_iter().map(pairwise).sum())
 }
 
 /// The sum of absolute values.
@@ -279,7 +267,7 @@ pub fn dot<T: Scalar>(means: Means<'_>, a: &[T], b: &[T]) -> Result<f64, Panic> 
 /// If a kernel panicked.
 pub fn sum_abs<T: Scalar>(means: Means<'_>, x: &[T]) -> Result<f64, Panic> {
     let sums = reduced(means, x, x, 0.0, |x, _, sums: &mut [f64; LANES], lane| sums[lane] += x.abs().wide())?;
-    Ok(sums.into_iter().map(tree).sum())
+    Ok(sums.into_iter().map(pairwise).sum())
 }
 
 /// The largest absolute value of t x, rounded as T; NaN if one of them is.

@@ -5,7 +5,8 @@ use std::marker::PhantomData;
 use std::mem::{Discriminant, discriminant};
 
 use super::rows::RowList;
-use super::{Chunk, PLACES_AHEAD, Place, Step, Sweep, Tensors, match_types};
+use super::{Chunk, Place, Step, Sweep, Tensors, match_types};
+use crate::chunks::PLACES_AHEAD;
 use crate::formats::{Element, Slice, SliceMut, Storage, bf16, f16};
 use crate::rule::{Formula, Visitor};
 use crate::rules::Constants;

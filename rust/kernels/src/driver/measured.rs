@@ -8,9 +8,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::alike::{Kinds, Source, dense};
-use super::{SERIAL, Step, Tensors};
+use super::{Step, Tensors};
+use crate::chunks::SERIAL;
 use crate::formats::{Element, Slice, SliceMut};
-use crate::norm::{LANES, pairwise, sweep};
+use crate::lanes::{LANES, pairwise, sweep};
 use crate::pool::{Panic, Pool, Serial, for_each};
 use crate::rules::Constants;
 use crate::simd::{Level, Simd, Vectorized};

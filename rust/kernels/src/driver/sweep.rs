@@ -2,9 +2,9 @@
 
 use std::any::{Any, TypeId};
 
-use super::SMALL_CHUNK;
 use super::streaming::Streaming;
 use crate::arithmetic::Real;
+use crate::chunks::SMALL_CHUNK;
 use crate::formats::Element;
 use crate::rule::{Formula, MAX_STATES, States};
 use crate::simd::{Simd, UNIT, Vectorized, prefetch, prefetch_far};

@@ -13,6 +13,7 @@
 mod narrow;
 mod sweeps;
 
+use crate::chunks::recycled;
 use crate::driver::{Step, Tensors};
 use crate::formats::{Refused, Slice, SliceMut, Storage, bf16, f16};
 use crate::pool::{Panic, Pool, for_each};
@@ -319,15 +320,12 @@ impl<'a> Factored<'a> {
         self.spare[0].extend(self.pieces.drain(..).rev().map(|piece| piece.sums));
         self.spare[1].extend(self.tiles.drain(..).rev().map(|tile| tile.sums));
         self.wholes.clear();
-        self.matrices.clear();
-        self.strips.clear();
-        // An empty vector collected from one of the same layout keeps its allocation.
         Factored {
             wholes: self.wholes,
-            pieces: self.pieces.into_iter().map(|_| unreachable!("the vector is empty")).collect(),
-            matrices: self.matrices.into_iter().map(|_| unreachable!("the vector is empty")).collect(),
+            pieces: recycled(self.pieces),
+            matrices: recycled(self.matrices),
             tiles: self.tiles,
-            strips: self.strips.into_iter().map(|_| unreachable!("the vector is empty")).collect(),
+            strips: recycled(self.strips),
             spare: self.spare,
         }
     }

@@ -7,6 +7,7 @@
 use crate::arithmetic::Real;
 use crate::factored::narrow;
 use crate::formats::Element;
+use crate::lanes::pairwise;
 use crate::rules::adafactor::Rounded;
 use crate::simd::{Simd, Vectorized, prefetch};
 
@@ -16,18 +17,6 @@ const LANES: usize = 32;
 const FEW: usize = 8;
 /// How many elements ahead memory is prefetched.
 const AHEAD: usize = 64;
-
-#[inline(always)]
-fn total<const N: usize>(mut lanes: [f64; N]) -> f64 {
-    let mut width = N / 2;
-    while width > 0 {
-        for k in 0..width {
-            lanes[k] += lanes[k + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
-}
 
 #[inline(always)]
 fn prefetch_lanes<T>(x: &[T], i: usize) {
@@ -72,7 +61,7 @@ fn sum_pairs<T: Copy, U: Copy>(x: &[T], y: &[U], term: impl Fn(T, U) -> f64) -> 
         for k in 0..tail.len() {
             lanes[k] += term(tail[k], other_tail[k]);
         }
-        total(lanes)
+        pairwise(lanes)
     }
     in_lanes!(x.len(), lanes(x, y, &term))
 }
@@ -96,7 +85,7 @@ fn sum_changing<T: Copy, U>(x: &[T], y: &mut [U], term: impl Fn(T, &mut U) -> f6
         for k in 0..tail.len() {
             lanes[k] += term(tail[k], &mut other_tail[k]);
         }
-        total(lanes)
+        pairwise(lanes)
     }
     in_lanes!(x.len(), lanes(x, y, &term))
 }
