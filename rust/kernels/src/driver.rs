@@ -182,10 +182,10 @@ impl Place {
 #[derive(Debug, Default)]
 pub struct Step<'a> {
     chunks: Vec<Chunk<'a>>,
-    pub(crate) constants: Vec<Constants>,
-    pub(crate) elements: usize,
+    constants: Vec<Constants>,
+    elements: usize,
     /// Parameters whose rule looks at them whole.
-    pub(crate) factored: Factored<'a>,
+    factored: Factored<'a>,
     /// Where the chunks lie, to prefetch those that come next: many small ones lie anywhere.
     places: Vec<Place>,
     /// How many chunks in a row are alike, and so run by the same loop with the same constants.
@@ -246,6 +246,34 @@ impl<'a> Step<'a> {
         if len > 0 {
             self.add(chunk(rest, (0, len)), like);
         }
+        Ok(())
+    }
+
+    /// Adds one contiguous parameter whose rule looks at it whole, to be updated with the constants registered last.
+    ///
+    /// `shape` is the number of rows and columns of a matrix, or of each matrix in a batch, whose states are `row_var`
+    /// and `col_var`; `None` stands for a vector or a single number, whose state is `variance`.
+    ///
+    /// # Errors
+    /// If the tensors do not fit together, their types are not served, or the rule is of another kind; nothing was
+    /// added.
+    pub fn push_factored(
+        &mut self,
+        tensors: Tensors<'a>,
+        shape: Option<(usize, usize)>,
+        grad_factor: f64,
+    ) -> Result<(), Refused> {
+        let Some(&Constants::Adafactor(constants)) = self.constants.last() else { return Err(Refused::States) };
+        let Tensors { param, grad, states: [first, second, third], layout } = tensors;
+        if !matches!(third, SliceMut::Absent) {
+            return Err(Refused::States);
+        }
+        if layout.is_some() {
+            return Err(Refused::Lengths);
+        }
+        let len = param.len();
+        self.factored.push(constants, (param, grad), [first, second], shape, grad_factor)?;
+        self.elements += len;
         Ok(())
     }
 

@@ -14,10 +14,9 @@ mod narrow;
 mod sweeps;
 
 use crate::chunks::recycled;
-use crate::driver::{Step, Tensors};
 use crate::formats::{Refused, Slice, SliceMut, Storage, bf16, f16};
 use crate::pool::{Panic, Pool, for_each};
-use crate::rules::{Constants, adafactor};
+use crate::rules::adafactor;
 use crate::simd::Level;
 use sweeps::{
     MatrixMeans, MatrixUpdate, MoveMeans, Squares, StripUpdate, TileSums, TileUpdates, VectorMeans, VectorUpdate,
@@ -126,25 +125,22 @@ pub(crate) struct Factored<'a> {
     spare: [Vec<Vec<f64>>; 2],
 }
 
-impl<'a> Step<'a> {
-    /// Adds one contiguous parameter whose rule looks at it whole, to be updated with the constants registered last.
-    ///
-    /// `shape` is the number of rows and columns of a matrix, or of each matrix in a batch, whose states are `row_var`
-    /// and `col_var`; `None` stands for a vector or a single number, whose state is `variance`.
+impl<'a> Factored<'a> {
+    /// Adds one contiguous parameter, with `variance` alone if it is a vector, else with `row_var` and `col_var`.
     ///
     /// # Errors
-    /// If the tensors do not fit together, their types are not served, or the rule is of another kind; nothing was
-    /// added.
-    pub fn push_factored(
+    /// If the tensors do not fit together or their types are not served; nothing was added.
+    pub(crate) fn push(
         &mut self,
-        tensors: Tensors<'a>,
+        constants: adafactor::Constants,
+        (param, grad): (SliceMut<'a>, Slice<'a>),
+        states: [SliceMut<'a>; 2],
         shape: Option<(usize, usize)>,
         grad_factor: f64,
     ) -> Result<(), Refused> {
-        let Some(&Constants::Adafactor(constants)) = self.constants.last() else { return Err(Refused::States) };
-        let Tensors { param, grad, states: [first, second, third], layout } = tensors;
+        let [first, second] = &states;
         let kept = |state: &SliceMut<'_>| !matches!(state, SliceMut::Absent);
-        if !kept(&first) || kept(&second) != shape.is_some() || kept(&third) {
+        if !kept(first) || kept(second) != shape.is_some() {
             return Err(Refused::States);
         }
         macro_rules! known {
@@ -152,8 +148,8 @@ impl<'a> Step<'a> {
                 <$p>::shared(&param).map(drop)
             };
         }
-        if match_types!(&grad, &first, known).is_none()
-            || (kept(&second) && std::mem::discriminant(&first) != std::mem::discriminant(&second))
+        if match_types!(&grad, first, known).is_none()
+            || (kept(second) && std::mem::discriminant(first) != std::mem::discriminant(second))
         {
             return Err(Refused::Types);
         }
@@ -166,20 +162,16 @@ impl<'a> Step<'a> {
                 Some(each) => len % each == 0 && first.len() == len / cols && second.len() == len / rows,
             },
         };
-        if grad.len() != len || !fits || layout.is_some() {
+        if grad.len() != len || !fits {
             return Err(Refused::Lengths);
         }
-        if len == 0 {
-            return Ok(());
+        if len > 0 {
+            self.wholes.push(Whole { constants, grad_factor, len, squares: 0.0, updates: 0.0 });
+            self.cut(param, grad, states, shape);
         }
-        self.elements += len;
-        self.factored.wholes.push(Whole { constants, grad_factor, len, squares: 0.0, updates: 0.0 });
-        self.factored.cut(param, grad, [first, second], shape);
         Ok(())
     }
-}
 
-impl<'a> Factored<'a> {
     /// Cuts a parameter into pieces, or each matrix of it into tiles and strips.
     fn cut(
         &mut self,
