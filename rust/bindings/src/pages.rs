@@ -5,7 +5,7 @@
 //! give, nothing changes.
 #![allow(unsafe_code)]
 
-use oxistep_kernels::driver;
+use oxistep_kernels::change;
 use pyo3::prelude::*;
 
 use crate::placement;
@@ -32,7 +32,7 @@ pub(crate) fn zero_large(py: Python<'_>, tensor: &Bound<'_, PyAny>, param: &Boun
     advise(start, end);
     // SAFETY: the tensor is new, so that nobody else uses its memory, and the caller's reference keeps it alive.
     let memory = unsafe { described.memory.slice_mut() };
-    Ok(py.detach(|| with_pool(|pool| driver::zero(pool, memory))).is_ok())
+    Ok(py.detach(|| with_pool(|pool| change::zero(pool, memory))).is_ok())
 }
 
 #[cfg(target_os = "linux")]

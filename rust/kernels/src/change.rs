@@ -152,3 +152,20 @@ fn sweep<E: Element, V: Simd>(simd: V, x: &mut [E], change: impl Fn(E::Arith) ->
     }
     tail.iter_mut().for_each(each);
 }
+
+/// Writes zeros, cut among the threads as a step over this tensor will be: on a machine with several memories each page
+/// then lies near the thread that will use it.
+///
+/// # Errors
+/// None in practice: the signature is that of the pool.
+pub fn zero(pool: &dyn Pool, tensor: SliceMut<'_>) -> Result<(), Panic> {
+    let mut chunks = Vec::with_capacity(tensor.len() / CHUNK + 1);
+    let mut rest = tensor;
+    while rest.len() > CHUNK + CHUNK / 2 {
+        let (chunk, tail) = rest.split_at(CHUNK);
+        chunks.push(chunk);
+        rest = tail;
+    }
+    chunks.push(rest);
+    for_each(pool, &mut chunks, SliceMut::len, |_, chunk| chunk.fill_zero())
+}

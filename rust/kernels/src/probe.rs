@@ -12,7 +12,7 @@
 
 use crate::arithmetic::Real;
 use crate::chunks::CHUNK;
-use crate::driver::Sweep;
+use crate::driver::sweep::Sweep;
 use crate::pool::{Panic, Pool, for_each};
 use crate::rule::{Formula, MAX_STATES, States};
 use crate::simd::Level;

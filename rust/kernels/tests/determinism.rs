@@ -9,7 +9,8 @@ use common::{
     COMBINATIONS, Parameter, Random, TYPES, Types, Values, cases, every_rule, levels, rules_and_types, update,
 };
 use oxistep_kernels::AnyRule;
-use oxistep_kernels::driver::{SERIAL, zero};
+use oxistep_kernels::change::zero;
+use oxistep_kernels::driver::SERIAL;
 use oxistep_kernels::pool::{Pool, Rayon, Serial};
 use oxistep_kernels::rules::sgd::Sgd;
 use oxistep_kernels::simd::Level;

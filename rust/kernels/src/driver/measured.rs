@@ -7,12 +7,12 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::alike::{Kinds, Source, dense};
-use super::{Step, Tensors};
-use crate::chunks::SERIAL;
+use super::body;
+use super::source::Source;
+use super::tensors::Tensors;
+use super::types::Kinds;
 use crate::formats::{Element, Slice, SliceMut};
 use crate::lanes::{LANES, pairwise, sweep};
-use crate::pool::{Panic, Pool, Serial, for_each};
 use crate::rules::Constants;
 use crate::simd::{Level, Simd, Vectorized};
 
@@ -34,20 +34,15 @@ pub struct Moved {
 #[derive(Debug, Default)]
 pub struct Measured {
     /// For each chunk, three numbers as bits: threads write them where they belong.
-    chunks: Vec<[AtomicU64; 3]>,
+    pub(super) chunks: Vec<[AtomicU64; 3]>,
     /// For each parameter, one past its last chunk.
-    ends: Vec<usize>,
+    pub(super) ends: Vec<usize>,
 }
 
 impl Measured {
     /// Forgets all parameters.
     pub fn clear(&mut self) {
         self.ends.clear();
-    }
-
-    /// To be called after each push: the chunks pushed since the last call are one parameter's.
-    pub fn pushed(&mut self, step: &Step<'_>) {
-        self.ends.push(step.chunks.len());
     }
 
     /// What was found, in the order in which the parameters were pushed.
@@ -61,29 +56,7 @@ impl Measured {
     }
 }
 
-impl Step<'_> {
-    /// As [`Step::run`], and measures on the way all parameters but those of rules that look at them whole.
-    ///
-    /// # Errors
-    /// As [`Step::run`].
-    pub fn run_measured(&mut self, measured: &mut Measured, pool: &dyn Pool, level: Level) -> Result<(), Panic> {
-        let Self { chunks, constants, elements, factored, rows, .. } = self;
-        measured.chunks.resize_with(chunks.len(), Default::default);
-        let (constants, rows, found) = (constants.as_slice(), &*rows, measured.chunks.as_slice());
-        let pool = if *elements < SERIAL { &Serial } else { pool };
-        let cost = |chunk: &super::Chunk<'_>| chunk.range.1 - chunk.range.0 + 64;
-        for_each(pool, chunks, cost, |i, chunk| {
-            let mut lanes = Lanes::default();
-            chunk.run(constants, rows, level, Some(&mut lanes));
-            let factor = chunk.grad_factor;
-            let sums = [pairwise(lanes.update), pairwise(lanes.param), pairwise(lanes.grad) * (factor * factor)];
-            found[i].iter().zip(sums).for_each(|(to, sum)| to.store(sum.to_bits(), Ordering::Relaxed));
-        })?;
-        factored.run(pool, level)
-    }
-}
-
-/// Updates tensors as [`dense`] does, and measures that if sums are wanted.
+/// Updates tensors as [`body::run`] does, and measures that if sums are wanted.
 pub(super) fn update(
     constants: &Constants,
     level: Level,
@@ -92,7 +65,7 @@ pub(super) fn update(
     source: &mut dyn Source,
     sums: Option<&mut Lanes>,
 ) {
-    let Some(sums) = sums else { return dense(constants, level, factor, kinds, source) };
+    let Some(sums) = sums else { return body::run(constants, level, factor, kinds, source) };
     while let Some(mut tensors) = source.next() {
         sums.update(constants, level, factor, &mut tensors);
     }
@@ -112,6 +85,12 @@ impl Default for Lanes {
 }
 
 impl Lanes {
+    /// The sums of squares of update, parameter and gradient, as bits; of the gradient, multiplied by its factor.
+    pub(super) fn totals(&self, factor: f64) -> [u64; 3] {
+        let sums = [pairwise(self.update), pairwise(self.param), pairwise(self.grad) * (factor * factor)];
+        sums.map(f64::to_bits)
+    }
+
     /// Updates flat tensors tile by tile.
     fn update(&mut self, constants: &Constants, level: Level, factor: f64, tensors: &mut Tensors<'_>) {
         let len = tensors.param.len();
@@ -127,7 +106,7 @@ impl Lanes {
                         $(SliceMut::$Variant(x) => {
                             let mut old = [Default::default(); TILE];
                             old[..n].copy_from_slice(x);
-                            dense(constants, level, factor, kinds, &mut Some(tile.whole()));
+                            body::run(constants, level, factor, kinds, &mut Some(tile.whole()));
                             if let SliceMut::$Variant(new) = &tile.param {
                                 level.run(Compare(&old[..n], new, self));
                             }

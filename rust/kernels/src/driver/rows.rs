@@ -1,15 +1,14 @@
 //! The rows of a parameter that a sparse gradient names.
 
-use super::alike::Source;
 use super::measured::{Lanes, update};
-use super::{Chunk, Place, Step, Tensors};
+use super::source::Source;
+use super::tensors::Tensors;
 use crate::formats::{Refused, Slice};
-use crate::layout::STREAMS;
 use crate::rules::Constants;
 use crate::simd::Level;
 
 /// Elements of the rows that are handed out together.
-const ROWS_CHUNK: usize = 16 * 1024;
+pub(super) const ROWS_CHUNK: usize = 16 * 1024;
 /// How many rows ahead memory is prefetched: rows lie anywhere.
 const ROWS_AHEAD: usize = 8;
 
@@ -27,47 +26,10 @@ pub struct SparseRows<'a> {
     pub sums: Slice<'a>,
 }
 
-/// What a chunk of rows updates.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Rows {
-    /// A range of places in the step's list.
-    places: (usize, usize),
-    /// The row that the chunk's tensors begin with.
-    base: usize,
-    width: usize,
-    /// Place of the gradient's further rows in the step's list.
-    sums: usize,
-}
-
-/// All rows of a step.
-#[derive(Debug, Default)]
-pub(super) struct RowList<'a> {
-    /// Row of the parameter, row of the gradient.
-    rows: Vec<(usize, usize)>,
-    sums: Vec<Slice<'a>>,
-}
-
-impl RowList<'_> {
-    /// Empties it, keeping its memory.
-    pub(super) fn recycle<'b>(mut self) -> RowList<'b> {
-        self.rows.clear();
-        RowList { rows: self.rows, sums: Vec::new() }
-    }
-}
-
-impl<'a> Step<'a> {
-    /// Adds the rows of one parameter that a sparse gradient names, to be updated with the constants registered last.
-    ///
-    /// Parameter and states are flat, in rows of `width` elements; so is the gradient, which holds rows named by
-    /// `named`.
-    ///
-    /// # Errors
-    /// If the tensors or rows do not fit together, or their types are not served; nothing was added.
-    pub fn push_rows(&mut self, tensors: Tensors<'a>, named: SparseRows<'a>, grad_factor: f64) -> Result<(), Refused> {
-        let SparseRows { rows, width, sources, sums } = named;
-        let constants = self.constants.len().checked_sub(1).ok_or(Refused::States)?;
-        let states = self.states;
-        tensors.check_kinds(states)?;
+impl SparseRows<'_> {
+    /// Whether rows and tensors fit together.
+    pub(super) fn check(&self, tensors: &Tensors<'_>, states: usize) -> Result<(), Refused> {
+        let Self { rows, width, sources, sums } = *self;
         let same_type = std::mem::discriminant(&sums) == std::mem::discriminant(&tensors.grad);
         if !(sums.is_empty() || same_type) {
             return Err(Refused::Types);
@@ -91,49 +53,62 @@ impl<'a> Step<'a> {
         if !(flat && whole && fits && ascending && inside) {
             return Err(Refused::Lengths);
         }
-        if width == 0 {
-            return Ok(()); // rows of nothing
-        }
-        self.elements += rows.len() * width;
-        let first = self.rows.rows.len();
-        let source = |i: usize| sources.map_or(i, |sources| sources[i] as usize);
-        self.rows.rows.extend(rows.iter().enumerate().map(|(i, &row)| (row as usize, source(i))));
-        self.rows.sums.push(sums);
-        let each = (ROWS_CHUNK / width).max(1);
-        let grad = tensors.grad;
-        let (mut rest, mut start) = (tensors, 0); // the row that the rest begins with
-        for (i, part) in rows.chunks(each).enumerate() {
-            let (base, end) = (part[0] as usize, part[part.len() - 1] as usize + 1);
-            let (_, from_base) = rest.split_at((base - start) * width, 0);
-            let (tensors, tail) = from_base.split_at((end - base) * width, 0);
-            let places = (first + i * each, first + i * each + part.len());
-            let rows = Some(Rows { places, base, width, sums: self.rows.sums.len() - 1 });
-            let (tensors, range) = (Tensors { grad, ..tensors }, (0, part.len() * width));
-            self.chunks.push(Chunk { tensors, constants: constants as u32, range, rows, grad_factor });
-            self.places.push(Place { streams: [0; STREAMS], lines: 0 });
-            self.note(None);
-            (rest, start) = (tail, end);
-        }
         Ok(())
     }
 }
 
-impl Chunk<'_> {
-    /// Updates some rows of its tensors.
-    pub(super) fn run_rows(
-        &mut self,
-        constants: &Constants,
-        own: Rows,
-        list: &RowList<'_>,
-        level: Level,
-        moved: Option<&mut Lanes>,
-    ) {
-        let kinds = self.tensors.kinds();
-        let (rows, sums) = (&list.rows[own.places.0..own.places.1], list.sums[own.sums]);
-        let in_grad = self.tensors.grad.len() / own.width;
-        let mut source = RowSource { tensors: self.tensors.whole(), rows, sums, own, in_grad };
-        update(constants, level, self.grad_factor, kinds, &mut source, moved);
+/// What a chunk of rows updates.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rows {
+    /// A range of places in the step's list.
+    pub(super) places: (usize, usize),
+    /// The row that the chunk's tensors begin with.
+    pub(super) base: usize,
+    pub(super) width: usize,
+    /// Place of the gradient's further rows in the step's list.
+    pub(super) sums: usize,
+}
+
+/// All rows of a step.
+#[derive(Debug, Default)]
+pub(super) struct RowList<'a> {
+    /// Row of the parameter, row of the gradient.
+    rows: Vec<(usize, usize)>,
+    sums: Vec<Slice<'a>>,
+}
+
+impl<'a> RowList<'a> {
+    /// Adds the rows of one parameter; returns the places of the first of them and of the gradient's further rows.
+    pub(super) fn add(&mut self, named: &SparseRows<'a>) -> (usize, usize) {
+        let (first, sums) = (self.rows.len(), self.sums.len());
+        let source = |i: usize| named.sources.map_or(i, |sources| sources[i] as usize);
+        self.rows.extend(named.rows.iter().enumerate().map(|(i, &row)| (row as usize, source(i))));
+        self.sums.push(named.sums);
+        (first, sums)
     }
+
+    /// Empties it, keeping its memory.
+    pub(super) fn recycle<'b>(mut self) -> RowList<'b> {
+        self.rows.clear();
+        RowList { rows: self.rows, sums: Vec::new() }
+    }
+}
+
+/// Updates some rows of a chunk's tensors.
+pub(super) fn run(
+    tensors: &mut Tensors<'_>,
+    own: Rows,
+    list: &RowList<'_>,
+    constants: &Constants,
+    level: Level,
+    factor: f64,
+    sums: Option<&mut Lanes>,
+) {
+    let kinds = tensors.kinds();
+    let (rows, beyond) = (&list.rows[own.places.0..own.places.1], list.sums[own.sums]);
+    let in_grad = tensors.grad.len() / own.width;
+    let mut source = RowSource { tensors: tensors.whole(), rows, sums: beyond, own, in_grad };
+    update(constants, level, factor, kinds, &mut source, sums);
 }
 
 /// Rows of a chunk's tensors; those that come next are prefetched.

@@ -6,11 +6,13 @@
 
 use std::ops::{Deref, DerefMut};
 
-use super::alike::Source;
 use super::apart::Apart;
 use super::gather::{Place, ahead, gather, scatter};
 use super::measured::{Lanes, update};
-use super::{Chunk, Tensors, match_types, origin};
+use super::source::Source;
+use super::tensors::{Tensors, origin};
+use super::types::match_types;
+use crate::chunks::CHUNK;
 use crate::formats::{Element, Slice, SliceMut, Storage, bf16, f16};
 use crate::layout::Layout;
 use crate::layout::grid::{Grid, Tile, Tiles};
@@ -18,6 +20,8 @@ use crate::rule::MAX_STATES;
 use crate::rules::Constants;
 use crate::simd::Level;
 
+/// Rows that a chunk has at least, if some stream runs across them: so many elements of it share a cache line.
+const ROWS: usize = 16;
 /// Bytes of what is gathered of parameter, gradient, and states each: together they stay near the processor.
 const BYTES: usize = 16 * 1024;
 /// Shorter rows are gathered, too: to take up a row costs as much as a few dozen elements.
@@ -25,35 +29,45 @@ const SHORT: usize = 32;
 /// How many elements ahead a row that is worked on in place is prefetched, in whole rows.
 const AHEAD: usize = 512;
 
-impl Chunk<'_> {
-    pub(super) fn run_strided(
-        &mut self,
-        constants: &Constants,
-        layout: &Layout,
-        level: Level,
-        sums: Option<&mut Lanes>,
-    ) {
-        let (kinds, range, factor) = (self.tensors.kinds(), self.range, self.grad_factor);
-        let Tensors { param, grad, states, .. } = &mut self.tensors;
-        macro_rules! in_tiles {
-            ($p:ty, $g:ty, $s:ty) => {
-                if let (Some(param), Some(grad)) = (<$p>::slice_mut(param), <$g>::slice(grad)) {
-                    let [first, ..] = &mut *states;
-                    let state = <$s>::slice_mut(first).unwrap_or_default();
-                    if sums.is_none() && one_by_one(layout, range, (param, grad, state), constants, level, factor) {
-                        return;
-                    }
-                    const ELEMENTS: usize = BYTES / largest([size_of::<$p>(), size_of::<$g>(), size_of::<$s>()]);
-                    let states = states.each_mut().map(|state| <$s>::slice_mut(state));
-                    let (mut p, mut g) = ([<$p>::default(); ELEMENTS], [<$g>::default(); ELEMENTS]);
-                    let mut s = [<$s>::default(); ELEMENTS];
-                    let mut source = Strided::new(layout, range, param, grad, states, (&mut p, &mut g, &mut s));
-                    update(constants, level, factor, kinds, &mut source, sums);
-                }
-            };
-        }
-        match_types!(&kinds.0, &kinds.1, &kinds.2, in_tiles, unreachable!("checked when pushed"));
+/// Elements of a chunk.
+pub(super) fn chunk(layout: &Layout, states: usize) -> usize {
+    let (block, grid) = (layout.block(states).max(1), layout.grid());
+    if grid.crossed && block <= grid.step {
+        return (CHUNK / grid.step).max(ROWS) * grid.step;
     }
+    (CHUNK / block).max(1) * block
+}
+
+/// Updates a range of elements.
+pub(super) fn run(
+    tensors: &mut Tensors<'_>,
+    layout: &Layout,
+    range: (usize, usize),
+    constants: &Constants,
+    level: Level,
+    factor: f64,
+    sums: Option<&mut Lanes>,
+) {
+    let kinds = tensors.kinds();
+    let Tensors { param, grad, states, .. } = tensors;
+    macro_rules! in_tiles {
+        ($p:ty, $g:ty, $s:ty) => {
+            if let (Some(param), Some(grad)) = (<$p>::slice_mut(param), <$g>::slice(grad)) {
+                let [first, ..] = &mut *states;
+                let state = <$s>::slice_mut(first).unwrap_or_default();
+                if sums.is_none() && one_by_one(layout, range, (param, grad, state), constants, level, factor) {
+                    return;
+                }
+                const ELEMENTS: usize = BYTES / largest([size_of::<$p>(), size_of::<$g>(), size_of::<$s>()]);
+                let states = states.each_mut().map(|state| <$s>::slice_mut(state));
+                let (mut p, mut g) = ([<$p>::default(); ELEMENTS], [<$g>::default(); ELEMENTS]);
+                let mut s = [<$s>::default(); ELEMENTS];
+                let mut source = Strided::new(layout, range, param, grad, states, (&mut p, &mut g, &mut s));
+                update(constants, level, factor, kinds, &mut source, sums);
+            }
+        };
+    }
+    match_types!(&kinds.0, &kinds.1, &kinds.2, in_tiles, unreachable!("checked when pushed"));
 }
 
 /// Tries to update a range without tiles, where that is the better way.

@@ -1,0 +1,30 @@
+//! The loop of a step, element by element: tensors -> chunks -> threads -> SIMD level -> formula.
+//!
+//! [`Tensors`] (`tensors`, their storage types in `types`) are pushed to a [`Step`] (`push`), which cuts them into
+//! chunks (`chunk`) and runs these (`step`), those of many small tensors together (`alike`). A chunk goes one of three
+//! ways, its elements lying one after the other, in some rows (`rows`), or apart (`strided`, `gather`, `apart`). All
+//! are sources (`source`) of tensors that lie in one piece, to which a rule is applied (`body`) by the innermost loop
+//! (`sweep`, `streaming`); or a light one where elements lie. `measured` looks at what this does to each parameter.
+
+mod alike;
+mod apart;
+mod body;
+mod chunk;
+mod gather;
+mod measured;
+mod push;
+mod rows;
+mod source;
+mod step;
+mod streaming;
+mod strided;
+pub(crate) mod sweep;
+mod tensors;
+mod types;
+
+pub use crate::chunks::SERIAL;
+pub use crate::formats::Refused;
+pub use measured::{Measured, Moved};
+pub use rows::SparseRows;
+pub use step::Step;
+pub use tensors::Tensors;
