@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 mod item;
-mod step;
+pub(crate) mod step;
 
 use numpy::npyffi::{NpyTypes, PY_ARRAY_API, get_type_object};
 use numpy::{BorrowError, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn};
@@ -14,8 +14,6 @@ use oxistep_kernels::{Layout, STREAMS, Slice, SliceMut, f16};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::type_object::PyTypeInfo;
-
-pub(crate) use step::{rule_states, step_arrays};
 
 /// An array borrowed for reading or writing.
 pub(crate) enum Lent<R, W> {

@@ -17,7 +17,7 @@ use pyo3::types::{PyDict, PyList};
 
 use crate::collector::CollectorRests;
 use crate::error::{panicked, panicked_reading};
-use crate::plan::modules;
+use crate::modules::modules;
 use crate::tensors::{DType, Described, Memory, layout};
 use crate::threads::with_pool;
 

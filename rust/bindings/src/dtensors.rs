@@ -12,7 +12,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyType};
 
 use crate::gradient::Attribute;
-use crate::item::Reason;
+use crate::unfit::Reason;
 
 /// torch's class and where its objects keep things, once it has been imported.
 pub(crate) struct DTensors(PyOnceLock<Known>);

@@ -1,13 +1,11 @@
 //! What is different about a rule that looks at whole tensors (Adafactor): its states have other shapes than the
 //! parameter, and everything must be contiguous.
 
-use oxistep_kernels::{AnyRule, Hyperparameters, STREAMS};
+use oxistep_kernels::{AnyRule, STREAMS};
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
 
-use crate::group::{Group, is_number, number};
-use crate::item::Reason;
 use crate::tensors::{Described, Shape};
+use crate::unfit::Reason;
 
 /// Whether a rule updates parameters whole.
 pub(crate) fn is_whole(rule: &AnyRule) -> bool {
@@ -95,16 +93,4 @@ pub(crate) fn settle(rule: &mut AnyRule, param: &Bound<'_, PyAny>) -> PyResult<(
         rule.eps1 = Some(limits.getattr(pyo3::intern!(py, "eps"))?.extract()?);
     }
     Ok(())
-}
-
-/// A pair of which the first may be None.
-pub(crate) fn pair_or_none(group: &mut Group<'_, '_>, key: &'static str) -> PyResult<(Option<f64>, f64)> {
-    if let Some(value) = group.find(key)?
-        && let Ok((first, second)) = value.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>()
-        && first.is_none()
-    {
-        group.foreign |= !is_number(&second) || !value.is_exact_instance_of::<PyTuple>();
-        return Ok((None, number(&second, key)?));
-    }
-    group.pair(key).map(|(first, second)| (Some(first), second))
 }

@@ -8,6 +8,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyString, PyTuple, PyType};
 
 use crate::tensors::{DType, Torch};
+use crate::unfit::Reason;
 
 /// Python strings made once, for looking names up in dicts.
 #[derive(Default)]
@@ -115,6 +116,25 @@ pub(crate) fn number(value: &Bound<'_, PyAny>, key: &str) -> PyResult<f64> {
     })
 }
 
+/// Flags that make a group torch's.
+pub(crate) const FLAGS: [(&str, &str); 2] = [
+    ("differentiable", "differentiable=True: autograd goes through the step"),
+    ("capturable", "capturable=True: the step may be captured in a graph"),
+];
+
+/// Reads a group's rule, or says why the whole group is torch's.
+pub(crate) fn read_rule(group: &mut Group<'_, '_>, kind: Kind) -> PyResult<Result<(AnyRule, f64), Reason>> {
+    for (flag, reason) in FLAGS {
+        if group.is_set(flag)? {
+            return Ok(Err(reason.into()));
+        }
+    }
+    let py = group.values.py();
+    Ok(group.read(kind).map_err(|error| {
+        format!("a hyperparameter is no plain number ({}), torch decides what that means", error.value(py)).into()
+    }))
+}
+
 impl Hyperparameters for Group<'_, '_> {
     type Error = PyErr;
 
@@ -158,7 +178,14 @@ impl Hyperparameters for Group<'_, '_> {
     }
 
     fn pair_or_none(&mut self, key: &'static str) -> PyResult<(Option<f64>, f64)> {
-        crate::factored::pair_or_none(self, key)
+        if let Some(value) = self.find(key)?
+            && let Ok((first, second)) = value.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>()
+            && first.is_none()
+        {
+            self.foreign |= !is_number(&second) || !value.is_exact_instance_of::<PyTuple>();
+            return Ok((None, number(&second, key)?));
+        }
+        self.pair(key).map(|(first, second)| (Some(first), second))
     }
 
     fn flag(&mut self, key: &'static str) -> PyResult<bool> {

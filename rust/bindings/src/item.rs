@@ -1,11 +1,7 @@
 //! One parameter of a step: finding its states, describing its tensors, deciding who updates it.
 #![allow(unsafe_code)]
 
-use std::borrow::Cow;
-
-use oxistep_kernels::{
-    AnyRule, Gradients, Layout, MAX_SCALARS, MAX_STATES, Precision, STREAMS, Scalars, SliceMut, Tensors,
-};
+use oxistep_kernels::{Gradients, Layout, MAX_SCALARS, MAX_STATES, Precision, STREAMS, Scalars, SliceMut, Tensors};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyInt, PyList};
@@ -15,11 +11,11 @@ use crate::factored::{self, Whole};
 use crate::fault;
 use crate::group::{Keys, is_fused};
 use crate::keys::has_plain_keys;
+use crate::look::Look;
 use crate::nearby::Nearby;
 use crate::rows::{NamedRows, take_rows};
-use crate::tensors::{DType, Described, Memory, Torch, Unfit, layout, outside};
-
-pub(crate) type Reason = Cow<'static, str>;
+use crate::tensors::{DType, Described, Memory, Torch, layout};
+use crate::unfit::{Reason, Unfit, outside};
 
 const NO_KERNEL: &str = "no kernel for this combination of dtypes";
 
@@ -92,21 +88,6 @@ pub(crate) struct Item {
     pub(crate) nothing_under: Option<Py<PyList>>,
     /// The parameter's entry in `optimizer.state`, if it has one.
     pub(crate) entry: Option<Py<PyDict>>,
-}
-
-/// What looking up an item needs to know.
-pub(crate) struct Look<'a, 'py> {
-    pub(crate) torch: &'a Torch,
-    pub(crate) rule: &'a AnyRule,
-    /// What is asked of Python about the class.
-    pub(crate) definition: &'a Bound<'py, PyAny>,
-    pub(crate) optimizer: &'a Bound<'py, PyAny>,
-    pub(crate) values: &'a Bound<'py, PyDict>,
-    pub(crate) make_states: bool,
-    /// `lr` is a tensor of less than double precision.
-    pub(crate) single_lr: bool,
-    /// The gradients are to be measured, as they would be after torch's coalescing.
-    pub(crate) measuring: bool,
 }
 
 impl Item {
@@ -608,18 +589,4 @@ pub(crate) fn served(param: DType, grad: DType, state: Option<DType>) -> bool {
     let grad_fits = grad == param || (param == DType::F32 && half(grad));
     let state_fits = state.is_none_or(|state| state == param || (half(param) && state == DType::F32));
     grad_fits && state_fits
-}
-
-impl Unfit {
-    fn reason(self) -> &'static str {
-        match self {
-            Self::Class => "is of a subclass of Tensor",
-            Self::NoMemory => "has no plain memory (sparse, quantised, meta, freed, or inside a transform)",
-            Self::Device => "is not on the CPU",
-            Self::DType => "is of an integer, quantised or 8-bit dtype",
-            Self::Misaligned => "is not aligned to its element size",
-            Self::Lazy => "is a lazily negated or conjugated view",
-            Self::Outside(_) => "reaches beyond its storage, which was resized",
-        }
-    }
 }

@@ -15,10 +15,11 @@ use pyo3::prelude::*;
 use pyo3::types::PyList;
 
 use crate::error::panicked;
-use crate::plan::modules;
+use crate::modules::modules;
 use crate::span::{Span, clash};
-use crate::tensors::{DType, Memory, Torch, Unfit, outside};
+use crate::tensors::{DType, Memory, Torch};
 use crate::threads::with_pool;
+use crate::unfit::{Unfit, outside};
 
 /// Why LBFGS with these parameters, flat vectors and scalars (of its state) is left to torch; `None` if it is native.
 #[pyfunction]

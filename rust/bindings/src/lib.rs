@@ -23,6 +23,8 @@ mod guard;
 mod item;
 mod keys;
 mod lbfgs;
+mod look;
+mod modules;
 mod muon;
 mod nearby;
 mod pages;
@@ -34,6 +36,7 @@ mod ranks;
 mod rows;
 mod shim;
 mod span;
+mod start;
 mod state_map;
 mod statistics;
 mod subclasses;
@@ -41,6 +44,7 @@ mod tensors;
 mod threads;
 #[cfg(feature = "trespass")]
 mod trespass;
+mod unfit;
 
 /// Native kernels of oxistep. Private: use oxistep.optim, oxistep.numpy and the functions of oxistep.
 #[pymodule]
@@ -49,7 +53,7 @@ mod _core {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use super::arrays::{rule_states, step_arrays};
+    use super::arrays::step::{rule_states, step_arrays};
     #[pymodule_export]
     use super::clip::{clamp, clip_factor, grad_norm, grad_norm_in_double, scale};
     #[pymodule_export]
@@ -70,9 +74,11 @@ mod _core {
     #[pymodule_export]
     use super::processor::{cpu_features, force_simd, simd_levels};
     #[pymodule_export]
+    use super::start::use_torch_threads;
+    #[pymodule_export]
     use super::statistics::GradientStatistics;
     #[pymodule_export]
-    use super::threads::{get_num_threads, set_num_threads, use_torch_threads};
+    use super::threads::{get_num_threads, set_num_threads};
 
     #[cfg(feature = "trespass")]
     #[pymodule_export]
@@ -80,7 +86,7 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        super::threads::set_up(module)?;
+        super::start::set_up(module)?;
         module.add("KernelError", module.py().get_type::<super::error::KernelError>())?;
         #[cfg(feature = "faults")]
         {

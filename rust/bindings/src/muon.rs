@@ -11,7 +11,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
 use crate::error::panicked;
-use crate::plan::modules;
+use crate::modules::modules;
 use crate::span::{Span, clash};
 use crate::tensors::{DType, Described, Memory, Torch};
 use crate::threads::with_pool;

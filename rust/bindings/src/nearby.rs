@@ -12,6 +12,9 @@ use pyo3::types::PyDict;
 
 use crate::tensors::Memory;
 
+/// How many items ahead is prefetched what the last step touched.
+pub(crate) const ITEMS_AHEAD: usize = 4;
+
 /// Parameter, gradient, two states and a counter.
 const TENSORS: usize = 5;
 /// A dict keeps its table apart; in CPython its address is the fifth word of the object.

@@ -8,8 +8,8 @@
 use oxistep_kernels::change;
 use pyo3::prelude::*;
 
+use crate::modules::modules;
 use crate::placement;
-use crate::plan::modules;
 use crate::threads::with_pool;
 
 /// Smaller states stay as they are: there is little to gain, and up to one large page to waste.

@@ -15,7 +15,7 @@ use oxistep_kernels::MAX_STATES;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
-use crate::plan::modules;
+use crate::modules::modules;
 
 /// Where a way of the cache repeats itself; no smaller than a page.
 const WAY: usize = 4096;

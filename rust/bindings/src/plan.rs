@@ -23,7 +23,6 @@ use oxistep_kernels::{AnyRule, Kind, Scalars, Step, driver};
 use pyo3::exceptions::{PyKeyError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList, PyString};
 
 use crate::clip::Gradients;
@@ -32,22 +31,21 @@ use crate::error::panicked_over;
 use crate::factored::{self, Whole};
 use crate::fault;
 use crate::gradient::warns_of_missing_grad;
-use crate::group::{Group, Keys};
+use crate::group::{FLAGS, Group, Keys, read_rule};
 use crate::guard::Guard;
-use crate::item::{Item, Look, Reason, Route};
+use crate::item::{Item, Route};
 use crate::keys::has_plain_keys;
-use crate::nearby::Nearby;
+use crate::look::Look;
+use crate::modules::modules;
+use crate::nearby::{ITEMS_AHEAD, Nearby};
 use crate::ranks::Ranks;
 use crate::state_map::{Place, StateMap};
-use crate::tensors::Torch;
 use crate::threads::with_pool;
+use crate::unfit::Reason;
 use left::{FOREIGN_DICT, looks_up_otherwise};
 use steady::{Attempt, Steady};
 use versions::Versions;
 use watch::Watch;
-
-/// How many items ahead is prefetched what the last step touched.
-const ITEMS_AHEAD: usize = 4;
 
 /// For each parameter (group, index, path, reason), path being "native", "torch" or "skipped".
 type Rows = Vec<(u32, u32, &'static str, String)>;
@@ -98,23 +96,6 @@ pub(crate) struct Plan {
     /// Group, index and route of each parameter of the last step, and whether it is a DTensor; none after a step that
     /// was left to torch as a whole. (A steady step is as the last general one.)
     last: Option<Vec<(u32, u32, Route, bool)>>,
-}
-
-/// `torch.Tensor`, `torch.nn.Parameter` and what is needed of `torch._C`, looked up once.
-pub(crate) struct Modules {
-    pub(crate) torch: Torch,
-    pub(crate) increment_version: Py<PyAny>,
-    pub(crate) defaultdict: Py<PyAny>,
-}
-
-static MODULES: PyOnceLock<Modules> = PyOnceLock::new();
-
-pub(crate) fn modules(py: Python<'_>) -> PyResult<&Modules> {
-    MODULES.get_or_try_init(py, || {
-        let increment_version = py.import("torch")?.getattr("_C")?.getattr("_increment_version")?.unbind();
-        let defaultdict = py.import("collections")?.getattr("defaultdict")?.unbind();
-        Ok(Modules { torch: Torch::new(py)?, increment_version, defaultdict })
-    })
 }
 
 #[pymethods]
@@ -658,23 +639,4 @@ fn fill<'a>(
         }
     }
     Ok(())
-}
-
-/// Flags that make a group torch's.
-const FLAGS: [(&str, &str); 2] = [
-    ("differentiable", "differentiable=True: autograd goes through the step"),
-    ("capturable", "capturable=True: the step may be captured in a graph"),
-];
-
-/// Reads a group's rule, or says why the whole group is torch's.
-fn read_rule(group: &mut Group<'_, '_>, kind: Kind) -> PyResult<Result<(AnyRule, f64), Reason>> {
-    for (flag, reason) in FLAGS {
-        if group.is_set(flag)? {
-            return Ok(Err(reason.into()));
-        }
-    }
-    let py = group.values.py();
-    Ok(group.read(kind).map_err(|error| {
-        format!("a hyperparameter is no plain number ({}), torch decides what that means", error.value(py)).into()
-    }))
 }

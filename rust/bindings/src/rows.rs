@@ -8,8 +8,9 @@ use oxistep_kernels::{Slice, SparseRows};
 use pyo3::prelude::*;
 
 use crate::group::is_fused;
-use crate::item::{Look, Reason};
+use crate::look::Look;
 use crate::tensors::{DType, Memory};
+use crate::unfit::Reason;
 
 /// Rows of a parameter, ascending, with where the gradient of each is: see [`SparseRows`].
 pub(crate) struct NamedRows {

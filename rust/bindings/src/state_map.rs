@@ -8,8 +8,8 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::item::Reason;
 use crate::keys::has_plain_keys;
+use crate::unfit::Reason;
 
 /// `optimizer.state` as an identity map: `state[p]` would cost a call of `Tensor.__hash__` for every parameter, and
 /// insert missing entries.

@@ -12,7 +12,7 @@ use pyo3::types::{PyList, PyTuple};
 use crate::arrays;
 use crate::collector::CollectorRests;
 use crate::error::panicked_reading;
-use crate::plan::modules;
+use crate::modules::modules;
 use crate::tensors::{Memory, layout};
 use crate::threads::with_pool;
 

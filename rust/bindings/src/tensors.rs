@@ -8,7 +8,7 @@
 use std::ffi::c_void;
 
 use oxistep_kernels::{Layout, Precision, STREAMS, Slice, SliceMut, bf16, f16};
-use pyo3::exceptions::{PyImportError, PyRuntimeError};
+use pyo3::exceptions::PyImportError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyCapsule, PyCapsuleMethods, PyString, PyType};
 
@@ -17,6 +17,7 @@ use crate::dtensors::DTensors;
 use crate::gradient::{Attribute, CppGrads};
 use crate::shim::{Answer, Shim, TensorRef};
 use crate::subclasses::Subclasses;
+use crate::unfit::{Unfit, outside};
 
 /// Storage types of tensors that kernels can read or write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,26 +55,6 @@ impl DType {
             Self::F16 | Self::Bf16 => 2,
         }
     }
-}
-
-/// Why a tensor is left to torch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Unfit {
-    /// A subclass or wrapper of Tensor, or no tensor at all.
-    Class,
-    /// Sparse, quantised, meta, freed: nothing that DLPack could describe.
-    NoMemory,
-    /// Not in main memory.
-    Device,
-    /// Integer, complex, ...
-    DType,
-    /// A pointer that is no multiple of the element size.
-    Misaligned,
-    /// Lazily negated or conjugated (`is_neg`, `is_conj`).
-    Lazy,
-    /// It reaches beyond its storage, which has so many bytes. Nobody may touch such a tensor: no kernel, and not
-    /// torch.
-    Outside(usize),
 }
 
 /// The dimensions of a tensor: sizes and strides, in elements.
@@ -571,13 +552,6 @@ impl Torch {
         }
         Ok(described)
     }
-}
-
-/// The exception for a tensor that reaches beyond its storage of so many bytes.
-pub(crate) fn outside(what: &str, bytes: usize) -> PyErr {
-    PyRuntimeError::new_err(format!(
-        "{what} reaches beyond its storage of {bytes} bytes, which was resized; nothing was updated"
-    ))
 }
 
 /// Describes a tensor that most likely is strided, and is known to lie inside its storage.

@@ -13,9 +13,6 @@ use libloading::Library;
 use oxistep_kernels::pool::{Pool, Rayon, Serial};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
-
-use crate::collector;
 
 type ParallelFn = unsafe extern "C" fn(i64, i64, *mut c_void);
 type ParallelForFn = unsafe extern "C" fn(i64, i64, i64, ParallelFn, *mut c_void) -> c_int;
@@ -38,30 +35,13 @@ static WANTED: AtomicUsize = AtomicUsize::new(0);
 static HOME: AtomicU32 = AtomicU32::new(0);
 
 /// Remembers the process, so that forked children are recognised.
-pub(crate) fn set_up(module: &Bound<'_, PyModule>) -> PyResult<()> {
+pub(crate) fn remember_home() {
     HOME.store(std::process::id(), Ordering::Relaxed);
-    if let Some(register) = module.py().import("os")?.getattr_opt("register_at_fork")? {
-        let keywords = PyDict::new(module.py());
-        keywords.set_item("after_in_child", wrap_pyfunction!(forked, module)?)?;
-        register.call((), Some(&keywords))?;
-    }
-    Ok(())
 }
 
-/// In a forked child: threads that were in the middle of a step do not exist here.
-#[pyfunction]
-fn forked(py: Python<'_>) {
-    collector::forked(py);
-}
-
-/// Uses the pool of the torch library at `path` from now on, if it offers one. `False`: rayon's threads it is.
-#[pyfunction]
-pub(crate) fn use_torch_threads(py: Python<'_>, path: &str) -> bool {
-    let found = TORCH.get_or_init(|| TorchPool::open(path)).is_some();
-    // What is looked up once is looked up now, for which torch's library must be known: should another thread fork in
-    // the middle of that, its child would wait for it for good. What may go wrong is for the first step to tell.
-    drop(crate::plan::modules(py).and_then(|_| crate::clip::zero_dim(py, 0.0, crate::tensors::DType::F32)));
-    found
+/// Uses the pool of the torch library at `path` from now on, if it offers one.
+pub(crate) fn open(path: &str) -> bool {
+    TORCH.get_or_init(|| TorchPool::open(path)).is_some()
 }
 
 /// torch's library, if it was found.

@@ -5,7 +5,7 @@ use oxistep_kernels::{Slice, SliceMut};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::plan::modules;
+use crate::modules::modules;
 
 /// Reads the elements of a float32 tensor and as many more behind them as `beyond` says, or writes there.
 #[pyfunction]

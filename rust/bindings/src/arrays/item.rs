@@ -10,7 +10,7 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::{Array, Buffer, Extent, accept, gradient, place, plain, private_view};
+use crate::arrays::{Array, Buffer, Extent, accept, gradient, place, plain, private_view};
 use crate::fault;
 use crate::group::Keys;
 use crate::keys::has_plain_keys;

@@ -9,8 +9,8 @@ use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
-use super::is_unchanged;
-use super::item::{Copies, Item, Look, overlapping_extents, refuse_shared_elements, strange_keys};
+use crate::arrays::is_unchanged;
+use crate::arrays::item::{Copies, Item, Look, overlapping_extents, refuse_shared_elements, strange_keys};
 use crate::collector::CollectorRests;
 use crate::error::panicked_over;
 use crate::fault;

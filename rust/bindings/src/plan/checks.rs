@@ -3,8 +3,9 @@
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
-use super::{Plan, modules};
 use crate::item::Route;
+use crate::modules::modules;
+use crate::plan::Plan;
 
 impl Plan {
     /// Whether a tensor that is to be written natively was made in inference mode.

@@ -3,11 +3,12 @@
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString};
 
-use super::{Plan, modules};
 use crate::fault;
 use crate::guard::Guard;
 use crate::item::Route;
 use crate::keys::looks_up_plainly;
+use crate::modules::modules;
+use crate::plan::Plan;
 
 /// Why a whole step is torch's where no method is another one.
 pub(super) const FOREIGN_DICT: &str = "a param group or the state is a dict with lookups of its own";

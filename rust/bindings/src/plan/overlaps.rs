@@ -3,9 +3,9 @@
 use pyo3::prelude::*;
 use pyo3::types::PyBool;
 
-use super::Plan;
 use crate::factored::Whole;
 use crate::item::{Item, Route};
+use crate::plan::Plan;
 use crate::tensors::Torch;
 
 const SHARED: &str = "its memory overlaps memory of another tensor in the step";

@@ -2,9 +2,9 @@
 
 use pyo3::prelude::*;
 
-use super::Plan;
 use crate::fault;
 use crate::item::Item;
+use crate::plan::Plan;
 
 impl Plan {
     /// Puts states made for this step where torch keeps them. If that fails, those already stored are taken out again.

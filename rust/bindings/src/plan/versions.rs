@@ -8,8 +8,8 @@ use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyWeakrefReference};
 
-use super::modules;
 use crate::item::Item;
+use crate::modules::modules;
 use crate::nearby::Nearby;
 
 /// Parameters counted in one call of torch's. Meanwhile the next ones are brought near: counting is an atomic addition,
