@@ -1,4 +1,4 @@
-"""Where large states lie: see rust/bindings/src/placement.rs."""
+"""Where large states lie: see rust/bindings/src/services/placement.rs."""
 
 import pytest
 import torch

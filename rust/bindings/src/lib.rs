@@ -1,50 +1,19 @@
 //! The Python module `oxistep._core`: checks, borrows, releases the interpreter, calls the kernels, translates errors.
 //!
-//! `unsafe` stands in `tensors.rs` and `shim.rs` (torch's memory), `arrays.rs` (NumPy's), `arrays/step.rs`,
-//! `arrays/item.rs`, `item.rs`, `rows.rs`, `plan.rs`, `plan/steady.rs`, `guard.rs`, `clip.rs`, `statistics.rs`,
-//! `lbfgs.rs` and `muon.rs` (where the contract of both is met), `collector.rs` (Python's garbage collector),
-//! `gradient.rs` and `state_map.rs` (attributes and dicts read without references), `keys.rs` (Python's dicts),
-//! `nearby.rs` (prefetching), `pages.rs` (advice on memory), `threads.rs` (torch's thread pool) and `trespass.rs` (for
-//! the proof that AddressSanitizer sees), each with the reason why it holds.
+//! Floors, of which each uses only those before it: what stands here, `memory`, `optimizer`, `services` and `whole`,
+//! `step`. Where `unsafe` stands, and why it holds: docs/architecture.md.
 
 use pyo3::prelude::*;
 
-mod arrays;
-mod clip;
-mod collector;
-mod dlpack;
-mod dtensors;
 mod error;
-mod factored;
 mod fault;
-mod gradient;
-mod group;
-mod guard;
-mod item;
-mod keys;
-mod lbfgs;
-mod look;
-mod modules;
-mod muon;
-mod nearby;
-mod pages;
-mod placement;
-mod plan;
-mod probe;
+mod memory;
+mod optimizer;
 mod processor;
-mod ranks;
-mod rows;
-mod shim;
-mod span;
-mod start;
-mod state_map;
-mod statistics;
-mod subclasses;
-mod tensors;
+mod services;
+mod step;
 mod threads;
-#[cfg(feature = "trespass")]
-mod trespass;
-mod unfit;
+mod whole;
 
 /// Native kernels of oxistep. Private: use oxistep.optim, oxistep.numpy and the functions of oxistep.
 #[pymodule]
@@ -53,40 +22,40 @@ mod _core {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use super::arrays::step::{rule_states, step_arrays};
+    use super::processor::{cpu_features, force_simd, simd_levels};
     #[pymodule_export]
-    use super::clip::{clamp, clip_factor, grad_norm, grad_norm_in_double, scale};
+    use super::services::clip::{clamp, clip_factor, grad_norm, grad_norm_in_double, scale};
     #[pymodule_export]
-    use super::lbfgs::{
+    use super::services::pages::zero_large;
+    #[pymodule_export]
+    use super::services::placement::in_the_way;
+    #[pymodule_export]
+    use super::services::probe::probe;
+    #[pymodule_export]
+    use super::services::start::use_torch_threads;
+    #[pymodule_export]
+    use super::services::statistics::GradientStatistics;
+    #[pymodule_export]
+    use super::step::arrays::{rule_states, step_arrays};
+    #[pymodule_export]
+    use super::step::plan::Plan;
+    #[pymodule_export]
+    use super::threads::{get_num_threads, set_num_threads};
+    #[pymodule_export]
+    use super::whole::lbfgs::{
         lbfgs_differences, lbfgs_direction, lbfgs_dot, lbfgs_gather, lbfgs_max_abs, lbfgs_move, lbfgs_sum_abs,
         lbfgs_unfit,
     };
     #[pymodule_export]
-    use super::muon::{muon_momentum, muon_unfit, muon_update};
-    #[pymodule_export]
-    use super::pages::zero_large;
-    #[pymodule_export]
-    use super::placement::in_the_way;
-    #[pymodule_export]
-    use super::plan::Plan;
-    #[pymodule_export]
-    use super::probe::probe;
-    #[pymodule_export]
-    use super::processor::{cpu_features, force_simd, simd_levels};
-    #[pymodule_export]
-    use super::start::use_torch_threads;
-    #[pymodule_export]
-    use super::statistics::GradientStatistics;
-    #[pymodule_export]
-    use super::threads::{get_num_threads, set_num_threads};
+    use super::whole::muon::{muon_momentum, muon_unfit, muon_update};
 
     #[cfg(feature = "trespass")]
     #[pymodule_export]
-    use super::trespass::trespass;
+    use super::services::trespass::trespass;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        super::start::set_up(module)?;
+        super::services::start::set_up(module)?;
         module.add("KernelError", module.py().get_type::<super::error::KernelError>())?;
         #[cfg(feature = "faults")]
         {

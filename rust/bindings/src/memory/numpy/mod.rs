@@ -1,0 +1,3 @@
+//! NumPy's arrays.
+
+pub(crate) mod array;

@@ -1,0 +1,4 @@
+//! What an optimizer object says: its groups and its states.
+
+pub(crate) mod group;
+pub(crate) mod state_map;

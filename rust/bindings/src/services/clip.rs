@@ -1,0 +1,268 @@
+//! Norms of gradients and changing them in place, for `oxistep.clip_grad_norm_` and its kin; the norm of a step.
+//!
+//! Tensors that kernels do not serve are named to the caller, who turns to torch with them.
+#![allow(unsafe_code)]
+
+use std::cell::RefCell;
+
+use oxistep_kernels::change::{Change, Changes};
+use oxistep_kernels::norm::{Norm, Order};
+use oxistep_kernels::overlap::Written;
+use oxistep_kernels::simd::Level;
+use oxistep_kernels::{Layout, bf16, driver, f16};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyList};
+
+use crate::error::{panicked, panicked_reading};
+use crate::memory::collector::CollectorRests;
+use crate::memory::torch::modules::modules;
+use crate::memory::torch::tensors::{DType, Described, Memory, layout};
+use crate::threads::with_pool;
+
+/// Tensors whose norm is wanted; kept between steps for its memory.
+#[derive(Default)]
+pub(crate) struct Gradients {
+    parts: Vec<(Memory, Option<Box<Layout>>)>,
+    /// What torch would give their norm.
+    dtype: Option<DType>,
+    norm: Option<Norm<'static>>,
+}
+
+impl Gradients {
+    pub(crate) fn clear(&mut self) {
+        self.parts.clear();
+        self.dtype = None;
+    }
+
+    pub(crate) fn push(&mut self, described: &Described<'_>) {
+        self.add(described.memory, layout(&[Some(*described)]).map(Box::new));
+    }
+
+    /// Adds a tensor whose elements lie one after the other, in some order.
+    pub(crate) fn push_dense(&mut self, memory: Memory) {
+        self.add(memory, None);
+    }
+
+    fn add(&mut self, memory: Memory, layout: Option<Box<Layout>>) {
+        self.dtype = promoted(self.dtype, Some(memory.dtype));
+        self.parts.push((memory, layout));
+    }
+
+    /// Their dtype as torch promotes it; `None` without tensors.
+    pub(crate) fn dtype(&self) -> Option<DType> {
+        self.dtype
+    }
+
+    /// Their norm as one vector, not yet rounded to the dtype.
+    ///
+    /// # Safety
+    /// The tensors live and own their memory, unchanged since they were described, and nothing writes to it meanwhile.
+    pub(crate) unsafe fn norm(&mut self, py: Python<'_>, order: Order) -> PyResult<f64> {
+        let mut norm: Norm<'_> = self.norm.take().unwrap_or_default();
+        for (memory, layout) in &self.parts {
+            // SAFETY: the contract of this function is that of `slice`; the slices do not outlive it.
+            norm.push(unsafe { memory.slice() }, layout.as_deref());
+        }
+        let small = norm.elements() < driver::SERIAL;
+        let mut run = || with_pool(|pool| norm.compute(order, pool, Level::current()));
+        let computed = if small { run() } else { py.detach(&mut run) };
+        self.norm = Some(norm.recycle());
+        computed.map_err(|panic| panicked_reading(&*panic))
+    }
+}
+
+/// What torch promotes two dtypes to, of which either may be that of no tensor.
+pub(crate) fn promoted(a: Option<DType>, b: Option<DType>) -> Option<DType> {
+    match (a, b) {
+        (Some(a), Some(b)) if a != b => Some(if [a, b].contains(&DType::F64) { DType::F64 } else { DType::F32 }),
+        (a, b) => a.or(b),
+    }
+}
+
+/// `x` as the nearest number of `dtype`.
+pub(crate) fn rounded(x: f64, dtype: DType) -> f64 {
+    match dtype {
+        DType::F64 => x,
+        DType::F32 => f64::from(x as f32),
+        DType::F16 => f16::from_f32(x as f32).to_f64(),
+        DType::Bf16 => bf16::from_f32(x as f32).to_f64(),
+    }
+}
+
+/// What torch multiplies gradients of this norm by, rounding where torch rounds (of half types the constant, too):
+/// `max_norm * (1 / (norm + 1e-6))`, not above one; NaN for a norm of NaN.
+pub(crate) fn factor(norm: f64, max_norm: f64, dtype: DType) -> f64 {
+    let coefficient = if dtype == DType::F64 {
+        1.0 / (norm + 1e-6) * max_norm
+    } else {
+        let round = |x: f32| rounded(x.into(), dtype) as f32;
+        let inverse = round(1.0 / round(norm as f32 + round(1e-6)));
+        round(inverse * max_norm as f32).into()
+    };
+    if coefficient > 1.0 { 1.0 } else { coefficient }
+}
+
+/// A number as a 0-dimensional tensor on the CPU.
+pub(crate) fn zero_dim(py: Python<'_>, x: f64, dtype: DType) -> PyResult<Bound<'_, PyAny>> {
+    static MAKE: PyOnceLock<(Py<PyAny>, [Py<PyDict>; 4])> = PyOnceLock::new();
+    let (scalar_tensor, keywords) = MAKE.get_or_try_init(py, || {
+        let torch = py.import("torch")?;
+        let keywords = |dtype: &str| {
+            let keywords = PyDict::new(py);
+            keywords.set_item("dtype", torch.getattr(dtype)?)?;
+            keywords.set_item("device", "cpu")?;
+            PyResult::Ok(keywords.unbind())
+        };
+        let keywords = [keywords("float64")?, keywords("float32")?, keywords("float16")?, keywords("bfloat16")?];
+        PyResult::Ok((torch.getattr("scalar_tensor")?.unbind(), keywords))
+    })?;
+    let keywords = match dtype {
+        DType::F64 => &keywords[0],
+        DType::F32 => &keywords[1],
+        DType::F16 => &keywords[2],
+        DType::Bf16 => &keywords[3],
+    };
+    scalar_tensor.bind(py).call((rounded(x, dtype),), Some(keywords.bind(py)))
+}
+
+/// The norm of those of `tensors` that kernels serve, as a 0-dimensional tensor of torch's dtype (`None` if there are
+/// none), and the places of the others. `norm_type` is 1, 2 or infinity.
+#[pyfunction]
+pub(crate) fn grad_norm<'py>(
+    tensors: &Bound<'py, PyList>,
+    norm_type: f64,
+) -> PyResult<(Option<Bound<'py, PyAny>>, Vec<usize>)> {
+    let py = tensors.py();
+    // torch refuses the largest element of nothing
+    let (norm, dtype, left) = measured(tensors, norm_type, |memory| norm_type.is_finite() || memory.len > 0)?;
+    Ok((dtype.map(|dtype| zero_dim(py, norm, dtype)).transpose()?, left))
+}
+
+/// The norm of those of `tensors` that kernels serve, not rounded to their dtype, and the places of the others.
+/// `norm_type` is 1, 2 or infinity; what has no elements counts as zero.
+#[pyfunction]
+pub(crate) fn grad_norm_in_double(tensors: &Bound<'_, PyList>, norm_type: f64) -> PyResult<(f64, Vec<usize>)> {
+    measured(tensors, norm_type, |_| true).map(|(norm, _, left)| (norm, left))
+}
+
+/// The norm of those of `tensors` that kernels serve and that are `wanted`, the dtype that torch would give it, and the
+/// places of the others.
+fn measured(
+    tensors: &Bound<'_, PyList>,
+    norm_type: f64,
+    wanted: impl Fn(&Memory) -> bool,
+) -> PyResult<(f64, Option<DType>, Vec<usize>)> {
+    let order = match norm_type {
+        1.0 => Order::One,
+        2.0 => Order::Two,
+        f64::INFINITY => Order::Max,
+        _ => return Err(PyValueError::new_err(format!("no kernel for norms of order {norm_type}"))),
+    };
+    let py = tensors.py();
+    let torch = &modules(py)?.torch;
+    let mut gradients = Gradients::default();
+    let mut left = Vec::new();
+    let objects: Vec<_> = tensors.iter().collect();
+    for (i, tensor) in objects.iter().enumerate() {
+        match torch.plain(tensor)? {
+            // the absolute value of a complex number is no matter of its parts, but for its square
+            Some(described) if (order == Order::Two || !described.memory.complex) && wanted(&described.memory) => {
+                gradients.push(&described);
+            }
+            _ => left.push(i),
+        }
+    }
+    // SAFETY: `objects` keeps the tensors alive, whatever others do to the list, and no Python code has run since they
+    // were described: only plain tensors were asked. That nobody writes to gradients while their norm is computed is
+    // what torch, too, leaves to its callers.
+    let norm = unsafe { gradients.norm(py, order)? };
+    Ok((norm, gradients.dtype(), left))
+}
+
+/// What `torch.nn.utils.clip_grad_norm_` multiplies by, given the total norm; `None` if that is no plain CPU tensor.
+#[pyfunction]
+pub(crate) fn clip_factor(total_norm: &Bound<'_, PyAny>, max_norm: f64) -> PyResult<Option<f64>> {
+    let torch = &modules(total_norm.py())?.torch;
+    let Some(memory) = torch.plain(total_norm)?.map(|described| described.memory) else { return Ok(None) };
+    // SAFETY: described just now; the caller's reference keeps the tensor alive.
+    let norm = unsafe { memory.read_scalar() };
+    Ok(norm.filter(|_| !memory.complex).map(|norm| factor(norm, max_norm, memory.dtype)))
+}
+
+/// Multiplies tensors in place. `False`, and nothing done, if that is torch's: see `change`.
+#[pyfunction]
+pub(crate) fn scale(tensors: &Bound<'_, PyList>, factor: f64) -> PyResult<bool> {
+    // a complex product adds products with a zero, which matter to infinities
+    let complex = factor.is_finite() && factor != 0.0;
+    change(tensors, Change::Scale(factor), complex)
+}
+
+/// Brings every element of tensors between bounds, in place. `False`, and nothing done, if that is torch's.
+#[pyfunction]
+pub(crate) fn clamp(tensors: &Bound<'_, PyList>, low: f64, high: f64) -> PyResult<bool> {
+    change(tensors, Change::Clamp(low, high), false)
+}
+
+/// Changes tensors in place. `False`, and nothing done, unless every one of them is served and they overlap nowhere.
+/// Bounds beyond the range of a dtype are torch's to refuse.
+fn change(tensors: &Bound<'_, PyList>, change: Change, complex: bool) -> PyResult<bool> {
+    thread_local! {
+        /// Remembers what it sorted: a training loop gives the same gradients again.
+        static WRITTEN: RefCell<Written> = RefCell::default();
+    }
+    let py = tensors.py();
+    let modules = modules(py)?;
+    let objects: Vec<_> = tensors.iter().collect();
+    let mut parts = Vec::with_capacity(objects.len());
+    let rests = CollectorRests::new(py);
+    for tensor in &objects {
+        match modules.torch.plain(tensor)? {
+            Some(d)
+                if (d.is_dense || d.shape.is_free_of_overlap())
+                    && (complex || !d.memory.complex)
+                    && within_range(change, d.memory.dtype) =>
+            {
+                parts.push((d.memory, layout(&[Some(d)])));
+            }
+            _ => return Ok(false),
+        }
+    }
+    let apart = WRITTEN.with_borrow_mut(|written| {
+        written.begin();
+        parts.iter().enumerate().for_each(|(k, (memory, _))| written.add(k, memory.interval()));
+        written.conflicts().is_empty()
+    });
+    if !apart {
+        return Ok(false);
+    }
+    modules.increment_version.call1(py, (tensors,))?;
+    let mut changes = Changes::default();
+    for (memory, layout) in &parts {
+        // SAFETY: `objects` keeps the tensors alive, and no Python code has run since they were described: the
+        // collector rests while their versions are counted. Their intervals do not overlap, so each slice is the only
+        // one; that nobody else uses gradients while they are clipped is what torch, too, leaves to its callers.
+        changes.push(unsafe { memory.slice_mut() }, layout.as_ref());
+    }
+    drop(rests);
+    let small = changes.elements() < driver::SERIAL;
+    let run = || with_pool(|pool| changes.run(change, pool, Level::current()));
+    let done = if small { run() } else { py.detach(run) };
+    done.map_err(|panic| panicked(&*panic))?;
+    Ok(true)
+}
+
+/// Whether bounds that are finite are so in `dtype`.
+fn within_range(change: Change, dtype: DType) -> bool {
+    let largest = match dtype {
+        DType::F64 => f64::MAX,
+        DType::F32 => f32::MAX.into(),
+        DType::F16 => f16::MAX.to_f64(),
+        DType::Bf16 => bf16::MAX.to_f64(),
+    };
+    match change {
+        Change::Scale(_) => true,
+        Change::Clamp(low, high) => [low, high].iter().all(|bound| bound.abs() <= largest || !bound.is_finite()),
+    }
+}

@@ -1,0 +1,226 @@
+//! A step over NumPy arrays. Everything is checked, over all groups, before the first write.
+#![allow(unsafe_code)]
+
+use numpy::{PyReadwriteArray2, PyUntypedArrayMethods};
+use oxistep_kernels::driver::{Measured, Moved};
+use oxistep_kernels::simd::Level;
+use oxistep_kernels::{Kind, Step, driver};
+use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+
+use crate::error::panicked_over;
+use crate::fault;
+use crate::memory::collector::CollectorRests;
+use crate::memory::keys::has_plain_keys;
+use crate::memory::numpy::array::is_unchanged;
+use crate::optimizer::group::{Group, Keys};
+use crate::step::array_item::{Copies, Item, Look, overlapping_extents, refuse_shared_elements, strange_keys};
+use crate::threads::with_pool;
+
+/// The names of the state arrays that `rule` keeps with the hyperparameters of `group`.
+#[pyfunction]
+pub(crate) fn rule_states(rule: &str, group: &Bound<'_, PyDict>) -> PyResult<Vec<&'static str>> {
+    let mut keys = Keys::default();
+    let (rule, _) = Group { lr: Some(0.0), ..Group::of(group, &mut keys) }.read(kind(rule)?)?;
+    Ok(rule.states().to_vec())
+}
+
+/// Takes one step in place over arrays.
+///
+/// `groups` are param groups with arrays under "params"; `lrs` has one learning rate, and `grads` and `state` one list,
+/// per group, with one entry per parameter; a gradient of None skips its parameter. `new_state(array, group)` makes the
+/// states of a parameter that has none yet. The norms of update, parameter and gradient go into the rows of `updates`,
+/// if there is one: a row for each parameter of all groups, NaN for those without a gradient.
+#[pyfunction]
+#[pyo3(signature = (rule, groups, lrs, grads, state, new_state, updates=None))]
+pub(crate) fn step_arrays(
+    rule: &str,
+    groups: &Bound<'_, PyList>,
+    lrs: Vec<f64>,
+    grads: &Bound<'_, PyList>,
+    state: &Bound<'_, PyList>,
+    new_state: &Bound<'_, PyAny>,
+    updates: Option<PyReadwriteArray2<'_, f64>>,
+) -> PyResult<()> {
+    let py = groups.py();
+    let kind = kind(rule)?;
+    let mut keys = Keys::default();
+    let mut items = Vec::new();
+    let mut rules = Vec::new();
+    let (mut rows, mut first_row) = (Vec::new(), 0);
+    same_length("lrs", lrs.len(), "param_groups", groups.len())?;
+    same_length("grads", grads.len(), "param_groups", groups.len())?;
+    same_length("state", state.len(), "param_groups", groups.len())?;
+
+    for (g, lr) in lrs.into_iter().enumerate() {
+        let values = groups.get_item(g)?.cast_into::<PyDict>()?;
+        let params = list(values.get_item("params")?, "param_groups[...]['params']")?;
+        let (grads, states) = (list(Some(grads.get_item(g)?), "grads")?, list(Some(state.get_item(g)?), "state")?);
+        same_length(&format!("grads[{g}]"), grads.len(), "its params", params.len())?;
+        same_length(&format!("state[{g}]"), states.len(), "its params", params.len())?;
+        let rule = Group { lr: Some(lr), ..Group::of(&values, &mut keys) }.read(kind)?;
+        rules.push(rule);
+        for (i, ((param, grad), entry)) in params.iter().zip(&grads).zip(&states).enumerate() {
+            if grad.is_none() {
+                continue;
+            }
+            fault::point("array")?;
+            let name = name_of(&values, groups.len(), g, i)?;
+            let entry = entry.cast_into::<PyDict>()?;
+            let look = Look { name, rule: &rule.0, values: &values, new_state, keys: &mut keys };
+            items.push((g, look.item(&param, &grad, entry)?));
+            rows.push(first_row + i);
+        }
+        first_row += params.len();
+    }
+    let rests = CollectorRests::new(py);
+    check_unchanged(&items)?;
+    let mut measuring = updates.map(|out| Measuring::new(out, first_row)).transpose()?;
+    let set_apart = overlapping_extents(&items);
+    refuse_shared_elements(&items, &set_apart)?;
+    // storing new states, below, must not run Python code: these are what they were when they were looked at
+    if let Some((_, item)) = items.iter().find(|(_, item)| item.fresh.is_some() && !has_plain_keys(&item.entry)) {
+        return Err(strange_keys(&item.name));
+    }
+    let mut copies: Vec<Copies> = items.iter().map(|_| Copies::default()).collect();
+    for ((_, item), copies) in
+        items.iter().zip(&mut copies).zip(&set_apart).filter(|(_, apart)| **apart).map(|(x, _)| x)
+    {
+        copies.fill(item);
+    }
+
+    let mut advanced = Vec::with_capacity(items.len());
+    let mut step = Step::default();
+    for ((g, item), copies) in items.iter().zip(&mut copies) {
+        let (rule, factor) = &rules[*g];
+        let mut scalars = item.scalar_values;
+        step.constants(rule.constants(&mut scalars, item.first));
+        advanced.push(scalars);
+        let tensors = if copies.in_use() {
+            copies.tensors()
+        } else {
+            // SAFETY: the items hold the numpy crate's borrows of all their arrays until this function returns, which
+            // are exclusive for what is written; extents of arrays that lie between each other's elements were set
+            // apart, so the slices do not overlap. The arrays are kept alive by the borrows, and `check_unchanged`
+            // found their memory where it was after the last Python code of this thread ran: the collector rests, and
+            // storing states under keys that are strings runs none. That other threads do not resize arrays of a step
+            // under way is left to the caller.
+            unsafe { item.tensors() }
+        };
+        fault::point("push array")?;
+        let pushed = step.push(tensors, *factor);
+        pushed.map_err(|refused| PyRuntimeError::new_err(format!("oxistep: {refused}; this is a defect")))?;
+        if let Some(measuring) = &mut measuring {
+            measuring.measured.pushed(&step);
+        }
+    }
+    store_fresh_states(&items)?;
+    let small = step.elements() < driver::SERIAL;
+    drop(rests);
+    let mut measured = measuring.as_mut().map(|measuring| &mut measuring.measured);
+    let mut run = || {
+        with_pool(|pool| match &mut measured {
+            None => step.run(pool, Level::current()),
+            Some(measured) => step.run_measured(measured, pool, Level::current()),
+        })
+    };
+    let done = if small { run() } else { py.detach(&mut run) };
+    drop(step);
+    if let Some(measuring) = &mut measuring {
+        measuring.report(&rows);
+    }
+    for (((_, item), copies), scalars) in items.iter_mut().zip(&copies).zip(&advanced) {
+        copies.write_back(item);
+        item.scalars.iter_mut().enumerate().for_each(|(k, scalar)| scalar.set(scalars.get(k)));
+    }
+    let Err(panic) = done else { return Ok(()) };
+    Err(panicked_over(&*panic, PyList::new(py, items.iter().map(|(_, item)| &item.watched[0].0))?))
+}
+
+/// Puts states made for this step where they are kept: all or, if that fails, none. No array is touched.
+fn store_fresh_states(items: &[(usize, Item<'_>)]) -> PyResult<()> {
+    let mut stored = Vec::new();
+    for (_, item) in items {
+        let (Some(fresh), entry) = (&item.fresh, &item.entry) else { continue };
+        let store = || {
+            let before = entry.copy()?;
+            fault::point("store")?;
+            entry.update(fresh.as_mapping())?;
+            PyResult::Ok((entry, before))
+        };
+        match store() {
+            Ok(done) => stored.push(done),
+            Err(error) => {
+                for (entry, before) in stored {
+                    entry.clear();
+                    entry.update(before.as_mapping())?;
+                }
+                return Err(error);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether all arrays are what they were when they were borrowed: making states runs Python code.
+fn check_unchanged(items: &[(usize, Item<'_>)]) -> PyResult<()> {
+    for (_, item) in items {
+        if item.watched.iter().any(|(array, view)| !is_unchanged(array, view)) {
+            return Err(PyRuntimeError::new_err(format!(
+                "an array of {} (the parameter, its gradient or a state) was reshaped or resized while this step was \
+                 under way; nothing was updated",
+                item.name
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Where a step that measures itself puts what it finds.
+struct Measuring<'py> {
+    out: PyReadwriteArray2<'py, f64>,
+    measured: Measured,
+}
+
+impl<'py> Measuring<'py> {
+    fn new(out: PyReadwriteArray2<'py, f64>, rows: usize) -> PyResult<Self> {
+        if out.shape() != [rows, 3] || !out.is_c_contiguous() {
+            return Err(PyValueError::new_err(format!("updates must be contiguous and have the shape ({rows}, 3)")));
+        }
+        Ok(Self { out, measured: Measured::default() })
+    }
+
+    fn report(&mut self, rows: &[usize]) {
+        let all = self.out.as_slice_mut().unwrap_or_default();
+        all.fill(f64::NAN);
+        for (&row, Moved { update, param, grad }) in rows.iter().zip(self.measured.moved()) {
+            all[3 * row..3 * row + 3].copy_from_slice(&[update.sqrt(), param.sqrt(), grad.sqrt()]);
+        }
+    }
+}
+
+fn kind(rule: &str) -> PyResult<Kind> {
+    let known = || PyValueError::new_err(format!("unknown rule {rule:?}; there are {}", Kind::NAMES.join(", ")));
+    Kind::from_name(rule).ok_or_else(known)
+}
+
+fn list<'py>(object: Option<Bound<'py, PyAny>>, what: &str) -> PyResult<Bound<'py, PyList>> {
+    let wrong = || PyTypeError::new_err(format!("{what} must be a list"));
+    object.ok_or_else(wrong)?.cast_into::<PyList>().map_err(|_| wrong())
+}
+
+fn same_length(what: &str, got: usize, as_what: &str, expected: usize) -> PyResult<()> {
+    if got == expected {
+        return Ok(());
+    }
+    Err(PyValueError::new_err(format!("{what} has {got} entries, expected {expected}, one for each of {as_what}")))
+}
+
+/// What an error calls a parameter.
+fn name_of(values: &Bound<'_, PyDict>, groups: usize, g: usize, i: usize) -> PyResult<String> {
+    if let Some(names) = values.get_item("param_names")? {
+        return Ok(format!("params[{}]", names.get_item(i)?.repr()?));
+    }
+    Ok(if groups == 1 { format!("params[{i}]") } else { format!("param_groups[{g}]['params'][{i}]") })
+}

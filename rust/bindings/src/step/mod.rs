@@ -1,0 +1,17 @@
+//! A step, of a torch optimizer or over arrays.
+
+pub(crate) mod array_item;
+pub(crate) mod arrays;
+pub(crate) mod checks;
+pub(crate) mod guard;
+pub(crate) mod item;
+pub(crate) mod left;
+pub(crate) mod look;
+pub(crate) mod overlaps;
+pub(crate) mod plan;
+pub(crate) mod ranks;
+pub(crate) mod sparse;
+pub(crate) mod states;
+pub(crate) mod steady;
+pub(crate) mod versions;
+pub(crate) mod watch;

@@ -1,0 +1,480 @@
+//! A step like the last one, which nearly every step is: all parameters native and dense, all states there, nothing
+//! moved but gradients.
+//!
+//! Everything is read afresh and checked as in the general step, in one pass that leaves ready-made chunks. Whatever is
+//! out of the ordinary ends it before the first write, and the general step decides. Many small tensors cost what is
+//! touched for each of them: this is where that is kept low.
+//!
+//! From the moment the parameters' lists are read no Python code runs, and no other thread runs any, until the
+//! interpreter is released for a large step or for making the norm's tensor. (Where torch warns when it is asked for a
+//! gradient, the attempt ends.) So objects are borrowed from the lists and dicts that hold them; `held` keeps what the
+//! step uses alive where the interpreter is released.
+#![allow(unsafe_code)]
+
+use oxistep_kernels::pool::Serial;
+use oxistep_kernels::simd::Level;
+use oxistep_kernels::{AnyRule, MAX_SCALARS, MAX_STATES, Precision, Scalars, Step, Tensors, driver};
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+
+use crate::fault;
+use crate::memory::collector::CollectorRests;
+use crate::memory::keys::has_plain_keys;
+use crate::memory::nearby::ITEMS_AHEAD;
+use crate::memory::torch::gradient::warns_of_missing_grad;
+use crate::memory::torch::modules::modules;
+use crate::memory::torch::tensors::{DType, Described, Memory, Torch};
+use crate::optimizer::group::{Group, Keys, is_fused, read_rule};
+use crate::optimizer::state_map::{entry_at, values_under};
+use crate::step::guard::Guard;
+use crate::step::item::{Item, Route, served};
+use crate::step::plan::Plan;
+use crate::threads::with_pool;
+use crate::whole::adafactor::Whole;
+
+/// How many steps in a row may begin as steady ones and turn out not to be, before it is tried but once in a while.
+const PATIENCE: u32 = 4;
+
+/// What a steady step keeps while it is under way, and the memory of its lists.
+#[derive(Default)]
+pub(super) struct Steady {
+    /// The next step may be tried in this way.
+    ready: bool,
+    /// One of the parameters of the last step was complex.
+    complex: bool,
+    /// The last step was large: the interpreter is released.
+    large: bool,
+    failures: u32,
+    /// How many general steps there were.
+    general: u32,
+    /// The addresses of all states' objects, in order: of another object more must be asked than a steady step asks.
+    objects: Vec<usize>,
+    /// How many of them this step has met.
+    met: usize,
+    /// Gradients and states of this step are held.
+    holding: bool,
+    /// Keeps alive what the step uses, whatever other threads do: gradients and states. (`versions` holds the
+    /// parameters.)
+    held: Vec<Py<PyAny>>,
+    /// Counters with their values after the step.
+    counters: Vec<(Memory, f64)>,
+    /// The specifications of the DTensors among gradients and states, in order: those that the general step found to be
+    /// like their parameters'.
+    specs: Vec<Py<PyAny>>,
+    /// How many of these, and of those of parameters, this step has met.
+    met_specs: usize,
+    met_shards: usize,
+}
+
+impl Steady {
+    pub(super) fn specs(&self) -> impl Iterator<Item = &Py<PyAny>> {
+        self.specs.iter()
+    }
+
+    /// What leads to other objects is let go of: the next step is no steady one.
+    pub(super) fn clear(&mut self) {
+        self.ready = false;
+        self.specs.clear();
+    }
+
+    /// The local shard of a gradient or a state that is a DTensor like its parameter, as at the last step.
+    fn next_shard<'py>(&mut self, torch: &Torch, object: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
+        let shard = torch.dtensors.shard(object)?;
+        self.met_specs += 1;
+        self.specs.get(self.met_specs - 1).is_some_and(|spec| shard.spec.is(spec)).then_some(shard.local)
+    }
+
+    fn begin(&mut self, holding: bool) {
+        self.ready = false;
+        (self.met, self.met_specs, self.met_shards) = (0, 0, 0);
+        self.holding = holding;
+        self.held.clear();
+        self.counters.clear();
+    }
+
+    /// Whether this is the state that the last step met in this place.
+    fn is_next(&mut self, object: &Bound<'_, PyAny>) -> bool {
+        self.met += 1;
+        self.objects.get(self.met - 1) == Some(&(object.as_ptr() as usize))
+    }
+
+    fn hold(&mut self, object: &Bound<'_, PyAny>) {
+        if self.holding {
+            self.held.push(object.clone().unbind());
+        }
+    }
+}
+
+/// How trying a steady step ended.
+pub(super) enum Attempt<'py> {
+    /// With the norm of all gradients, if it was asked for.
+    Done(Option<Bound<'py, PyAny>>),
+    /// It is none; nothing was written. The collector still rests.
+    Failed(CollectorRests<'py>),
+}
+
+impl Plan {
+    /// Takes a step like the last one, if it is one.
+    pub(super) fn take_steady_step<'py>(
+        &mut self,
+        optimizer: &Bound<'py, PyAny>,
+        guard: &Guard<'_, '_>,
+        rests: CollectorRests<'py>,
+    ) -> PyResult<Attempt<'py>> {
+        if !self.steady.ready {
+            return Ok(Attempt::Failed(rests));
+        }
+        self.forget(optimizer.py());
+        self.steady.begin(self.steady.large || guard.measures());
+        self.gradients.clear();
+        let mut step = self.step.take().unwrap_or_default();
+        let gathered = self.gather(optimizer, &mut step);
+        let done = match gathered {
+            Ok(true) => {
+                // until a step ends well, the next one is not tried in this way
+                let written = self.write_steady(optimizer.py(), guard, &mut step, rests);
+                self.steady.ready = written.is_ok();
+                self.steady.failures = 0;
+                written.map(Attempt::Done)
+            }
+            Ok(false) => {
+                self.steady.failures += 1;
+                Ok(Attempt::Failed(rests))
+            }
+            Err(error) => Err(error),
+        };
+        self.step = Some(step.recycle());
+        self.steady.held.clear();
+        self.steady.counters.clear();
+        done
+    }
+
+    /// After a general step: whether the next one may be steady.
+    pub(super) fn expect_steady(&mut self, py: Python<'_>, elements: usize) {
+        let plain = |item: &Item| {
+            item.route == Route::Native
+                && item.whole == Whole::No
+                && item.layout.is_none()
+                && !item.tied
+                && item.rows.is_none()
+                && item.python_counter.is_none()
+        };
+        self.steady.objects.clear();
+        self.steady.objects.extend(self.items.iter().flat_map(Item::state_addresses));
+        self.steady.specs.clear();
+        self.steady.specs.extend(self.items.iter().flat_map(Item::specs).map(|spec| spec.clone_ref(py)));
+        self.steady.complex = self.items.iter().any(|item| item.memory[0].is_some_and(|memory| memory.complex));
+        self.steady.large = elements >= driver::SERIAL;
+        self.steady.general += 1;
+        self.steady.ready = (self.steady.failures < PATIENCE || self.steady.general.is_multiple_of(64))
+            && !self.check_always
+            && !self.holds_inference_tensor
+            && self.places.len() == self.items.len()
+            && self.items.iter().all(plain);
+    }
+
+    /// Looks up, checks and pushes everything; `false` as soon as something is not as it was.
+    fn gather(&mut self, optimizer: &Bound<'_, PyAny>, step: &mut Step<'static>) -> PyResult<bool> {
+        let py = optimizer.py();
+        let live = self.versions.as_ref().filter(|versions| versions.all_live());
+        let Some(parameters) = live.map(|versions| versions.len()) else { return Ok(false) };
+        let groups = optimizer.getattr(pyo3::intern!(py, "param_groups"))?;
+        let state = optimizer.getattr(pyo3::intern!(py, "state"))?;
+        let Ok(state) = state.cast::<PyDict>() else { return Ok(false) };
+        // of what is there a defaultdict hands out no more than a dict
+        if !(state.is_exact_instance_of::<PyDict>() || state.get_type().is(&modules(py)?.defaultdict)) {
+            return Ok(false);
+        }
+        let Ok(groups) = groups.cast::<PyList>() else { return Ok(false) };
+        let torch = &modules(py)?.torch;
+        let Some(grad) = torch.grad_attribute(py)? else { return Ok(false) };
+        self.written.begin();
+        let mut k = 0;
+        for values in groups {
+            let Ok(values) = values.cast_into_exact::<PyDict>() else { return Ok(false) };
+            if !has_plain_keys(&values) {
+                return Ok(false);
+            }
+            fault::point("steady group")?;
+            if self.steady.complex && is_fused(&values)? {
+                return Ok(false);
+            }
+            let Some(params) = values.get_item(pyo3::intern!(py, "params"))? else { return Ok(false) };
+            let Ok(params) = params.cast_into::<PyList>() else { return Ok(false) };
+            let mut group = Group { torch: Some(torch), ..Group::of(&values, &mut self.keys) };
+            let Ok((rule, factor)) = read_rule(&mut group, self.kind)? else { return Ok(false) };
+            if group.foreign {
+                return Ok(false);
+            }
+            let single_lr = group.single_lr;
+            let mut one = One { rule, factor, single_lr, names: Names::of(py, &rule, &mut self.keys), last: None };
+            for i in 0..params.len() {
+                // SAFETY: the index is below the list's length. The item is borrowed from the list, which is not
+                // changed while it is used: no Python code runs.
+                let param = unsafe { Borrowed::from_ptr(py, ffi::PyList_GetItem(params.as_ptr(), i as isize)) };
+                let shard = if torch.is_plain(&param) {
+                    None
+                } else {
+                    let Some(local) = self.next_param_shard(torch, &param) else { return Ok(false) };
+                    Some(local)
+                };
+                fault::point("steady parameter")?;
+                let held;
+                let described = if shard.is_none() { torch.describe_grad(&param) } else { Err(()) };
+                let (grad, g) = match described {
+                    Ok(None) => continue,
+                    Ok(Some(described)) if !self.steady.holding => (None, described),
+                    Ok(Some(described)) => {
+                        held = grad.of(&param)?;
+                        (Some(&held), described)
+                    }
+                    Err(()) => {
+                        let param = param.to_owned(); // what a warning runs may take it out of the list
+                        let grad = grad.of(&param)?;
+                        if grad.is_none() {
+                            if warns_of_missing_grad(&param)? {
+                                return Ok(false);
+                            }
+                            continue;
+                        }
+                        held = if shard.is_none() {
+                            grad
+                        } else {
+                            let Some(local) = self.steady.next_shard(torch, &grad) else { return Ok(false) };
+                            local
+                        };
+                        let Some(described) = torch.describe_known(&held) else { return Ok(false) };
+                        (Some(&held), described)
+                    }
+                };
+                if let Some(nearby) = self.nearby.get(k + ITEMS_AHEAD) {
+                    nearby.prefetch();
+                }
+                let known = self.versions.as_mut().filter(|versions| versions.holds(k, &param));
+                let Some(versions) = known else { return Ok(false) };
+                versions.hold(k, &param)?;
+                if !self.gather_one(torch, &mut one, k, state, (&param, shard.as_ref()), (grad, g), step)? {
+                    return Ok(false);
+                }
+                k += 1;
+            }
+        }
+        Ok(k == parameters
+            && self.steady.met_shards == self.specs.len()
+            && self.written.is_complete()
+            && (self.steady.large || step.elements() < driver::SERIAL))
+    }
+
+    /// The local shard of a parameter that is a DTensor, placed as at the last step.
+    fn next_param_shard<'py>(&mut self, torch: &Torch, param: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
+        // where the last step met none, to ask of which class it is could import a module
+        let spec = self.specs.get(self.steady.met_shards)?;
+        self.steady.met_shards += 1;
+        let shard = torch.dtensors.shard(param)?;
+        shard.spec.is(spec).then_some(shard.local)
+    }
+
+    #[inline]
+    fn gather_one(
+        &mut self,
+        torch: &Torch,
+        one: &mut One,
+        k: usize,
+        state: &Bound<'_, PyDict>,
+        (param, shard): (&Bound<'_, PyAny>, Option<&Bound<'_, PyAny>>),
+        (grad, g): (Option<&Bound<'_, PyAny>>, Described<'_>),
+        step: &mut Step<'static>,
+    ) -> PyResult<bool> {
+        let py = state.py();
+        let names = &one.names;
+        let Some(p) = torch.describe_known(shard.unwrap_or(param)) else { return Ok(false) };
+        if let Some(shard) = shard {
+            self.steady.hold(shard);
+        }
+        let alike = |d: &Described<'_>| {
+            d.is_dense
+                && d.memory.complex == p.memory.complex
+                && p.shape.same_sizes(&d.shape)
+                && p.shape.same_order(&d.shape)
+        };
+        let mut met = false;
+        let Some(hint) = self.hints.get_mut(k) else { return Ok(false) };
+        self.written.meeting(g.memory.interval(), hint, |_| met = true);
+        if met || !alike(&p) || !alike(&g) || !self.written.add_known(k, p.memory.interval()) {
+            return Ok(false);
+        }
+        let mut tensors = Tensors {
+            // SAFETY: described just now. No Python code of this thread runs until the step is done: the collector
+            // rests, and what is asked here is asked of Python's own numbers, of plain tensors and of the slots of
+            // DTensors. Where other threads may run, `held` keeps alive what they drop, and that they do not resize
+            // tensors of a step under way is what torch, too, leaves to its callers. The range is the one that the
+            // general step found to overlap nothing else that is written (the step is run only if that holds for all),
+            // and the gradient meets none of those.
+            param: unsafe { p.memory.slice_mut() },
+            // SAFETY: as above.
+            grad: unsafe { g.memory.slice() },
+            states: Default::default(),
+            layout: None,
+        };
+        let mut objects = [std::ptr::null_mut(); MAX_STATES + MAX_SCALARS];
+        if names.count() > 0 {
+            let Some(&place) = self.places.get(k) else { return Ok(false) };
+            // SAFETY: no Python code runs, so nobody changes the dicts while what they hold is used. The names are
+            // strings.
+            unsafe {
+                let Some(entry) = entry_at(state, place, param) else { return Ok(false) };
+                objects = values_under(entry, names.all());
+            }
+        }
+        let mut states_dtype = None;
+        for (&object, slot) in objects[..names.states].iter().zip(&mut tensors.states) {
+            fault::point("steady state")?;
+            // SAFETY: null, or borrowed from the dict, as above.
+            let Some(object) = (unsafe { Borrowed::from_ptr_or_opt(py, object) }) else { return Ok(false) };
+            if !self.steady.is_next(&object) {
+                return Ok(false);
+            }
+            let local;
+            let object: &Bound<'_, PyAny> = match shard {
+                None => &object,
+                Some(_) => {
+                    let Some(shard) = self.steady.next_shard(torch, &object) else { return Ok(false) };
+                    local = shard;
+                    &local
+                }
+            };
+            let Some(state) = torch.describe_known(object) else { return Ok(false) };
+            let dtype = state.memory.dtype;
+            if !alike(&state)
+                || *states_dtype.get_or_insert(dtype) != dtype
+                || !self.written.add_known(k, state.memory.interval())
+            {
+                return Ok(false);
+            }
+            // SAFETY: as above.
+            *slot = unsafe { state.memory.slice_mut() };
+            self.steady.hold(object);
+        }
+        if !served(p.memory.dtype, g.memory.dtype, states_dtype) || (one.single_lr && p.memory.dtype == DType::F64) {
+            return Ok(false);
+        }
+
+        let mut values = [0.0; MAX_SCALARS];
+        let mut precisions = [Precision::F64; MAX_SCALARS];
+        let first_counter = self.steady.counters.len();
+        for (i, &object) in objects[names.states..names.count()].iter().enumerate() {
+            fault::point("steady counter")?;
+            // SAFETY: null, or borrowed from the dict, as above.
+            let Some(object) = (unsafe { Borrowed::from_ptr_or_opt(py, object) }) else { return Ok(false) };
+            if !self.steady.is_next(&object) {
+                return Ok(false);
+            }
+            let Ok(counter) = torch.describe_values(&object) else { return Ok(false) };
+            // SAFETY: described just now.
+            let Some(value) = (unsafe { counter.memory.read_scalar() }) else { return Ok(false) };
+            if !self.written.add_known(k, counter.memory.interval()) {
+                return Ok(false);
+            }
+            (values[i], precisions[i]) = (value, counter.memory.dtype.precision());
+            self.steady.counters.push((counter.memory, 0.0));
+            self.steady.hold(&object);
+        }
+        let before = Scalars::new(values, precisions);
+        let after = match one.last {
+            Some((known, dtype, after)) if known == before && dtype == p.memory.dtype => after,
+            _ => {
+                if !one.rule.is_usual(&before, p.memory.dtype.largest_usual()) {
+                    return Ok(false);
+                }
+                let mut scalars = before;
+                step.constants(one.rule.constants(&mut scalars, false));
+                one.last = Some((before, p.memory.dtype, scalars));
+                scalars
+            }
+        };
+        for (i, counter) in self.steady.counters[first_counter..].iter_mut().enumerate() {
+            counter.1 = after.get(i);
+        }
+        if self.measuring {
+            self.gradients.push_dense(g.memory);
+        }
+        if let Some(grad) = grad {
+            self.steady.hold(grad);
+        }
+        Ok(step.push(tensors, one.factor).is_ok())
+    }
+
+    /// Measures the gradients, if that is asked for, and writes what was gathered. From the version counters on nothing
+    /// can fail, but for a defect in a kernel.
+    fn write_steady<'py>(
+        &mut self,
+        py: Python<'py>,
+        guard: &Guard<'_, '_>,
+        step: &mut Step<'static>,
+        rests: CollectorRests<'py>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let mut norm = None;
+        if guard.measures() {
+            // SAFETY: described just now, and held.
+            let verdict = unsafe { guard.judge_native(py, &mut self.gradients)? };
+            norm = Some(verdict.norm);
+            if verdict.skip {
+                return Ok(norm);
+            }
+            if verdict.factor != 1.0 {
+                step.scale_gradients(verdict.factor);
+            }
+        }
+        fault::point("steady versions")?;
+        self.count_versions(py)?;
+        drop(rests);
+        let level = Level::current();
+        let done = if self.steady.large {
+            py.detach(|| with_pool(|pool| step.run(pool, level)))
+        } else {
+            step.run(&Serial, level) // as it would with any pool, which would have to be asked for
+        };
+        for (memory, value) in &self.steady.counters {
+            // SAFETY: as for the slices in `gather_one`.
+            unsafe { memory.write_scalar(*value) };
+        }
+        done.map(|()| norm).map_err(|panic| self.broke_off(py, &*panic))
+    }
+}
+
+/// What the parameters of a group have in common.
+struct One {
+    rule: AnyRule,
+    factor: f64,
+    single_lr: bool,
+    names: Names,
+    /// The counters of the last parameter, its dtype, and its counters after the step: mostly those of the next one.
+    last: Option<(Scalars, DType, Scalars)>,
+}
+
+/// The names of states, then those of counters, as Python's strings, which `Keys` keeps alive.
+struct Names {
+    strings: [*mut ffi::PyObject; MAX_STATES + MAX_SCALARS],
+    states: usize,
+    counters: usize,
+}
+
+impl Names {
+    fn of(py: Python<'_>, rule: &AnyRule, keys: &mut Keys) -> Self {
+        let (states, counters) = (rule.states(), rule.scalars());
+        let mut strings = [std::ptr::null_mut(); MAX_STATES + MAX_SCALARS];
+        for (string, name) in strings.iter_mut().zip(states.iter().chain(counters)) {
+            *string = keys.get(py, name).as_ptr();
+        }
+        Self { strings, states: states.len(), counters: counters.len() }
+    }
+
+    fn count(&self) -> usize {
+        self.states + self.counters
+    }
+
+    fn all(&self) -> &[*mut ffi::PyObject] {
+        &self.strings[..self.count()]
+    }
+}
