@@ -1,4 +1,5 @@
 //! What an optimizer object says: its groups and its states.
 
+pub(crate) mod dicts;
 pub(crate) mod group;
 pub(crate) mod state_map;

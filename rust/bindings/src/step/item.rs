@@ -584,6 +584,7 @@ fn describe_pair<'t>(
 }
 
 /// The combinations of parameter, gradient and state types that kernels serve.
+#[inline]
 pub(crate) fn served(param: DType, grad: DType, state: Option<DType>) -> bool {
     let half = |dtype| matches!(dtype, DType::F16 | DType::Bf16);
     let grad_fits = grad == param || (param == DType::F32 && half(grad));

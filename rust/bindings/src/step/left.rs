@@ -4,14 +4,11 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString};
 
 use crate::fault;
-use crate::memory::keys::looks_up_plainly;
 use crate::memory::torch::modules::modules;
+use crate::optimizer::dicts::looks_up_otherwise;
 use crate::step::guard::Guard;
 use crate::step::item::Route;
 use crate::step::plan::Plan;
-
-/// Why a whole step is torch's where no method is another one.
-pub(super) const FOREIGN_DICT: &str = "a param group or the state is a dict with lookups of its own";
 
 impl Plan {
     /// Whether a step is torch's as a whole: there are other methods than torch's step would call, or looking something
@@ -104,26 +101,4 @@ impl Plan {
         }
         Ok(left)
     }
-}
-
-/// Whether looking something up in a group or in the states is not what it is for a dict.
-pub(super) fn looks_up_otherwise(optimizer: &Bound<'_, PyAny>) -> PyResult<bool> {
-    let py = optimizer.py();
-    let defaultdict = &modules(py)?.defaultdict;
-    let state = optimizer.getattr(pyo3::intern!(py, "state"))?;
-    if let Ok(state) = state.cast::<PyDict>()
-        && !looks_up_plainly(state, defaultdict)?
-    {
-        return Ok(true);
-    }
-    let groups = optimizer.getattr(pyo3::intern!(py, "param_groups"))?;
-    let Ok(groups) = groups.cast_exact::<PyList>() else { return Ok(false) };
-    for group in groups {
-        if let Ok(group) = group.cast::<PyDict>()
-            && !looks_up_plainly(group, defaultdict)?
-        {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }

@@ -24,87 +24,13 @@ use crate::memory::keys::has_plain_keys;
 use crate::memory::nearby::ITEMS_AHEAD;
 use crate::memory::torch::gradient::warns_of_missing_grad;
 use crate::memory::torch::modules::modules;
-use crate::memory::torch::tensors::{DType, Described, Memory, Torch};
+use crate::memory::torch::tensors::{DType, Described, Torch};
 use crate::optimizer::group::{Group, Keys, is_fused, read_rule};
 use crate::optimizer::state_map::{entry_at, values_under};
 use crate::step::guard::Guard;
-use crate::step::item::{Item, Route, served};
+use crate::step::item::served;
 use crate::step::plan::Plan;
 use crate::threads::with_pool;
-use crate::whole::adafactor::Whole;
-
-/// How many steps in a row may begin as steady ones and turn out not to be, before it is tried but once in a while.
-const PATIENCE: u32 = 4;
-
-/// What a steady step keeps while it is under way, and the memory of its lists.
-#[derive(Default)]
-pub(super) struct Steady {
-    /// The next step may be tried in this way.
-    ready: bool,
-    /// One of the parameters of the last step was complex.
-    complex: bool,
-    /// The last step was large: the interpreter is released.
-    large: bool,
-    failures: u32,
-    /// How many general steps there were.
-    general: u32,
-    /// The addresses of all states' objects, in order: of another object more must be asked than a steady step asks.
-    objects: Vec<usize>,
-    /// How many of them this step has met.
-    met: usize,
-    /// Gradients and states of this step are held.
-    holding: bool,
-    /// Keeps alive what the step uses, whatever other threads do: gradients and states. (`versions` holds the
-    /// parameters.)
-    held: Vec<Py<PyAny>>,
-    /// Counters with their values after the step.
-    counters: Vec<(Memory, f64)>,
-    /// The specifications of the DTensors among gradients and states, in order: those that the general step found to be
-    /// like their parameters'.
-    specs: Vec<Py<PyAny>>,
-    /// How many of these, and of those of parameters, this step has met.
-    met_specs: usize,
-    met_shards: usize,
-}
-
-impl Steady {
-    pub(super) fn specs(&self) -> impl Iterator<Item = &Py<PyAny>> {
-        self.specs.iter()
-    }
-
-    /// What leads to other objects is let go of: the next step is no steady one.
-    pub(super) fn clear(&mut self) {
-        self.ready = false;
-        self.specs.clear();
-    }
-
-    /// The local shard of a gradient or a state that is a DTensor like its parameter, as at the last step.
-    fn next_shard<'py>(&mut self, torch: &Torch, object: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
-        let shard = torch.dtensors.shard(object)?;
-        self.met_specs += 1;
-        self.specs.get(self.met_specs - 1).is_some_and(|spec| shard.spec.is(spec)).then_some(shard.local)
-    }
-
-    fn begin(&mut self, holding: bool) {
-        self.ready = false;
-        (self.met, self.met_specs, self.met_shards) = (0, 0, 0);
-        self.holding = holding;
-        self.held.clear();
-        self.counters.clear();
-    }
-
-    /// Whether this is the state that the last step met in this place.
-    fn is_next(&mut self, object: &Bound<'_, PyAny>) -> bool {
-        self.met += 1;
-        self.objects.get(self.met - 1) == Some(&(object.as_ptr() as usize))
-    }
-
-    fn hold(&mut self, object: &Bound<'_, PyAny>) {
-        if self.holding {
-            self.held.push(object.clone().unbind());
-        }
-    }
-}
 
 /// How trying a steady step ended.
 pub(super) enum Attempt<'py> {
@@ -148,30 +74,6 @@ impl Plan {
         self.steady.held.clear();
         self.steady.counters.clear();
         done
-    }
-
-    /// After a general step: whether the next one may be steady.
-    pub(super) fn expect_steady(&mut self, py: Python<'_>, elements: usize) {
-        let plain = |item: &Item| {
-            item.route == Route::Native
-                && item.whole == Whole::No
-                && item.layout.is_none()
-                && !item.tied
-                && item.rows.is_none()
-                && item.python_counter.is_none()
-        };
-        self.steady.objects.clear();
-        self.steady.objects.extend(self.items.iter().flat_map(Item::state_addresses));
-        self.steady.specs.clear();
-        self.steady.specs.extend(self.items.iter().flat_map(Item::specs).map(|spec| spec.clone_ref(py)));
-        self.steady.complex = self.items.iter().any(|item| item.memory[0].is_some_and(|memory| memory.complex));
-        self.steady.large = elements >= driver::SERIAL;
-        self.steady.general += 1;
-        self.steady.ready = (self.steady.failures < PATIENCE || self.steady.general.is_multiple_of(64))
-            && !self.check_always
-            && !self.holds_inference_tensor
-            && self.places.len() == self.items.len()
-            && self.items.iter().all(plain);
     }
 
     /// Looks up, checks and pushes everything; `false` as soon as something is not as it was.

@@ -1,0 +1,117 @@
+//! What Python sees of a plan.
+
+use numpy::PyReadwriteArray2;
+use oxistep_kernels::Kind;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::prelude::*;
+
+use crate::optimizer::dicts::FOREIGN_DICT;
+use crate::step::guard::Guard;
+use crate::step::item::Route;
+use crate::step::plan::Plan;
+use crate::step::watch::Watch;
+
+/// For each parameter (group, index, path, reason), path being "native", "torch" or "skipped".
+type Rows = Vec<(u32, u32, &'static str, String)>;
+
+#[pymethods]
+impl Plan {
+    #[new]
+    fn new(rule: &str, definition: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let kind = Kind::from_name(rule).ok_or_else(|| {
+            PyValueError::new_err(format!("unknown rule {rule:?}; there are {}", Kind::NAMES.join(", ")))
+        })?;
+        Self::of(kind, definition)
+    }
+
+    /// Takes one step of `optimizer`: natively where possible, the rest through the definition's `torch_step`. Returns
+    /// the norm of all gradients if `max_grad_norm` or `skip_nonfinite` is given. `unscale` is called when all has been
+    /// checked. `has_group`: the norm is summed over ranks also of what is no DTensor.
+    #[pyo3(signature = (optimizer, max_grad_norm=None, skip_nonfinite=false, unscale=None, has_group=false))]
+    fn step<'py>(
+        slf: &Bound<'py, Self>,
+        optimizer: &Bound<'py, PyAny>,
+        max_grad_norm: Option<f64>,
+        skip_nonfinite: bool,
+        unscale: Option<&Bound<'py, PyAny>>,
+        has_group: bool,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let mut plan = slf.try_borrow_mut().map_err(|_| {
+            PyRuntimeError::new_err(
+                "this optimizer is taking a step already: in another thread, or further up this call stack. \
+                 Give each thread its own optimizer, or hold a lock around step()",
+            )
+        })?;
+        let guard = Guard { max_grad_norm, skip_nonfinite, unscale, has_group };
+        plan.joined = !guard.measures();
+        let result = plan.take_step(optimizer, &guard);
+        plan.forget(slf.py());
+        if result.is_err() && !plan.joined {
+            // the error that comes is this rank's own
+            drop(plan.definition.call_method1(slf.py(), pyo3::intern!(slf.py(), "call_off"), (optimizer,)));
+        }
+        result
+    }
+
+    /// Why the next step is torch's as a whole, if it is.
+    fn because(&mut self, optimizer: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
+        if !self.is_torchs(optimizer)? {
+            return Ok(None);
+        }
+        let overridden = self.definition.call_method1(optimizer.py(), "overridden", (optimizer,))?;
+        let reason = overridden.extract::<Option<String>>(optimizer.py())?;
+        Ok(Some(reason.unwrap_or_else(|| FOREIGN_DICT.to_owned())))
+    }
+
+    /// What became of each parameter that had a gradient in the last step, if that was this plan's.
+    fn last(&self) -> Option<Rows> {
+        let told = |(group, index, route, is_dtensor): &(u32, u32, Route, bool)| {
+            let (path, reason) = route.told(*is_dtensor);
+            (*group, *index, path, reason)
+        };
+        self.last.as_ref().map(|last| last.iter().map(told).collect())
+    }
+
+    /// What would become of each parameter in a step now.
+    fn explain(&mut self, optimizer: &Bound<'_, PyAny>) -> PyResult<Rows> {
+        let skipped = self.survey(optimizer, false)?;
+        let mut lines: Vec<_> =
+            skipped.into_iter().map(|(g, i)| (g, i, "skipped", "it has no gradient".into())).collect();
+        for item in &self.items {
+            let (path, reason) = item.route.told(item.spec.is_some());
+            lines.push((item.group, item.index, path, reason));
+        }
+        lines.sort();
+        self.forget(optimizer.py());
+        Ok(lines)
+    }
+
+    /// From now on tells `watcher` (`None`: nobody) of each step, before it writes, which parameters kernels will not
+    /// measure.
+    #[pyo3(signature = (watcher=None))]
+    fn watch(&mut self, watcher: Option<Py<PyAny>>) {
+        self.watch = watcher.map(|watcher| Box::new(Watch::new(watcher)));
+    }
+
+    /// Writes what kernels measured in the last step into `out`, see `Watch::report`.
+    #[expect(clippy::needless_pass_by_value, reason = "the signature is PyO3's")]
+    fn updates(&self, out: PyReadwriteArray2<'_, f64>, starts: Vec<usize>) -> PyResult<bool> {
+        self.watch.as_ref().map_or(Ok(false), |watch| watch.report(out, &starts))
+    }
+
+    // A parameter may lead back to its optimizer (through a hook, say): Python's collector must see the way.
+    #[expect(clippy::needless_pass_by_value, reason = "the signature is PyO3's")]
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        self.watch.as_ref().map_or(Ok(()), |watch| visit.call(&watch.watcher))?;
+        self.specs.iter().chain(self.steady.specs()).try_for_each(|spec| visit.call(spec))?;
+        self.versions.as_ref().map_or(Ok(()), |versions| versions.visit(&visit))
+    }
+
+    fn __clear__(&mut self) {
+        self.versions = None;
+        self.watch = None;
+        self.specs.clear();
+        self.steady.clear();
+    }
+}

@@ -1,0 +1,82 @@
+//! What a steady step keeps, and what tells whether the next one may be one.
+
+use pyo3::prelude::*;
+
+use crate::memory::torch::tensors::{Memory, Torch};
+
+/// How many steps in a row may begin as steady ones and turn out not to be, before it is tried but once in a while.
+pub(super) const PATIENCE: u32 = 4;
+
+/// What a steady step keeps while it is under way, and the memory of its lists.
+#[derive(Default)]
+pub(super) struct Steady {
+    /// The next step may be tried in this way.
+    pub(super) ready: bool,
+    /// One of the parameters of the last step was complex.
+    pub(super) complex: bool,
+    /// The last step was large: the interpreter is released.
+    pub(super) large: bool,
+    pub(super) failures: u32,
+    /// How many general steps there were.
+    pub(super) general: u32,
+    /// The addresses of all states' objects, in order: of another object more must be asked than a steady step asks.
+    pub(super) objects: Vec<usize>,
+    /// How many of them this step has met.
+    pub(super) met: usize,
+    /// Gradients and states of this step are held.
+    pub(super) holding: bool,
+    /// Keeps alive what the step uses, whatever other threads do: gradients and states. (`versions` holds the
+    /// parameters.)
+    pub(super) held: Vec<Py<PyAny>>,
+    /// Counters with their values after the step.
+    pub(super) counters: Vec<(Memory, f64)>,
+    /// The specifications of the DTensors among gradients and states, in order: those that the general step found to be
+    /// like their parameters'.
+    pub(super) specs: Vec<Py<PyAny>>,
+    /// How many of these, and of those of parameters, this step has met.
+    pub(super) met_specs: usize,
+    pub(super) met_shards: usize,
+}
+
+impl Steady {
+    pub(super) fn specs(&self) -> impl Iterator<Item = &Py<PyAny>> {
+        self.specs.iter()
+    }
+
+    /// What leads to other objects is let go of: the next step is no steady one.
+    pub(super) fn clear(&mut self) {
+        self.ready = false;
+        self.specs.clear();
+    }
+
+    /// The local shard of a gradient or a state that is a DTensor like its parameter, as at the last step.
+    #[inline]
+    pub(super) fn next_shard<'py>(&mut self, torch: &Torch, object: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
+        let shard = torch.dtensors.shard(object)?;
+        self.met_specs += 1;
+        self.specs.get(self.met_specs - 1).is_some_and(|spec| shard.spec.is(spec)).then_some(shard.local)
+    }
+
+    #[inline]
+    pub(super) fn begin(&mut self, holding: bool) {
+        self.ready = false;
+        (self.met, self.met_specs, self.met_shards) = (0, 0, 0);
+        self.holding = holding;
+        self.held.clear();
+        self.counters.clear();
+    }
+
+    /// Whether this is the state that the last step met in this place.
+    #[inline]
+    pub(super) fn is_next(&mut self, object: &Bound<'_, PyAny>) -> bool {
+        self.met += 1;
+        self.objects.get(self.met - 1) == Some(&(object.as_ptr() as usize))
+    }
+
+    #[inline]
+    pub(super) fn hold(&mut self, object: &Bound<'_, PyAny>) {
+        if self.holding {
+            self.held.push(object.clone().unbind());
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Looking up and checking all parameters of a step, and again after Python code has run. Nothing is written.
+
+use pyo3::exceptions::{PyKeyError, PyRuntimeError, PyTypeError};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+
+use crate::fault;
+use crate::memory::keys::has_plain_keys;
+use crate::memory::nearby::ITEMS_AHEAD;
+use crate::memory::torch::gradient::warns_of_missing_grad;
+use crate::memory::torch::modules::modules;
+use crate::memory::unfit::Reason;
+use crate::optimizer::group::{FLAGS, Group, asks_for_foreach, read_rule};
+use crate::step::item::{Item, Route};
+use crate::step::look::Look;
+use crate::step::plan::Plan;
+use crate::step::versions::Versions;
+use crate::whole::adafactor;
+
+impl Plan {
+    /// Finds out, for every parameter with a gradient, who updates it and where everything lies. Writes nothing.
+    /// Returns the parameters without a gradient, if `make_states` is false.
+    pub(super) fn survey(&mut self, optimizer: &Bound<'_, PyAny>, make_states: bool) -> PyResult<Vec<(u32, u32)>> {
+        let py = optimizer.py();
+        let torch = &modules(py)?.torch;
+        self.forget(py);
+        self.places.clear();
+        self.specs.clear();
+        self.foreign = !torch.grad_is_torchs(py);
+        let groups = optimizer.getattr(pyo3::intern!(py, "param_groups"))?;
+        let state = optimizer.getattr(pyo3::intern!(py, "state"))?;
+        let state = state.cast::<PyDict>().map_err(|_| PyTypeError::new_err("optimizer.state must be a dict"))?;
+        self.state_map.read(state);
+        let mut skipped = Vec::new();
+
+        self.foreign |= !groups.is_exact_instance_of::<PyList>();
+        for (g, values) in groups.try_iter()?.enumerate() {
+            let values =
+                values?.cast_into::<PyDict>().map_err(|_| PyTypeError::new_err("a param group must be a dict"))?;
+            self.foreign |= !has_plain_keys(&values);
+            let params = values.get_item(pyo3::intern!(py, "params"))?;
+            let params = params.ok_or_else(|| PyKeyError::new_err("params"))?;
+            self.foreign |= !params.is_instance_of::<PyList>();
+            // torch iterates over whatever stands there
+            let params = params
+                .cast_into::<PyList>()
+                .or_else(|other| PyList::new(py, other.into_inner().try_iter()?.collect::<PyResult<Vec<_>>>()?))?;
+            let mut group = Group::of(&values, &mut self.keys);
+            let rule = read_rule(&mut group, self.kind)?;
+            let single_lr = group.single_lr;
+            let foreach = asks_for_foreach(group.find("foreach")?.as_ref());
+            self.foreign |= group.foreign;
+            if let Ok(rule) = &rule {
+                self.rules.push(*rule);
+            }
+            fault::point("group")?;
+            for (i, param) in params.iter().enumerate() {
+                fault::point("parameter")?;
+                let mut spec = None;
+                if !torch.is_plain(&param) {
+                    self.foreign = true;
+                    if let Some(shard) = torch.dtensors.shard(&param) {
+                        spec = Some(self.specs.len() as u32);
+                        self.specs.push(shard.spec.unbind());
+                    }
+                }
+                let grad = param.getattr(pyo3::intern!(py, "grad"))?;
+                if grad.is_none() {
+                    self.foreign |= warns_of_missing_grad(&param)?;
+                    if !make_states {
+                        skipped.push((g as u32, i as u32));
+                    }
+                    continue;
+                }
+                if let Some(nearby) = self.nearby.get(self.items.len() + ITEMS_AHEAD) {
+                    nearby.prefetch();
+                }
+                if let (Ok(_), Some((rule, _))) = (&rule, self.rules.last_mut()) {
+                    adafactor::settle(rule, &param)?;
+                }
+                let found = rule.as_ref().map_err(Reason::clone);
+                let found = found.and_then(|(rule, _)| Ok((rule, self.state_map.entry(py, &param)?)));
+                self.items.push(Item::new((g, i), self.rules.len().saturating_sub(1), param, grad));
+                self.places.push(self.state_map.last_place());
+                let Some(item) = self.items.last_mut() else { continue };
+                (item.foreach, item.spec) = (foreach, spec);
+                item.route = match found {
+                    Err(reason) => {
+                        // a flag that torch has a path for is no cause for doubt
+                        item.unsure = !FLAGS.iter().any(|(_, flag)| reason == *flag);
+                        Route::Torch(reason)
+                    }
+                    Ok((rule, entry)) => {
+                        item.entry = entry;
+                        let measuring = self.measuring;
+                        let definition = self.definition.bind(py);
+                        let look = Look {
+                            torch,
+                            rule,
+                            definition,
+                            optimizer,
+                            values: &values,
+                            make_states,
+                            single_lr,
+                            measuring,
+                        };
+                        item.look_up(py, &look, &mut self.keys)?
+                    }
+                };
+            }
+        }
+        self.settle_overlaps(py, torch);
+        Ok(skipped)
+    }
+
+    /// Has torch take the step on copies of three elements wherever it might refuse the numbers of a step, so that it
+    /// does so before anything is written. Returns whether there was such a parameter.
+    pub(super) fn rehearse(&self, optimizer: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let py = optimizer.py();
+        let mut last = None;
+        for item in self.items.iter().filter(|item| item.unusual) {
+            let this = (item.rule, item.scalar_values, item.memory[0].map(|memory| memory.dtype));
+            if last != Some(this) {
+                let of_item = (optimizer, item.group, &item.param, item.entry.as_ref());
+                self.definition.call_method1(py, pyo3::intern!(py, "rehearse"), of_item)?;
+            }
+            last = Some(this);
+        }
+        Ok(last.is_some())
+    }
+
+    /// Reads the native tensors' pointers again, after Python code has run.
+    pub(super) fn describe_again(&mut self, py: Python<'_>) -> PyResult<()> {
+        fault::point("describe again")?;
+        let torch = &modules(py)?.torch;
+        let native = |items: &[Item]| items.iter().filter(|item| item.route == Route::Native).count();
+        let before = native(&self.items);
+        for item in self.items.iter_mut().filter(|item| item.route == Route::Native) {
+            if !item.describe_again(py, torch) {
+                return Err(PyRuntimeError::new_err(format!(
+                    "param_groups[{}]['params'][{}] was changed while this step was under way (by a hook, a state or \
+                     torch's part of the step); oxistep has not updated any parameter",
+                    item.group, item.index
+                )));
+            }
+        }
+        self.settle_overlaps(py, torch);
+        if native(&self.items) != before {
+            return Err(PyRuntimeError::new_err(
+                "tensors came to overlap while torch updated other parameters of this step; oxistep has not updated \
+                 any",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Notes the native parameters, unless they and their states are those of the last step, and holds them.
+    pub(super) fn settle_versions(&mut self, py: Python<'_>) -> PyResult<()> {
+        self.note_versions(py)?;
+        if let Some(versions) = &mut self.versions {
+            for (k, item) in self.items.iter().enumerate() {
+                versions.hold(k, item.param.bind(py))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn note_versions(&mut self, py: Python<'_>) -> PyResult<()> {
+        let states = self.items.iter().flat_map(Item::state_addresses);
+        let states = states.fold(0_usize, |sum, address| sum.rotate_left(5).wrapping_add(address));
+        let known_states = std::mem::replace(&mut self.known_states, states);
+        let known = self.versions.as_ref().is_some_and(|versions| versions.are_of(py, &self.items));
+        if !self.check_always && known && known_states == states {
+            return if modules(py)?.torch.tells_storages() { self.check_storages(py) } else { Ok(()) };
+        }
+        let versions = Versions::of(py, &self.items)?;
+        self.check_storages(py)?;
+        self.nearby = self.items.iter().map(|item| item.nearby(py)).collect();
+        self.holds_inference_tensor = self.find_inference_tensor(py)?;
+        self.versions = Some(versions);
+        Ok(())
+    }
+}

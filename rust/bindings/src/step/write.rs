@@ -1,0 +1,146 @@
+//! Updating the native parameters, once everything has been checked: the general way.
+#![allow(unsafe_code)]
+
+use oxistep_kernels::simd::Level;
+use oxistep_kernels::{AnyRule, Scalars, Step, driver};
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+
+use crate::fault;
+use crate::memory::collector::CollectorRests;
+use crate::step::item::{Item, Route};
+use crate::step::known::PATIENCE;
+use crate::step::plan::Plan;
+use crate::step::watch::Watch;
+use crate::threads::with_pool;
+use crate::whole::adafactor::Whole;
+
+impl Plan {
+    /// Updates the native parameters.
+    pub(super) fn write<'py>(&mut self, optimizer: &Bound<'py, PyAny>, rests: CollectorRests<'py>) -> PyResult<()> {
+        let py = optimizer.py();
+        let mut step: Step<'_> = self.step.take().unwrap_or_default();
+        let watch = self.watch.as_deref_mut();
+        self.advanced.clear();
+        self.advanced.extend(self.items.iter().map(|item| item.scalar_values));
+        // parameters that share memory are updated one after the other, as torch does, each in a step of its own
+        let mut turns = Vec::new();
+        let free = |item: &Item| !item.tied;
+        let ready = fill(&mut step, &self.items, free, &self.rules, &mut self.advanced, watch)
+            .and_then(|()| {
+                for tied in self.items.iter().filter(|item| item.tied) {
+                    let mut turn = Step::default();
+                    let this = |item: &Item| std::ptr::eq(item, tied);
+                    fill(&mut turn, &self.items, this, &self.rules, &mut self.advanced, None)?;
+                    turns.push(turn);
+                }
+                Ok(())
+            })
+            .and_then(|()| self.set_python_counters(py, 1))
+            .and_then(|()| fault::point("versions"))
+            .and_then(|()| self.count_versions(py));
+        if let Err(error) = ready {
+            self.step = Some(step.recycle());
+            self.set_python_counters(py, 0)?;
+            self.take_out_fresh_states(optimizer, self.items.len())?;
+            return Err(error);
+        }
+        // From here on nothing can fail, but for a defect in a kernel.
+        let elements = step.elements() + turns.iter().map(Step::elements).sum::<usize>();
+        let small = elements < driver::SERIAL;
+        drop(rests);
+        let mut measured = self.watch.as_mut().map(|watch| &mut watch.measured);
+        let mut run = || {
+            with_pool(|pool| {
+                match &mut measured {
+                    None => step.run(pool, Level::current()),
+                    Some(measured) => step.run_measured(measured, pool, Level::current()),
+                }?;
+                turns.iter_mut().try_for_each(|turn| turn.run(pool, Level::current()))
+            })
+        };
+        let done = if small { run() } else { py.detach(&mut run) };
+        for (item, advanced) in self.items.iter().zip(&self.advanced) {
+            for (i, memory) in item.scalar_memory.iter().enumerate() {
+                if let Some(memory) = memory {
+                    // SAFETY: as in `fill`; the kernels are done.
+                    unsafe { memory.write_scalar(advanced.get(i)) };
+                }
+            }
+        }
+        drop(turns);
+        self.step = Some(step.recycle());
+        self.expect_steady(py, elements);
+        done.map_err(|panic| self.broke_off(py, &*panic))
+    }
+
+    /// After a general step: whether the next one may be steady.
+    fn expect_steady(&mut self, py: Python<'_>, elements: usize) {
+        let plain = |item: &Item| {
+            item.route == Route::Native
+                && item.whole == Whole::No
+                && item.layout.is_none()
+                && !item.tied
+                && item.rows.is_none()
+                && item.python_counter.is_none()
+        };
+        self.steady.objects.clear();
+        self.steady.objects.extend(self.items.iter().flat_map(Item::state_addresses));
+        self.steady.specs.clear();
+        self.steady.specs.extend(self.items.iter().flat_map(Item::specs).map(|spec| spec.clone_ref(py)));
+        self.steady.complex = self.items.iter().any(|item| item.memory[0].is_some_and(|memory| memory.complex));
+        self.steady.large = elements >= driver::SERIAL;
+        self.steady.general += 1;
+        self.steady.ready = (self.steady.failures < PATIENCE || self.steady.general.is_multiple_of(64))
+            && !self.check_always
+            && !self.holds_inference_tensor
+            && self.places.len() == self.items.len()
+            && self.items.iter().all(plain);
+    }
+}
+
+/// Adds those of the native parameters that are `wanted` to a step, with their constants, and notes their scalar states
+/// after it.
+fn fill<'a>(
+    step: &mut Step<'a>,
+    items: &'a [Item],
+    wanted: impl Fn(&Item) -> bool,
+    rules: &[(AnyRule, f64)],
+    advanced: &mut [Scalars],
+    mut watch: Option<&mut Watch>,
+) -> PyResult<()> {
+    let mut last = None;
+    for (item, advanced) in items.iter().zip(advanced).filter(|(item, _)| wanted(item)) {
+        let (rule, factor) = &rules[item.rule as usize];
+        // parameters of a group nearly always stand at the same step: their constants are computed once
+        let before = (item.rule, item.scalar_values, item.first);
+        let after = match last {
+            Some((known, after)) if known == before => after,
+            _ => {
+                let mut scalars = item.scalar_values;
+                step.constants(rule.constants(&mut scalars, item.first));
+                last = Some((before, scalars));
+                scalars
+            }
+        };
+        *advanced = after;
+        fault::point("push")?;
+        // SAFETY: the tensors were described after the last Python code that could change them ran (counting versions
+        // and setting Python integers runs none), and are kept alive by the items until the step is done.
+        // `settle_overlaps` found that what is written overlaps no other tensor of the step, but for parameters that
+        // take turns, of which a step holds one. That nobody else uses them meanwhile is what torch, too, leaves to its
+        // callers.
+        let tensors = unsafe { item.tensors() };
+        let pushed = match (item.rows.as_deref(), item.whole) {
+            (None, Whole::No) => step.push(tensors, *factor),
+            (None, Whole::Vector) => step.push_factored(tensors, None, *factor),
+            (None, Whole::Matrix(rows, cols)) => step.push_factored(tensors, Some((rows, cols)), *factor),
+            (Some(rows), _) => step.push_rows(tensors, rows.named(), *factor),
+        };
+        pushed.map_err(|refused| PyRuntimeError::new_err(format!("oxistep: {refused}; this is a defect")))?;
+        if let Some(watch) = &mut watch {
+            watch.pushed(item, step);
+        }
+    }
+    Ok(())
+}
