@@ -10,7 +10,7 @@ use oxistep_kernels::simd::prefetch_far_address;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::memory::torch::tensors::Memory;
+use crate::memory::stream::Memory;
 
 /// How many items ahead is prefetched what the last step touched.
 pub(crate) const ITEMS_AHEAD: usize = 4;

@@ -1,6 +1,6 @@
 //! Whether memory that is written overlaps any other, for steps that look once and keep nothing.
 
-use crate::memory::torch::tensors::Memory;
+use crate::memory::stream::Memory;
 
 /// Memory that is read or written.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

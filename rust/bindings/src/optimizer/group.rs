@@ -7,7 +7,8 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyString, PyTuple, PyType};
 
-use crate::memory::torch::tensors::{DType, Torch};
+use crate::memory::dtype::DType;
+use crate::memory::torch::describe::Torch;
 use crate::memory::unfit::Reason;
 
 /// Python strings made once, for looking names up in dicts.

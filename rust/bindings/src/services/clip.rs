@@ -1,4 +1,4 @@
-//! Norms of gradients and changing them in place, for `oxistep.clip_grad_norm_` and its kin; the norm of a step.
+//! Norms of gradients and changing them in place, for `oxistep.clip_grad_norm_` and its kin.
 //!
 //! Tensors that kernels do not serve are named to the caller, who turns to torch with them.
 #![allow(unsafe_code)]
@@ -6,126 +6,21 @@
 use std::cell::RefCell;
 
 use oxistep_kernels::change::{Change, Changes};
-use oxistep_kernels::norm::{Norm, Order};
+use oxistep_kernels::norm::Order;
 use oxistep_kernels::overlap::Written;
 use oxistep_kernels::simd::Level;
-use oxistep_kernels::{Layout, bf16, driver, f16};
+use oxistep_kernels::{bf16, driver, f16};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyList};
+use pyo3::types::PyList;
 
-use crate::error::{panicked, panicked_reading};
+use crate::error::panicked;
 use crate::memory::collector::CollectorRests;
+use crate::memory::dtype::DType;
+use crate::memory::stream::{Memory, layout};
 use crate::memory::torch::modules::modules;
-use crate::memory::torch::tensors::{DType, Described, Memory, layout};
+use crate::services::norm::{Gradients, factor, zero_dim};
 use crate::threads::with_pool;
-
-/// Tensors whose norm is wanted; kept between steps for its memory.
-#[derive(Default)]
-pub(crate) struct Gradients {
-    parts: Vec<(Memory, Option<Box<Layout>>)>,
-    /// What torch would give their norm.
-    dtype: Option<DType>,
-    norm: Option<Norm<'static>>,
-}
-
-impl Gradients {
-    pub(crate) fn clear(&mut self) {
-        self.parts.clear();
-        self.dtype = None;
-    }
-
-    pub(crate) fn push(&mut self, described: &Described<'_>) {
-        self.add(described.memory, layout(&[Some(*described)]).map(Box::new));
-    }
-
-    /// Adds a tensor whose elements lie one after the other, in some order.
-    pub(crate) fn push_dense(&mut self, memory: Memory) {
-        self.add(memory, None);
-    }
-
-    fn add(&mut self, memory: Memory, layout: Option<Box<Layout>>) {
-        self.dtype = promoted(self.dtype, Some(memory.dtype));
-        self.parts.push((memory, layout));
-    }
-
-    /// Their dtype as torch promotes it; `None` without tensors.
-    pub(crate) fn dtype(&self) -> Option<DType> {
-        self.dtype
-    }
-
-    /// Their norm as one vector, not yet rounded to the dtype.
-    ///
-    /// # Safety
-    /// The tensors live and own their memory, unchanged since they were described, and nothing writes to it meanwhile.
-    pub(crate) unsafe fn norm(&mut self, py: Python<'_>, order: Order) -> PyResult<f64> {
-        let mut norm: Norm<'_> = self.norm.take().unwrap_or_default();
-        for (memory, layout) in &self.parts {
-            // SAFETY: the contract of this function is that of `slice`; the slices do not outlive it.
-            norm.push(unsafe { memory.slice() }, layout.as_deref());
-        }
-        let small = norm.elements() < driver::SERIAL;
-        let mut run = || with_pool(|pool| norm.compute(order, pool, Level::current()));
-        let computed = if small { run() } else { py.detach(&mut run) };
-        self.norm = Some(norm.recycle());
-        computed.map_err(|panic| panicked_reading(&*panic))
-    }
-}
-
-/// What torch promotes two dtypes to, of which either may be that of no tensor.
-pub(crate) fn promoted(a: Option<DType>, b: Option<DType>) -> Option<DType> {
-    match (a, b) {
-        (Some(a), Some(b)) if a != b => Some(if [a, b].contains(&DType::F64) { DType::F64 } else { DType::F32 }),
-        (a, b) => a.or(b),
-    }
-}
-
-/// `x` as the nearest number of `dtype`.
-pub(crate) fn rounded(x: f64, dtype: DType) -> f64 {
-    match dtype {
-        DType::F64 => x,
-        DType::F32 => f64::from(x as f32),
-        DType::F16 => f16::from_f32(x as f32).to_f64(),
-        DType::Bf16 => bf16::from_f32(x as f32).to_f64(),
-    }
-}
-
-/// What torch multiplies gradients of this norm by, rounding where torch rounds (of half types the constant, too):
-/// `max_norm * (1 / (norm + 1e-6))`, not above one; NaN for a norm of NaN.
-pub(crate) fn factor(norm: f64, max_norm: f64, dtype: DType) -> f64 {
-    let coefficient = if dtype == DType::F64 {
-        1.0 / (norm + 1e-6) * max_norm
-    } else {
-        let round = |x: f32| rounded(x.into(), dtype) as f32;
-        let inverse = round(1.0 / round(norm as f32 + round(1e-6)));
-        round(inverse * max_norm as f32).into()
-    };
-    if coefficient > 1.0 { 1.0 } else { coefficient }
-}
-
-/// A number as a 0-dimensional tensor on the CPU.
-pub(crate) fn zero_dim(py: Python<'_>, x: f64, dtype: DType) -> PyResult<Bound<'_, PyAny>> {
-    static MAKE: PyOnceLock<(Py<PyAny>, [Py<PyDict>; 4])> = PyOnceLock::new();
-    let (scalar_tensor, keywords) = MAKE.get_or_try_init(py, || {
-        let torch = py.import("torch")?;
-        let keywords = |dtype: &str| {
-            let keywords = PyDict::new(py);
-            keywords.set_item("dtype", torch.getattr(dtype)?)?;
-            keywords.set_item("device", "cpu")?;
-            PyResult::Ok(keywords.unbind())
-        };
-        let keywords = [keywords("float64")?, keywords("float32")?, keywords("float16")?, keywords("bfloat16")?];
-        PyResult::Ok((torch.getattr("scalar_tensor")?.unbind(), keywords))
-    })?;
-    let keywords = match dtype {
-        DType::F64 => &keywords[0],
-        DType::F32 => &keywords[1],
-        DType::F16 => &keywords[2],
-        DType::Bf16 => &keywords[3],
-    };
-    scalar_tensor.bind(py).call((rounded(x, dtype),), Some(keywords.bind(py)))
-}
 
 /// The norm of those of `tensors` that kernels serve, as a 0-dimensional tensor of torch's dtype (`None` if there are
 /// none), and the places of the others. `norm_type` is 1, 2 or infinity.

@@ -4,9 +4,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::memory::collector;
+use crate::memory::dtype::DType;
 use crate::memory::torch::modules::modules;
-use crate::memory::torch::tensors::DType;
-use crate::services::clip::zero_dim;
+use crate::services::norm::zero_dim;
 use crate::threads;
 
 /// Remembers the process, so that forked children are recognised.

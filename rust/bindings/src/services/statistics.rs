@@ -11,9 +11,9 @@ use pyo3::types::{PyList, PyTuple};
 
 use crate::error::panicked_reading;
 use crate::memory::collector::CollectorRests;
-use crate::memory::numpy::array;
+use crate::memory::numpy::{accept, array};
+use crate::memory::stream::{Memory, layout};
 use crate::memory::torch::modules::modules;
-use crate::memory::torch::tensors::{Memory, layout};
 use crate::threads::with_pool;
 
 /// The columns that a row of statistics has, in order.
@@ -111,8 +111,8 @@ impl GradientStatistics {
             if array.is_none() {
                 continue;
             }
-            let array = array::gradient(&array)?;
-            let accepted = array::accept(&array, &format!("the gradient of {}", name.repr()?), false)?;
+            let array = accept::gradient(&array)?;
+            let accepted = accept::accept(&array, &format!("the gradient of {}", name.repr()?), false)?;
             let (extents, layout) = array::place(std::slice::from_ref(&accepted));
             given.push(array.cast_into::<PyUntypedArray>()?);
             parts.push((i, accepted, extents[0], layout));

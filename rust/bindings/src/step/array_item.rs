@@ -12,7 +12,8 @@ use pyo3::types::PyDict;
 
 use crate::fault;
 use crate::memory::keys::has_plain_keys;
-use crate::memory::numpy::array::{Array, Buffer, Extent, accept, gradient, place, plain, private_view};
+use crate::memory::numpy::accept::{accept, gradient, plain};
+use crate::memory::numpy::array::{Array, Buffer, Extent, place, private_view};
 use crate::optimizer::group::Keys;
 
 /// One parameter with a gradient, checked and borrowed.

@@ -8,8 +8,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyList;
 
 use crate::fault;
-use crate::memory::torch::tensors::{DType, Torch};
-use crate::services::clip::{Gradients, factor, zero_dim};
+use crate::memory::dtype::DType;
+use crate::memory::torch::describe::Torch;
+use crate::services::norm::{Gradients, factor, zero_dim};
 use crate::step::item::{Item, Route};
 use crate::step::ranks::Ranks;
 

@@ -7,10 +7,12 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyInt, PyList};
 
 use crate::fault;
+use crate::memory::dtype::DType;
 use crate::memory::keys::has_plain_keys;
 use crate::memory::nearby::Nearby;
+use crate::memory::stream::{Described, Memory, layout};
+use crate::memory::torch::describe::Torch;
 use crate::memory::torch::dtensors::{Held, Shard};
-use crate::memory::torch::tensors::{DType, Described, Memory, Torch, layout};
 use crate::memory::unfit::{Reason, Unfit, outside};
 use crate::optimizer::group::{Keys, is_fused};
 use crate::step::look::Look;

@@ -2,7 +2,8 @@
 
 use pyo3::prelude::*;
 
-use crate::memory::torch::tensors::{Memory, Torch};
+use crate::memory::stream::Memory;
+use crate::memory::torch::describe::Torch;
 
 /// How many steps in a row may begin as steady ones and turn out not to be, before it is tried but once in a while.
 pub(super) const PATIENCE: u32 = 4;

@@ -4,7 +4,7 @@ use oxistep_kernels::AnyRule;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::memory::torch::tensors::Torch;
+use crate::memory::torch::describe::Torch;
 
 /// What looking up an item needs to know.
 pub(crate) struct Look<'a, 'py> {

@@ -2,7 +2,7 @@
 
 use pyo3::prelude::*;
 
-use crate::memory::torch::tensors::Torch;
+use crate::memory::torch::describe::Torch;
 use crate::step::item::{Item, Route};
 use crate::step::plan::Plan;
 use crate::whole::adafactor::Whole;

@@ -15,7 +15,7 @@ use crate::error::panicked_over;
 use crate::memory::nearby::Nearby;
 use crate::optimizer::group::Keys;
 use crate::optimizer::state_map::{Place, StateMap};
-use crate::services::clip::Gradients;
+use crate::services::norm::Gradients;
 use crate::step::guard::Guard;
 use crate::step::item::{Item, Route};
 use crate::step::known::Steady;

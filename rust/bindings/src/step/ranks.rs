@@ -6,8 +6,8 @@ use oxistep_kernels::norm::Order;
 use pyo3::prelude::*;
 use pyo3::types::{PyFloat, PyList};
 
-use crate::memory::torch::tensors::DType;
-use crate::services::clip::{Gradients, promoted};
+use crate::memory::dtype::{DType, promoted};
+use crate::services::norm::Gradients;
 
 /// Over which ranks the gradients of a step are summed, and those that are.
 #[derive(Default)]

@@ -7,7 +7,8 @@
 use oxistep_kernels::{Slice, SparseRows};
 use pyo3::prelude::*;
 
-use crate::memory::torch::tensors::{DType, Memory};
+use crate::memory::dtype::DType;
+use crate::memory::stream::Memory;
 use crate::memory::unfit::Reason;
 use crate::optimizer::group::is_fused;
 use crate::step::look::Look;

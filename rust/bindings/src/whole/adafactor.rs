@@ -4,7 +4,8 @@
 use oxistep_kernels::{AnyRule, STREAMS};
 use pyo3::prelude::*;
 
-use crate::memory::torch::tensors::{Described, Shape};
+use crate::memory::shape::Shape;
+use crate::memory::stream::Described;
 use crate::memory::unfit::Reason;
 
 /// Whether a rule updates parameters whole.

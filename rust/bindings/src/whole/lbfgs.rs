@@ -15,9 +15,11 @@ use pyo3::prelude::*;
 use pyo3::types::PyList;
 
 use crate::error::panicked;
+use crate::memory::dtype::DType;
 use crate::memory::span::{Span, clash};
+use crate::memory::stream::Memory;
+use crate::memory::torch::describe::Torch;
 use crate::memory::torch::modules::modules;
-use crate::memory::torch::tensors::{DType, Memory, Torch};
 use crate::memory::unfit::{Unfit, outside};
 use crate::threads::with_pool;
 

@@ -11,9 +11,11 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
 use crate::error::panicked;
+use crate::memory::dtype::DType;
 use crate::memory::span::{Span, clash};
+use crate::memory::stream::{Described, Memory};
+use crate::memory::torch::describe::Torch;
 use crate::memory::torch::modules::modules;
-use crate::memory::torch::tensors::{DType, Described, Memory, Torch};
 use crate::threads::with_pool;
 
 type Objects<'py> = Vec<Bound<'py, PyAny>>;

@@ -1,3 +1,4 @@
 //! NumPy's arrays.
 
+pub(crate) mod accept;
 pub(crate) mod array;

@@ -1,6 +1,6 @@
-//! The part of DLPack that torch's exchange table is made of. Its layout is frozen by the standard's major version 1.
+//! The part of DLPack that describes a tensor. Its layout is frozen by the standard's major version 1.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::c_void;
 
 /// `kDLCPU`
 pub(crate) const DEVICE_CPU: i32 = 1;
@@ -33,32 +33,10 @@ pub(crate) struct Tensor {
     pub(crate) byte_offset: u64,
 }
 
-#[repr(C)]
-pub(crate) struct Version {
-    pub(crate) major: u32,
-    pub(crate) minor: u32,
-}
-
-pub(crate) type DescribeFn = unsafe extern "C" fn(*mut c_void, *mut Tensor) -> c_int;
-
-/// `DLPackExchangeAPI`: a static table of C functions.
-#[repr(C)]
-pub(crate) struct ExchangeApi {
-    pub(crate) version: Version,
-    pub(crate) previous: *const c_void,
-    pub(crate) allocate: *const c_void,
-    pub(crate) managed_from_py: *const c_void,
-    pub(crate) managed_to_py: *const c_void,
-    /// Fills a [`Tensor`] from a Python object; nothing is allocated.
-    pub(crate) describe: Option<DescribeFn>,
-    pub(crate) current_work_stream: *const c_void,
-}
-
 // What the C headers give on 64-bit platforms.
 const _: () = {
     assert!(size_of::<Tensor>() == 48);
     assert!(std::mem::offset_of!(Tensor, ndim) == 16);
     assert!(std::mem::offset_of!(Tensor, shape) == 24);
     assert!(std::mem::offset_of!(Tensor, byte_offset) == 40);
-    assert!(std::mem::offset_of!(ExchangeApi, describe) == 40);
 };

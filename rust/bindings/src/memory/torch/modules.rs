@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
-use crate::memory::torch::tensors::Torch;
+use crate::memory::torch::describe::Torch;
 
 /// `torch.Tensor`, `torch.nn.Parameter` and what is needed of `torch._C`, looked up once.
 pub(crate) struct Modules {

@@ -1,0 +1,63 @@
+//! Storage types of tensors, and how torch promotes and rounds them.
+
+use oxistep_kernels::{Precision, bf16, f16};
+
+/// Storage types of tensors that kernels can read or write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DType {
+    F64,
+    F32,
+    F16,
+    Bf16,
+}
+
+impl DType {
+    #[inline]
+    pub(crate) fn precision(self) -> Precision {
+        match self {
+            Self::F64 => Precision::F64,
+            Self::F32 => Precision::F32,
+            Self::F16 => Precision::F16,
+            Self::Bf16 => Precision::Bf16,
+        }
+    }
+
+    /// A hyperparameter beyond this might not fit the type that torch hands its scalars over in; there is room for a
+    /// division by 1 - beta.
+    #[inline]
+    pub(crate) fn largest_usual(self) -> f64 {
+        match self {
+            Self::F64 => 1e100,
+            Self::F32 | Self::Bf16 => 1e20,
+            Self::F16 => 6e4,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn size(self) -> usize {
+        match self {
+            Self::F64 => 8,
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
+/// What torch promotes two dtypes to, of which either may be that of no tensor.
+#[inline]
+pub(crate) fn promoted(a: Option<DType>, b: Option<DType>) -> Option<DType> {
+    match (a, b) {
+        (Some(a), Some(b)) if a != b => Some(if [a, b].contains(&DType::F64) { DType::F64 } else { DType::F32 }),
+        (a, b) => a.or(b),
+    }
+}
+
+/// `x` as the nearest number of `dtype`.
+pub(crate) fn rounded(x: f64, dtype: DType) -> f64 {
+    match dtype {
+        DType::F64 => x,
+        DType::F32 => f64::from(x as f32),
+        DType::F16 => f16::from_f32(x as f32).to_f64(),
+        DType::Bf16 => bf16::from_f32(x as f32).to_f64(),
+    }
+}

@@ -1,0 +1,186 @@
+//! Memory of torch's tensors: the only place where a pointer of torch's becomes a slice of elements.
+//!
+//! A tensor is described afresh at every step (`torch/describe.rs`). [`Memory`] is what the description says, checked;
+//! [`Memory::slice`] and [`Memory::slice_mut`] are where it is believed.
+#![allow(unsafe_code)]
+
+use std::ffi::c_void;
+
+use oxistep_kernels::{Layout, STREAMS, Slice, SliceMut, bf16, f16};
+
+use crate::memory::dtype::DType;
+use crate::memory::shape::Shape;
+
+/// Where a tensor's elements lie: what describing it told, good until Python code runs again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Memory {
+    data: *mut c_void,
+    pub(crate) dtype: DType,
+    /// Whether the elements are pairs of reals, which then count as two.
+    pub(crate) complex: bool,
+    /// Whether it is a counter of int64, which counts as float64: that holds any count that a program reaches.
+    pub(crate) integer: bool,
+    /// Elements.
+    pub(crate) len: usize,
+    /// Elements from the first to the last in memory, gaps counted.
+    pub(crate) extent: usize,
+}
+
+// SAFETY: numbers and an address; it is only followed in functions whose contracts say when that is allowed.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+/// A tensor's memory with its sizes and strides, which lie inside the tensor that was described.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Described<'t> {
+    pub(crate) memory: Memory,
+    pub(crate) shape: Shape<'t>,
+    pub(crate) is_dense: bool,
+    /// Where its storage is known: whether it is all of it.
+    pub(super) whole: Option<bool>,
+}
+
+impl Described<'_> {
+    /// Whether it could be a lazily negated or conjugated view.
+    #[inline]
+    pub(super) fn may_be_lazy(&self) -> bool {
+        let Memory { len, complex, .. } = self.memory;
+        let whole = self.whole.unwrap_or(len != 1);
+        !whole || !self.is_dense || complex
+    }
+}
+
+impl Memory {
+    /// Memory of a tensor, whose description was checked: where it begins, of what type its elements are, whether they
+    /// are pairs, how many of them (of their parts) there are, and how far they reach.
+    #[inline(always)]
+    pub(super) fn at(data: *mut c_void, dtype: DType, complex: bool, len: usize, extent: usize) -> Self {
+        Self { data, dtype, complex, integer: false, len, extent }
+    }
+
+    /// First byte and one past the last.
+    #[inline]
+    pub(crate) fn interval(&self) -> (usize, usize) {
+        let start = self.data as usize;
+        (start, start + self.extent * self.dtype.size())
+    }
+
+    /// The elements, from the first to the last in memory.
+    ///
+    /// # Safety
+    /// The tensor that was described lives and owns its memory, unchanged, for all of `'a`, and nothing writes to the
+    /// memory in `'a`.
+    #[inline]
+    pub(crate) unsafe fn slice<'a>(&self) -> Slice<'a> {
+        // SAFETY: `understood` has checked pointer and alignment. `extent` follows from the tensor's own sizes and
+        // strides, and was found to lie within its storage (`whole`); where torch does not tell of storages, that
+        // nobody has shrunk one is what SECURITY.md says is trusted. Lifetime and aliasing are the caller's (contract).
+        unsafe {
+            match self.dtype {
+                DType::F64 => Slice::F64(raw(self.data, self.extent)),
+                DType::F32 => Slice::F32(raw(self.data, self.extent)),
+                DType::F16 => Slice::F16(raw::<f16>(self.data, self.extent)),
+                DType::Bf16 => Slice::Bf16(raw::<bf16>(self.data, self.extent)),
+            }
+        }
+    }
+
+    /// The elements, from the first to the last in memory, to be written.
+    ///
+    /// # Safety
+    /// As for [`Memory::slice`], and nothing else reads or writes the memory in `'a`.
+    #[inline]
+    pub(crate) unsafe fn slice_mut<'a>(&self) -> SliceMut<'a> {
+        // SAFETY: as in `slice`; that no other reference to the memory is used in `'a` is the caller's (contract).
+        unsafe {
+            match self.dtype {
+                DType::F64 => SliceMut::F64(raw_mut(self.data, self.extent)),
+                DType::F32 => SliceMut::F32(raw_mut(self.data, self.extent)),
+                DType::F16 => SliceMut::F16(raw_mut::<f16>(self.data, self.extent)),
+                DType::Bf16 => SliceMut::Bf16(raw_mut::<bf16>(self.data, self.extent)),
+            }
+        }
+    }
+
+    /// The value of a tensor of one element; `None` if it has another number of them.
+    ///
+    /// # Safety
+    /// The tensor that was described lives and owns its memory, unchanged.
+    #[inline]
+    pub(crate) unsafe fn read_scalar(&self) -> Option<f64> {
+        // SAFETY: one element of the checked type, aligned; the tensor lives (contract).
+        unsafe {
+            match self.dtype {
+                _ if self.len != 1 => None,
+                _ if self.integer => Some(self.data.cast::<i64>().read() as f64),
+                DType::F64 => Some(self.data.cast::<f64>().read()),
+                DType::F32 => Some(f64::from(self.data.cast::<f32>().read())),
+                DType::F16 => Some(self.data.cast::<f16>().read().to_f64()),
+                DType::Bf16 => Some(self.data.cast::<bf16>().read().to_f64()),
+            }
+        }
+    }
+
+    /// Sets the value of a tensor of one element that [`Memory::read_scalar`] could read.
+    ///
+    /// # Safety
+    /// As for [`Memory::read_scalar`], and nothing else reads or writes the memory now.
+    #[inline]
+    pub(crate) unsafe fn write_scalar(&self, x: f64) {
+        // SAFETY: as in `read_scalar`; exclusive by contract.
+        unsafe {
+            match self.dtype {
+                _ if self.len != 1 => {}
+                _ if self.integer => self.data.cast::<i64>().write(x as i64),
+                DType::F64 => self.data.cast::<f64>().write(x),
+                DType::F32 => self.data.cast::<f32>().write(x as f32),
+                DType::F16 => self.data.cast::<f16>().write(f16::from_f32(x as f32)),
+                DType::Bf16 => self.data.cast::<bf16>().write(bf16::from_f32(x as f32)),
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As for `std::slice::from_raw_parts`, but an empty slice may have a null pointer.
+#[inline]
+unsafe fn raw<'a, T>(data: *mut c_void, len: usize) -> &'a [T] {
+    if len == 0 {
+        return &[];
+    }
+    // SAFETY: the caller's contract.
+    unsafe { std::slice::from_raw_parts(data.cast(), len) }
+}
+
+/// # Safety
+/// As for `std::slice::from_raw_parts_mut`, but an empty slice may have a null pointer.
+#[inline]
+unsafe fn raw_mut<'a, T>(data: *mut c_void, len: usize) -> &'a mut [T] {
+    if len == 0 {
+        return &mut [];
+    }
+    // SAFETY: the caller's contract.
+    unsafe { std::slice::from_raw_parts_mut(data.cast(), len) }
+}
+
+/// Where the elements of the streams of a step lie; `None` if simply one after the other, in the same order in each.
+pub(crate) fn layout(described: &[Option<Described<'_>>]) -> Option<Layout> {
+    let first = described.first().copied().flatten()?;
+    let alike = |d: &Described<'_>| d.is_dense && first.shape.same_order(&d.shape);
+    if first.memory.len == 0 || described.iter().flatten().all(alike) {
+        return None;
+    }
+    let reals = if first.memory.complex { 2 } else { 1 };
+    let mut sizes: Vec<usize> = first.shape.sizes.iter().map(|&n| n as usize).collect();
+    let mut strides = vec![[0; STREAMS]; sizes.len()];
+    for (s, stream) in described.iter().enumerate() {
+        let Some(stream) = stream else { continue };
+        strides.iter_mut().zip(stream.shape.strides).for_each(|(to, &stride)| to[s] = stride as isize * reals);
+    }
+    if first.memory.complex {
+        sizes.push(2);
+        strides.push([1; STREAMS]);
+    }
+    Some(Layout::new(&sizes, &strides, [0; STREAMS]))
+}
