@@ -4,21 +4,20 @@
 //! addresses of their objects are noted when the list of parameters changes, and prefetched some items ahead. Nothing
 //! else is done with them: one that no longer holds, or never was what it was taken for, costs nothing but its
 //! prefetch.
-#![allow(unsafe_code)]
 
 use oxistep_kernels::simd::prefetch_far_address;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::memory::python::table_of;
 use crate::memory::stream::Memory;
+use crate::memory::torch::describe::Torch;
 
 /// How many items ahead is prefetched what the last step touched.
 pub(crate) const ITEMS_AHEAD: usize = 4;
 
 /// Parameter, gradient, two states and a counter.
 const TENSORS: usize = 5;
-/// A dict keeps its table apart; in CPython its address is the fifth word of the object.
-const TABLE_WORD: usize = 4;
 /// torch's tensor object begins with its virtual table, reference counts, storage and, for a parameter, what autograd
 /// knows of it, where `.grad` is.
 const STORAGE_WORD: usize = 2;
@@ -43,21 +42,17 @@ pub(crate) struct Nearby {
 impl Nearby {
     /// Notes where the objects of one parameter lie: its entry, and its tensors, itself first.
     pub(crate) fn of<'a, 'py: 'a>(
+        torch: &Torch,
         entry: Option<&Bound<'py, PyDict>>,
         tensors: impl Iterator<Item = (&'a Bound<'py, PyAny>, Memory)>,
     ) -> Self {
         let mut nearby = Self::default();
         if let Some(entry) = entry {
-            // SAFETY: a dict has more than five words.
-            nearby.entry = [entry.as_ptr() as usize, unsafe { word(entry.as_ptr() as usize, TABLE_WORD) }];
+            nearby.entry = [entry.as_ptr() as usize, table_of(entry)];
         }
         for (i, (place, (object, memory))) in nearby.tensors.iter_mut().zip(tensors).enumerate() {
-            let cdata = object.getattr(pyo3::intern!(object.py(), "_cdata")).and_then(|cdata| cdata.extract::<usize>());
-            let Ok(tensor) = cdata else { continue };
-            // SAFETY: `_cdata` is the address of torch's tensor object, which has many more words, and which the Python
-            // object keeps alive.
-            let [storage, autograd, version] =
-                unsafe { [STORAGE_WORD, AUTOGRAD_WORD, VERSION_WORD].map(|index| word(tensor, index)) };
+            let words = torch.words(object, [STORAGE_WORD, AUTOGRAD_WORD, VERSION_WORD]);
+            let Some((tensor, [storage, autograd, version])) = words else { continue };
             *place = [object.as_ptr() as usize, tensor, storage];
             if i == 0 {
                 (nearby.autograd, nearby.version) = (autograd, version);
@@ -89,13 +84,4 @@ impl Nearby {
             lines.into_iter().for_each(prefetch_far_address);
         }
     }
-}
-
-/// A word of the object at `address`.
-///
-/// # Safety
-/// At `address` lies a live object of more than `index` words, aligned as one.
-unsafe fn word(address: usize, index: usize) -> usize {
-    // SAFETY: inside the object, aligned (contract); any bits are a number.
-    unsafe { (address as *const usize).add(index).read() }
 }

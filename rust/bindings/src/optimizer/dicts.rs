@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
-use crate::memory::keys::looks_up_plainly;
+use crate::memory::python::looks_up_plainly;
 use crate::memory::torch::modules::modules;
 
 /// Why a whole step is torch's where no method is another one.

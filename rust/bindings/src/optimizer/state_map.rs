@@ -1,14 +1,11 @@
 //! Finding the states of parameters in `optimizer.state`.
-#![allow(unsafe_code)]
 
 use std::collections::HashMap;
-use std::ptr::null_mut;
 
-use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::memory::keys::has_plain_keys;
+use crate::memory::python::{Place, each_entry};
 use crate::memory::unfit::Reason;
 
 /// `optimizer.state` as an identity map: `state[p]` would cost a call of `Tensor.__hash__` for every parameter, and
@@ -22,11 +19,6 @@ pub(crate) struct StateMap {
     next: usize,
 }
 
-/// Where in a dict an entry was found: what `PyDict_Next` is to begin with to come upon it again. Another place, or one
-/// beyond the dict's end, leads to another key, or to none.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Place(ffi::Py_ssize_t);
-
 struct Entry {
     /// The address of the key.
     key: usize,
@@ -38,19 +30,7 @@ impl StateMap {
     pub(crate) fn read(&mut self, state: &Bound<'_, PyDict>) {
         self.order.clear();
         self.next = 0;
-        let (mut key, mut value, mut next) = (null_mut(), null_mut(), 0);
-        loop {
-            let place = Place(next);
-            // SAFETY: a dict, and three locals to be written. The entry is borrowed from the dict, which is not changed
-            // before a reference to it is made.
-            unsafe {
-                if ffi::PyDict_Next(state.as_ptr(), &raw mut next, &raw mut key, &raw mut value) == 0 {
-                    return;
-                }
-                let value = Bound::from_borrowed_ptr(state.py(), value).unbind();
-                self.order.push(Entry { key: key as usize, value, place });
-            }
-        }
+        each_entry(state, |key, value, place| self.order.push(Entry { key, value: value.unbind(), place }));
     }
 
     /// The entry of `param`, if it has one. Parameters are mostly asked for in the order of the dict.
@@ -84,55 +64,4 @@ impl StateMap {
     pub(crate) fn forget(&mut self) {
         self.order.clear();
     }
-}
-
-/// The entry at a place, if it is a dict and that of `param`.
-///
-/// # Safety
-/// `state` is not changed while the entry is used.
-#[inline]
-pub(crate) unsafe fn entry_at<'py>(
-    state: &Bound<'py, PyDict>,
-    Place(mut next): Place,
-    param: &Bound<'py, PyAny>,
-) -> Option<Borrowed<'py, 'py, PyDict>> {
-    let (mut key, mut value) = (null_mut(), null_mut());
-    // SAFETY: a dict, a number that `PyDict_Next` compares with the dict's length, and two locals to be written. The
-    // entry is borrowed from the dict, as the contract allows.
-    unsafe {
-        let found = ffi::PyDict_Next(state.as_ptr(), &raw mut next, &raw mut key, &raw mut value) != 0;
-        let is_that = found && std::ptr::eq(key, param.as_ptr());
-        if is_that { Borrowed::from_ptr(state.py(), value).cast::<PyDict>().ok() } else { None }
-    }
-}
-
-/// The values under `keys` in a dict of which they are most of the keys, null for those it lacks. Runs no Python code.
-///
-/// # Safety
-/// `keys` are strings, and live. The dict is not changed while the values are used.
-#[inline]
-pub(crate) unsafe fn values_under<const N: usize>(
-    entry: Borrowed<'_, '_, PyDict>,
-    keys: &[*mut ffi::PyObject],
-) -> [*mut ffi::PyObject; N] {
-    let mut values = [null_mut(); N];
-    let (mut key, mut value, mut next, mut found) = (null_mut(), null_mut(), 0, 0);
-    // SAFETY: a dict, and three locals to be written; what is looked up is borrowed, as the contract allows. Looking a
-    // string up raises nothing.
-    unsafe {
-        // names are mostly the very objects that are asked for: walking compares addresses, and needs no hashes
-        while found < keys.len() && ffi::PyDict_Next(entry.as_ptr(), &raw mut next, &raw mut key, &raw mut value) != 0 {
-            if let Some(k) = keys.iter().position(|known| std::ptr::eq(*known, key)) {
-                values[k] = value;
-                found += 1;
-            }
-        }
-        // other keys than strings may run code when they are compared with: of such a dict nothing is told
-        if found < keys.len() && has_plain_keys(&entry) {
-            for (value, key) in values.iter_mut().zip(keys).filter(|(value, _)| value.is_null()) {
-                *value = ffi::PyDict_GetItem(entry.as_ptr(), *key);
-            }
-        }
-    }
-    values
 }

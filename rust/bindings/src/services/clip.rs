@@ -15,8 +15,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyList;
 
 use crate::error::panicked;
-use crate::memory::collector::CollectorRests;
 use crate::memory::dtype::DType;
+use crate::memory::python::CollectorRests;
 use crate::memory::stream::{Memory, layout};
 use crate::memory::torch::modules::modules;
 use crate::services::norm::{Gradients, factor, zero_dim};

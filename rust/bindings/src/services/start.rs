@@ -3,8 +3,8 @@
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::memory::collector;
 use crate::memory::dtype::DType;
+use crate::memory::python;
 use crate::memory::torch::modules::modules;
 use crate::services::norm::zero_dim;
 use crate::threads;
@@ -23,7 +23,7 @@ pub(crate) fn set_up(module: &Bound<'_, PyModule>) -> PyResult<()> {
 /// In a forked child: threads that were in the middle of a step do not exist here.
 #[pyfunction]
 fn forked(py: Python<'_>) {
-    collector::forked(py);
+    python::forked(py);
 }
 
 /// Uses the pool of the torch library at `path` from now on, if it offers one. `False`: rayon's threads it is.

@@ -10,8 +10,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
 use crate::error::panicked_reading;
-use crate::memory::collector::CollectorRests;
 use crate::memory::numpy::{accept, array};
+use crate::memory::python::CollectorRests;
 use crate::memory::stream::{Memory, layout};
 use crate::memory::torch::modules::modules;
 use crate::threads::with_pool;

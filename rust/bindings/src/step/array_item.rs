@@ -11,9 +11,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::fault;
-use crate::memory::keys::has_plain_keys;
 use crate::memory::numpy::accept::{accept, gradient, plain};
 use crate::memory::numpy::array::{Array, Buffer, Extent, place, private_view};
+use crate::memory::python::has_plain_keys;
 use crate::optimizer::group::Keys;
 
 /// One parameter with a gradient, checked and borrowed.

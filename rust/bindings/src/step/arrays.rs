@@ -11,9 +11,8 @@ use pyo3::types::{PyDict, PyList};
 
 use crate::error::panicked_over;
 use crate::fault;
-use crate::memory::collector::CollectorRests;
-use crate::memory::keys::has_plain_keys;
 use crate::memory::numpy::array::is_unchanged;
+use crate::memory::python::{CollectorRests, has_plain_keys};
 use crate::optimizer::group::{Group, Keys};
 use crate::step::array_item::{Copies, Item, Look, overlapping_extents, refuse_shared_elements, strange_keys};
 use crate::threads::with_pool;

@@ -8,8 +8,8 @@ use pyo3::types::{PyDict, PyInt, PyList};
 
 use crate::fault;
 use crate::memory::dtype::DType;
-use crate::memory::keys::has_plain_keys;
 use crate::memory::nearby::Nearby;
+use crate::memory::python::has_plain_keys;
 use crate::memory::stream::{Described, Memory, layout};
 use crate::memory::torch::describe::Torch;
 use crate::memory::torch::dtensors::{Held, Shard};
@@ -516,9 +516,9 @@ impl Item {
     }
 
     /// Where Python and torch keep the objects that looking this parameter up touches.
-    pub(crate) fn nearby(&self, py: Python<'_>) -> Nearby {
+    pub(crate) fn nearby(&self, py: Python<'_>, torch: &Torch) -> Nearby {
         let objects = self.tensors_and_memory().map(|(object, memory)| (object.bind(py), memory));
-        Nearby::of(self.entry.as_ref().map(|entry| entry.bind(py)), objects)
+        Nearby::of(torch, self.entry.as_ref().map(|entry| entry.bind(py)), objects)
     }
 
     /// The tensors as slices.

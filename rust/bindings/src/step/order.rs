@@ -5,7 +5,7 @@
 use pyo3::prelude::*;
 
 use crate::fault;
-use crate::memory::collector::CollectorRests;
+use crate::memory::python::CollectorRests;
 use crate::memory::torch::modules::modules;
 use crate::optimizer::dicts::looks_up_otherwise;
 use crate::step::guard::Guard;

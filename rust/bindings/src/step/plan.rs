@@ -13,8 +13,9 @@ use pyo3::types::{PyList, PyString};
 
 use crate::error::panicked_over;
 use crate::memory::nearby::Nearby;
+use crate::memory::python::Place;
 use crate::optimizer::group::Keys;
-use crate::optimizer::state_map::{Place, StateMap};
+use crate::optimizer::state_map::StateMap;
 use crate::services::norm::Gradients;
 use crate::step::guard::Guard;
 use crate::step::item::{Item, Route};

@@ -19,16 +19,13 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use crate::fault;
-use crate::memory::collector::CollectorRests;
 use crate::memory::dtype::DType;
-use crate::memory::keys::has_plain_keys;
 use crate::memory::nearby::ITEMS_AHEAD;
+use crate::memory::python::{CollectorRests, entry_at, has_plain_keys, values_under};
 use crate::memory::stream::Described;
-use crate::memory::torch::describe::Torch;
-use crate::memory::torch::gradient::warns_of_missing_grad;
+use crate::memory::torch::describe::{Torch, warns_of_missing_grad};
 use crate::memory::torch::modules::modules;
 use crate::optimizer::group::{Group, Keys, is_fused, read_rule};
-use crate::optimizer::state_map::{entry_at, values_under};
 use crate::step::guard::Guard;
 use crate::step::item::served;
 use crate::step::plan::Plan;

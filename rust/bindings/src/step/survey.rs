@@ -5,9 +5,9 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use crate::fault;
-use crate::memory::keys::has_plain_keys;
 use crate::memory::nearby::ITEMS_AHEAD;
-use crate::memory::torch::gradient::warns_of_missing_grad;
+use crate::memory::python::has_plain_keys;
+use crate::memory::torch::describe::warns_of_missing_grad;
 use crate::memory::torch::modules::modules;
 use crate::memory::unfit::Reason;
 use crate::optimizer::group::{FLAGS, Group, asks_for_foreach, read_rule};
@@ -175,7 +175,8 @@ impl Plan {
         }
         let versions = Versions::of(py, &self.items)?;
         self.check_storages(py)?;
-        self.nearby = self.items.iter().map(|item| item.nearby(py)).collect();
+        let torch = &modules(py)?.torch;
+        self.nearby = self.items.iter().map(|item| item.nearby(py, torch)).collect();
         self.holds_inference_tensor = self.find_inference_tensor(py)?;
         self.versions = Some(versions);
         Ok(())

@@ -7,7 +7,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
 use crate::fault;
-use crate::memory::collector::CollectorRests;
+use crate::memory::python::CollectorRests;
 use crate::step::item::{Item, Route};
 use crate::step::known::PATIENCE;
 use crate::step::plan::Plan;

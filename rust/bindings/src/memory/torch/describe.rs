@@ -8,12 +8,12 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyString, PyType};
 
 use crate::memory::dtype::DType;
+use crate::memory::python::{Attribute, ClassRef};
 use crate::memory::stream::{Described, Memory};
 use crate::memory::torch::dlpack;
 use crate::memory::torch::dtensors::DTensors;
 use crate::memory::torch::exchange::{Table, int64_matrix, shape_of, understood};
-use crate::memory::torch::gradient::{Attribute, CppGrads};
-use crate::memory::torch::shim::{Answer, Shim, TensorRef};
+use crate::memory::torch::shim::{Answer, CppGrads, Shim, TensorRef, words};
 use crate::memory::torch::subclasses::Subclasses;
 use crate::memory::unfit::{Unfit, outside};
 
@@ -61,13 +61,13 @@ impl Torch {
     /// Whether the class is Tensor or Parameter, or adds nothing to one of them that a step would notice: other
     /// subclasses may keep their elements elsewhere.
     pub(crate) fn is_plain(&self, object: &Bound<'_, PyAny>) -> bool {
-        self.is_plain_class(object.py(), object.get_type_ptr())
+        self.is_plain_class(object.py(), ClassRef::of(object))
     }
 
     #[inline(always)]
-    fn is_plain_class(&self, py: Python<'_>, class: *mut pyo3::ffi::PyTypeObject) -> bool {
-        class == self.tensor.as_ptr().cast()
-            || class == self.parameter.as_ptr().cast()
+    fn is_plain_class(&self, py: Python<'_>, class: ClassRef<'_>) -> bool {
+        class.is(&self.tensor)
+            || class.is(&self.parameter)
             || self.subclasses.is_plain(py, class, &self.tensor, &self.parameter)
     }
 
@@ -121,7 +121,7 @@ impl Torch {
         let Some((shim, grads)) = self.shim.as_ref().zip(self.cpp_grads.as_ref()) else { return Err(()) };
         let Some(grad) = grads.of(shim.tensor_in(param)) else { return Ok(None) };
         let class = grads.class(grad);
-        if !(class.is_null() || self.is_plain_class(param.py(), class)) {
+        if !(class.is_none() || self.is_plain_class(param.py(), class)) {
             return Err(());
         }
         known(shim, grad).filter(|described| !described.may_be_lazy()).map(Some).ok_or(())
@@ -177,6 +177,15 @@ impl Torch {
             Some(Answer::NoMemory) => Err(Unfit::NoMemory),
             Some(Answer::Unknown) | None => self.table.describe(object),
         }
+    }
+
+    /// Words of the tensor object behind a plain tensor, and its address: see [`words`].
+    pub(crate) fn words<const N: usize>(
+        &self,
+        object: &Bound<'_, PyAny>,
+        at: [usize; N],
+    ) -> Option<(usize, [usize; N])> {
+        if self.is_plain(object) { words(object, at) } else { None }
     }
 
     /// Whether torch tells of storages without running Python code.
@@ -272,4 +281,10 @@ fn is_lazy(object: &Bound<'_, PyAny>, complex: bool) -> bool {
 /// Asks a tensor a yes-or-no question; no answer counts as yes.
 fn is(tensor: &Bound<'_, PyAny>, question: &Bound<'_, PyString>) -> bool {
     tensor.call_method0(question).and_then(|answer| answer.is_truthy()).unwrap_or(true)
+}
+
+/// Whether torch has warned when it was asked for the gradient of this tensor, which has none: a warning is shown by
+/// Python code, the user's if there is any.
+pub(crate) fn warns_of_missing_grad(tensor: &Bound<'_, PyAny>) -> PyResult<bool> {
+    Ok(!tensor.getattr(pyo3::intern!(tensor.py(), "is_leaf"))?.is_truthy()?)
 }

@@ -4,14 +4,12 @@
 //! has no elements of its own, but a plain tensor, the local shard, and a specification: on which mesh the tensor is
 //! placed, and how. Where gradient and states are placed as the parameter is, the steps of all processes on their
 //! shards are the step on the whole.
-#![allow(unsafe_code)]
 
-use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyType};
+use pyo3::types::PyType;
 
-use crate::memory::torch::gradient::Attribute;
+use crate::memory::python::{Attribute, loaded_modules};
 use crate::memory::unfit::Reason;
 
 /// torch's class and where its objects keep things, once it has been imported.
@@ -97,10 +95,7 @@ impl DTensors {
     /// there, ours is imported once.
     #[inline(never)]
     fn find(&self, py: Python<'_>) -> Option<&Known> {
-        // SAFETY: the interpreter is held, and lends its dict of modules, which lives as long as it does.
-        let modules =
-            unsafe { Bound::from_borrowed_ptr(py, ffi::PyImport_GetModuleDict()) }.cast_into::<PyDict>().ok()?;
-        let module = modules.get_item("torch.distributed.tensor").ok()??;
+        let module = loaded_modules(py)?.get_item("torch.distributed.tensor").ok()??;
         let class = module.getattr("DTensor").ok()?.cast_into::<PyType>().ok()?;
         let (local, spec) = (Attribute::new(&class, "_local_tensor")?, Attribute::new(&class, "_spec")?);
         let differs = py.import("oxistep.optim._dtensors").ok()?.getattr("differs").ok()?.unbind();

@@ -4,7 +4,6 @@ pub(crate) mod describe;
 pub(crate) mod dlpack;
 pub(crate) mod dtensors;
 pub(crate) mod exchange;
-pub(crate) mod gradient;
 pub(crate) mod modules;
 pub(crate) mod shim;
 pub(crate) mod subclasses;

@@ -5,14 +5,21 @@
 //! does not say, but tells the value that must be found there (`_cdata`). So the offset is looked for, on several
 //! tensors, when torch is first met. Where it cannot be found, or a function is missing, or a tensor is anything but
 //! strided and on the CPU, the exchange table is asked instead.
+//!
+//! `.grad` is read here, too. Asking the object looks the attribute up in its class for every parameter anew, and torch
+//! makes a Python object for each gradient that backward has made, or counts references to the one it has: 40 ns, or
+//! 140. Where the interpreter is not released before the step is done, the gradient is read as torch's C++ code holds
+//! it.
 #![allow(unsafe_code)]
 
 use std::ffi::{c_int, c_void};
 use std::marker::PhantomData;
 
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 
+use crate::memory::python::ClassRef;
 use crate::memory::torch::dlpack;
 use crate::threads::torch_library;
 
@@ -182,4 +189,104 @@ fn find_offset(torch: &Bound<'_, PyModule>, tensor: &Bound<'_, PyType>) -> Optio
     };
     // the reference count and the class come first
     (2 * word..=size.checked_sub(word)?).step_by(word).find(|&offset| samples.iter().all(|s| holds(s, offset)))
+}
+
+/// Gradients as torch's C++ code holds them.
+///
+/// `c10::TensorImpl::grad()` is no part of the stable ABI. So it is looked up by its name, tried on tensors of which
+/// the answer is known, and done without where anything is not as expected.
+pub(crate) struct CppGrads {
+    grad: unsafe extern "C" fn(*const c_void) -> *const c_void,
+    is_defined: unsafe extern "C" fn(*const c_void, *mut bool) -> c_int,
+    /// Which word of a tensor holds the address of its Python object, or null if it has none.
+    object_word: usize,
+}
+
+impl CppGrads {
+    pub(crate) fn new(torch: &Bound<'_, PyModule>, shim: &Shim) -> Option<Self> {
+        let library = torch_library()?;
+        // SAFETY: the name says that the function is a member of a constant `TensorImpl` that takes nothing, and C++
+        // passes such an object's address. It returns a reference to an `at::Tensor`, since `.grad` can be told from it
+        // below. The other one is of the stable ABI.
+        let (grad, is_defined) = unsafe {
+            (*library.get(b"_ZNK3c1010TensorImpl4gradEv\0").ok()?, *library.get(b"aoti_torch_is_defined\0").ok()?)
+        };
+        let made = |n: usize| torch.getattr("ones")?.call1((n,));
+        let parameter = |n: usize| torch.getattr("nn")?.getattr("Parameter")?.call1((made(n)?,));
+        let samples = [parameter(1).ok()?, parameter(5).ok()?, parameter(7).ok()?];
+        let object_word = (2..MOST_WORDS).find(|&word| {
+            // SAFETY: torch's tensor object has more words; the samples live.
+            samples.iter().all(|s| unsafe { word_of(shim.tensor_in(s), word) } == s.as_ptr() as usize)
+        })?;
+        let found = Self { grad, is_defined, object_word };
+        for sample in &samples {
+            if found.of(shim.tensor_in(sample)).is_some() {
+                return None;
+            }
+            let given = made(sample.len().ok()?).ok()?;
+            sample.setattr("grad", &given).ok()?;
+            let grad = found.of(shim.tensor_in(sample))?;
+            // SAFETY: as above.
+            let tells = unsafe { tensor_of(grad) == tensor_of(shim.tensor_in(&given)) };
+            if !tells || found.class(grad) != ClassRef::of(&given) {
+                return None;
+            }
+        }
+        Some(found)
+    }
+
+    /// The gradient of a tensor, if it has one: good until Python code or other threads may change it.
+    #[inline(always)]
+    pub(crate) fn of<'t>(&self, tensor: TensorRef<'t>) -> Option<TensorRef<'t>> {
+        // SAFETY: the function takes the address of torch's tensor object, which the reference names. It returns that
+        // of the `at::Tensor` in which the tensor keeps its gradient, or of one that stands for none.
+        unsafe {
+            let grad = (self.grad)(tensor_of(tensor) as *const c_void);
+            let mut defined = false;
+            let failed = (self.is_defined)(grad, &raw mut defined) != 0;
+            (defined && !failed).then(|| TensorRef::new(grad))
+        }
+    }
+
+    /// The class of the tensor's Python object; none if it has none, and so is of no class but torch's own.
+    #[inline(always)]
+    pub(crate) fn class<'t>(&self, tensor: TensorRef<'t>) -> ClassRef<'t> {
+        // SAFETY: the word was found to hold the address of the tensor's Python object, which lives as long as it
+        // stands there.
+        unsafe {
+            let object = word_of(tensor, self.object_word) as *mut ffi::PyObject;
+            ClassRef::at(if object.is_null() { std::ptr::null_mut() } else { ffi::Py_TYPE(object) })
+        }
+    }
+}
+
+/// How many words of torch's tensor object are searched.
+const MOST_WORDS: usize = 16;
+
+/// The address of torch's tensor object, which is all that an `at::Tensor` holds.
+///
+/// # Safety
+/// The tensor lives.
+#[inline(always)]
+unsafe fn tensor_of(tensor: TensorRef<'_>) -> usize {
+    // SAFETY: an `at::Tensor` is a pointer.
+    unsafe { tensor.address().cast::<usize>().read() }
+}
+
+/// # Safety
+/// The tensor lives, and its object has more words than `index`.
+#[inline(always)]
+unsafe fn word_of(tensor: TensorRef<'_>, index: usize) -> usize {
+    // SAFETY: inside the object, aligned (contract); any bits are a number.
+    unsafe { (tensor_of(tensor) as *const usize).add(index).read() }
+}
+
+/// Words of torch's tensor object: its address, and those at the given places. Any numbers: they are not followed.
+/// (Without the shim, too: Python tells the address.)
+pub(super) fn words<const N: usize>(plain: &Bound<'_, PyAny>, at: [usize; N]) -> Option<(usize, [usize; N])> {
+    assert!(at.iter().all(|&index| index < MOST_WORDS));
+    let tensor: usize = plain.getattr(pyo3::intern!(plain.py(), "_cdata")).ok()?.extract().ok()?;
+    // SAFETY: `_cdata` is the address of torch's tensor object, which has that many words, and which the Python object
+    // keeps alive; any bits are a number.
+    Some((tensor, at.map(|index| unsafe { (tensor as *const usize).add(index).read() })))
 }

@@ -2,13 +2,13 @@
 //!
 //! Programs mark parameters by classes of their own. Such a class has plain memory if nothing in it stands where torch
 //! has something: no `__torch_function__`, no `__torch_dispatch__`, no method or property of a tensor.
-#![allow(unsafe_code)]
 
 use std::sync::Mutex;
 
-use pyo3::ffi::PyTypeObject;
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyType};
+
+use crate::memory::python::ClassRef;
 
 /// What a class may define of its own though tensors have it: what makes, shows and copies objects.
 const HARMLESS: [&str; 19] = [
@@ -43,20 +43,17 @@ impl Subclasses {
     pub(crate) fn is_plain(
         &self,
         py: Python<'_>,
-        class: *mut PyTypeObject,
+        class: ClassRef<'_>,
         tensor: &Py<PyType>,
         parameter: &Py<PyType>,
     ) -> bool {
-        let known = |found: &Vec<(Py<PyType>, bool)>| {
-            found.iter().find(|(known, _)| known.as_ptr() == class.cast()).map(|(_, plain)| *plain)
-        };
+        let known =
+            |found: &Vec<(Py<PyType>, bool)>| found.iter().find(|(known, _)| class.is(known)).map(|(_, plain)| *plain);
         // never held while Python code runs, so no thread waits for one that waits for the interpreter
         if let Some(plain) = self.0.lock().ok().and_then(|found| known(&found)) {
             return plain;
         }
-        // SAFETY: the class of an object that lives, so the class does.
-        let class = unsafe { Bound::from_borrowed_ptr(py, class.cast()) };
-        let Ok(class) = class.cast_into::<PyType>() else { return false };
+        let Some(class) = class.bind(py) else { return false };
         let plain = adds_nothing(&class, tensor.bind(py), parameter.bind(py)).unwrap_or(false);
         if class.is_subclass(tensor.bind(py)).unwrap_or(false)
             && let Ok(mut found) = self.0.lock()
