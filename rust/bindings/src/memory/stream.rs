@@ -31,7 +31,12 @@ unsafe impl Send for Memory {}
 // SAFETY: as above.
 unsafe impl Sync for Memory {}
 
-/// A tensor's memory with its sizes and strides, which lie inside the tensor that was described.
+/// A tensor's memory with its sizes and strides, which lie inside the tensor that was described, for whose life they
+/// are lent.
+///
+/// Whoever has one in hand runs no Python code of this thread until the last use of it, and of what it lends: Python
+/// code could reshape the tensor, or take its memory away. (Asking plain tensors, slots, and Python's own numbers,
+/// lists and dicts runs none.) That other threads do neither is what torch, too, leaves to its callers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Described<'t> {
     pub(crate) memory: Memory,
@@ -48,6 +53,49 @@ impl Described<'_> {
         let Memory { len, complex, .. } = self.memory;
         let whole = self.whole.unwrap_or(len != 1);
         !whole || !self.is_dense || complex
+    }
+
+    /// The value of a tensor of one element; `None` if it has another number of them.
+    #[inline]
+    pub(crate) fn number(&self) -> Option<f64> {
+        // SAFETY: the tensor lives, and is what it was when it was described: the rule of this type.
+        unsafe { self.memory.read_scalar() }
+    }
+
+    /// Calls `work` with the elements, from the first to the last in memory.
+    pub(crate) fn read<R>(&self, work: impl for<'l> FnOnce(Slice<'l>) -> R) -> R {
+        // SAFETY: as in `number`. The slice does not outlive the call, in which `work` writes to no tensor.
+        work(unsafe { self.memory.slice() })
+    }
+
+    /// Calls `work` with the elements, from the first to the last in memory, to be written. Not to be called where
+    /// elements of this tensor are lent already.
+    pub(crate) fn write<R>(&self, work: impl for<'l> FnOnce(SliceMut<'l>) -> R) -> R {
+        // SAFETY: as in `number`. The slice does not outlive the call, and is the only one to these elements.
+        work(unsafe { self.memory.slice_mut() })
+    }
+
+    /// Asks for large pages where the elements lie, as far as whole pages do. It is advice: nothing that they hold
+    /// changes.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn advise_large_pages(&self, page: usize) {
+        let (start, end) = self.memory.interval();
+        let (first, last) = (start.next_multiple_of(page), end / page * page);
+        if first < last {
+            // SAFETY: whole pages inside memory that the tensor owns; this advice changes how it is mapped, not what it
+            // holds.
+            unsafe { libc::madvise(first as *mut libc::c_void, last - first, libc::MADV_HUGEPAGE) };
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(crate) fn advise_large_pages(&self, _page: usize) {}
+
+    /// As if the tensor had as many more elements: wrong, on purpose.
+    #[cfg(feature = "trespass")]
+    pub(crate) fn reaching_beyond(mut self, more: usize) -> Self {
+        self.memory.extent += more;
+        self
     }
 }
 

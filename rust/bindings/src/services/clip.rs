@@ -80,10 +80,9 @@ fn measured(
 #[pyfunction]
 pub(crate) fn clip_factor(total_norm: &Bound<'_, PyAny>, max_norm: f64) -> PyResult<Option<f64>> {
     let torch = &modules(total_norm.py())?.torch;
-    let Some(memory) = torch.plain(total_norm)?.map(|described| described.memory) else { return Ok(None) };
-    // SAFETY: described just now; the caller's reference keeps the tensor alive.
-    let norm = unsafe { memory.read_scalar() };
-    Ok(norm.filter(|_| !memory.complex).map(|norm| factor(norm, max_norm, memory.dtype)))
+    let Some(described) = torch.plain(total_norm)? else { return Ok(None) };
+    let norm = described.number().filter(|_| !described.memory.complex);
+    Ok(norm.map(|norm| factor(norm, max_norm, described.memory.dtype)))
 }
 
 /// Multiplies tensors in place. `False`, and nothing done, if that is torch's: see `change`.

@@ -3,7 +3,6 @@
 //! A step over billions of bytes spends part of its time looking up 4 KiB pages. For states, which oxistep has torch
 //! allocate, Linux is asked for 2 MiB pages before they are first written. It is advice: where the kernel has none to
 //! give, nothing changes.
-#![allow(unsafe_code)]
 
 use oxistep_kernels::change;
 use pyo3::prelude::*;
@@ -29,21 +28,7 @@ pub(crate) fn zero_large(py: Python<'_>, tensor: &Bound<'_, PyAny>, param: &Boun
     if !described.is_dense || end - start < LARGE {
         return Ok(false);
     }
-    advise(start, end);
-    // SAFETY: the tensor is new, so that nobody else uses its memory, and the caller's reference keeps it alive.
-    let memory = unsafe { described.memory.slice_mut() };
-    Ok(py.detach(|| with_pool(|pool| change::zero(pool, memory))).is_ok())
+    described.advise_large_pages(LARGE_PAGE);
+    // the tensor is new: nobody else uses its memory
+    Ok(described.write(|memory| py.detach(|| with_pool(|pool| change::zero(pool, memory))).is_ok()))
 }
-
-#[cfg(target_os = "linux")]
-fn advise(start: usize, end: usize) {
-    let (first, last) = (start.next_multiple_of(LARGE_PAGE), end / LARGE_PAGE * LARGE_PAGE);
-    if first < last {
-        // SAFETY: whole pages inside memory that the tensor owns; this advice changes how it is mapped, not what it
-        // holds.
-        unsafe { libc::madvise(first as *mut libc::c_void, last - first, libc::MADV_HUGEPAGE) };
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn advise(_: usize, _: usize) {}

@@ -1,5 +1,4 @@
 //! A wrong access on demand, to prove that AddressSanitizer would report one. Not part of any wheel that is given out.
-#![allow(unsafe_code)]
 
 use oxistep_kernels::{Slice, SliceMut};
 use pyo3::exceptions::PyValueError;
@@ -11,17 +10,17 @@ use crate::memory::torch::modules::modules;
 #[pyfunction]
 pub(crate) fn trespass(py: Python<'_>, tensor: &Bound<'_, PyAny>, beyond: usize, write: bool) -> PyResult<f32> {
     let wrong = || PyValueError::new_err("expected a plain tensor of float32");
-    let mut memory = modules(py)?.torch.describe(tensor).map_err(|_| wrong())?.memory;
-    memory.extent += beyond;
+    // on purpose: these elements are not the tensor's
+    let described = modules(py)?.torch.describe(tensor).map_err(|_| wrong())?.reaching_beyond(beyond);
     if write {
-        // SAFETY: none, on purpose: these elements are not the tensor's.
-        let slice = unsafe { memory.slice_mut() };
-        let SliceMut::F32(elements) = slice else { return Err(wrong()) };
-        elements.fill(1.0);
-        return Ok(0.0);
+        return described.write(|slice| {
+            let SliceMut::F32(elements) = slice else { return Err(wrong()) };
+            elements.fill(1.0);
+            Ok(0.0)
+        });
     }
-    // SAFETY: none, on purpose, as above.
-    let slice = unsafe { memory.slice() };
-    let Slice::F32(elements) = slice else { return Err(wrong()) };
-    Ok(elements.iter().sum())
+    described.read(|slice| {
+        let Slice::F32(elements) = slice else { return Err(wrong()) };
+        Ok(elements.iter().sum())
+    })
 }

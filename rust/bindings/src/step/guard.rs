@@ -99,8 +99,9 @@ impl Guard<'_, '_> {
                 Some(other) => others.append(other)?,
             }
         }
-        // SAFETY: as in `judge`.
-        let (value, dtype) = unsafe { ranks.norm(optimizer, definition, gradients, replicas.dtype(), &others)? };
+        // SAFETY: as in `judge`; all that is measured is measured before Python code runs.
+        let measure = |gradients: &mut Gradients| unsafe { gradients.norm(py, Order::Two) };
+        let (value, dtype) = ranks.norm(optimizer, definition, gradients, replicas.dtype(), &others, measure)?;
         let verdict = self.verdict(zero_dim(py, value, dtype)?, value, dtype);
         scale_others(others, verdict.factor)?;
         Ok(verdict)

@@ -1,7 +1,6 @@
 //! One parameter of a step: finding its states, describing its tensors, deciding who updates it.
-#![allow(unsafe_code)]
 
-use oxistep_kernels::{Gradients, Layout, MAX_SCALARS, MAX_STATES, Precision, STREAMS, Scalars, SliceMut, Tensors};
+use oxistep_kernels::{Gradients, Layout, MAX_SCALARS, MAX_STATES, Precision, STREAMS, Scalars};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyInt, PyList};
@@ -315,14 +314,12 @@ impl Item {
                 true => look.torch.describe_count(value),
                 false => look.torch.describe_values(value),
             });
-            let memory = match described {
-                Some(Ok(counter)) => Some(counter.memory),
+            let counter = match described {
+                Some(Ok(counter)) => counter.number().map(|number| (number, counter.memory)),
                 Some(Err(Unfit::Outside(bytes))) => return Err(self.outside(bytes)),
                 _ => None,
             };
-            // SAFETY: described just now.
-            let number = memory.and_then(|memory| unsafe { memory.read_scalar() });
-            let (Some(number), Some(memory)) = (number, memory) else {
+            let Some((number, memory)) = counter else {
                 return left(&format!("its state {name:?} is no CPU tensor of one number"));
             };
             (values[k], precisions[k]) = (number, memory.dtype.precision());
@@ -519,29 +516,6 @@ impl Item {
     pub(crate) fn nearby(&self, py: Python<'_>, torch: &Torch) -> Nearby {
         let objects = self.tensors_and_memory().map(|(object, memory)| (object.bind(py), memory));
         Nearby::of(torch, self.entry.as_ref().map(|entry| entry.bind(py)), objects)
-    }
-
-    /// The tensors as slices.
-    ///
-    /// # Safety
-    /// What was described still holds for all of `'a`, and nothing that is written is used by anything else in `'a`.
-    #[inline]
-    pub(crate) unsafe fn tensors<'a>(&'a self) -> Tensors<'a> {
-        let absent = SliceMut::Absent;
-        // SAFETY: the caller's contract is that of `slice` and `slice_mut`.
-        unsafe {
-            let grad = self.memory[1].map(|memory| memory.slice());
-            let mut states: [SliceMut<'a>; MAX_STATES] = Default::default();
-            for (state, memory) in states.iter_mut().zip(&self.memory[2..]) {
-                *state = memory.map_or(SliceMut::Absent, |memory| memory.slice_mut());
-            }
-            Tensors {
-                param: self.memory[0].map_or(absent, |memory| memory.slice_mut()),
-                grad: grad.unwrap_or(oxistep_kernels::Slice::F32(&[])),
-                states,
-                layout: self.layout.as_deref(),
-            }
-        }
     }
 }
 

@@ -1,8 +1,6 @@
 //! The norm of gradients of which each rank holds a part: this rank's, by where they are summed. What reduces them over
 //! ranks is `oxistep/optim/_ranks.py`.
-#![allow(unsafe_code)]
 
-use oxistep_kernels::norm::Order;
 use pyo3::prelude::*;
 use pyo3::types::{PyFloat, PyList};
 
@@ -49,29 +47,25 @@ impl Ranks {
     }
 
     /// The norm of all ranks' gradients, and the dtype that it is rounded to. `plain`: those of this rank that are no
-    /// shards, `replicas`: the dtype of shards that another rank counts, `others`: what torch measures.
-    ///
-    /// # Safety
-    /// As for [`Gradients::norm`].
-    pub(crate) unsafe fn norm(
+    /// shards, `replicas`: the dtype of shards that another rank counts, `others`: what torch measures. `measure` gives
+    /// the norm of gradients.
+    pub(crate) fn norm(
         &mut self,
         optimizer: &Bound<'_, PyAny>,
         definition: &Bound<'_, PyAny>,
         plain: &mut Gradients,
         replicas: Option<DType>,
         others: &Bound<'_, PyList>,
+        mut measure: impl FnMut(&mut Gradients) -> PyResult<f64>,
     ) -> PyResult<(f64, DType)> {
         let py = optimizer.py();
         let norms = PyList::empty(py);
         let mut dtype = promoted(plain.dtype(), replicas);
         for gradients in &mut self.gradients {
-            // SAFETY: the contract of this function.
-            let norm = unsafe { gradients.norm(py, Order::Two)? };
-            norms.append(PyFloat::new(py, norm))?;
+            norms.append(PyFloat::new(py, measure(gradients)?))?;
             dtype = promoted(dtype, gradients.dtype());
         }
-        // SAFETY: as above.
-        let own = unsafe { plain.norm(py, Order::Two)? };
+        let own = measure(plain)?;
         let double = dtype == Some(DType::F64);
         let all = (optimizer, &self.reducer, norms, own, double, others);
         let reduced = definition.call_method1(pyo3::intern!(py, "norm_over_ranks"), all)?;

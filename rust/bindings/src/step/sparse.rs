@@ -2,13 +2,12 @@
 //!
 //! A gradient as backward leaves it names rows in any order, some of them twice. torch sorts and sums it into a new
 //! tensor first; here only places are sorted, and only what is named twice is summed. The rest is read where it lies.
-#![allow(unsafe_code)]
 
 use oxistep_kernels::{Slice, SparseRows};
 use pyo3::prelude::*;
 
 use crate::memory::dtype::DType;
-use crate::memory::stream::Memory;
+use crate::memory::stream::Described;
 use crate::memory::unfit::Reason;
 use crate::optimizer::group::is_fused;
 use crate::step::look::Look;
@@ -94,8 +93,8 @@ pub(crate) fn take_rows<'py>(
     let row = |i: usize| (0..dims).fold(0, |row, d| row * sizes[d] + indices[d * count + i]);
     let rows: Vec<i64> = (0..count).map(row).collect();
     let width = sizes[dims..].iter().product::<i64>() as usize;
-    let held = look.torch.describe_values(&values).ok().map(|values| values.memory);
-    let Some(memory) = held.filter(|memory| memory.len == count * width) else {
+    let held = look.torch.describe_values(&values).ok().filter(|held| held.memory.len == count * width);
+    let Some(held) = held else {
         return Ok(Err("the sparse gradient's values are not as many as its indices".into()));
     };
     let named = if in_order {
@@ -104,7 +103,7 @@ pub(crate) fn take_rows<'py>(
         }
         NamedRows { rows, width, sources: None, sums: Sums::F32(Vec::new()) }
     } else {
-        match coalesce(&rows, width, &memory) {
+        match coalesce(&rows, width, &held) {
             Some(named) => named,
             None => return Ok(Err("the sparse gradient changed while it was looked up".into())),
         }
@@ -114,13 +113,12 @@ pub(crate) fn take_rows<'py>(
 
 /// Puts rows in order, and sums the values of those named several times, in the order in which they are named. (torch's
 /// order is that of its sort, which is not stable.) `None` for values of a type that it does not serve.
-fn coalesce(rows: &[i64], width: usize, values: &Memory) -> Option<NamedRows> {
-    // SAFETY: described just now; no Python code runs while the slice is used.
-    match unsafe { values.slice() } {
+fn coalesce(rows: &[i64], width: usize, values: &Described<'_>) -> Option<NamedRows> {
+    values.read(|values| match values {
         Slice::F32(values) => Some(sort_and_sum(rows, width, values, |a, b| a + b, Sums::F32)),
         Slice::F64(values) => Some(sort_and_sum(rows, width, values, |a, b| a + b, Sums::F64)),
         _ => None,
-    }
+    })
 }
 
 fn sort_and_sum<T: Copy>(

@@ -272,8 +272,7 @@ impl Plan {
                 return Ok(false);
             }
             let Ok(counter) = torch.describe_values(&object) else { return Ok(false) };
-            // SAFETY: described just now.
-            let Some(value) = (unsafe { counter.memory.read_scalar() }) else { return Ok(false) };
+            let Some(value) = counter.number() else { return Ok(false) };
             if !self.written.add_known(k, counter.memory.interval()) {
                 return Ok(false);
             }

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use oxistep_kernels::simd::Level;
-use oxistep_kernels::{AnyRule, Scalars, Step, driver};
+use oxistep_kernels::{AnyRule, MAX_STATES, Scalars, Slice, SliceMut, Step, Tensors, driver};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
@@ -130,7 +130,7 @@ fn fill<'a>(
         // `settle_overlaps` found that what is written overlaps no other tensor of the step, but for parameters that
         // take turns, of which a step holds one. That nobody else uses them meanwhile is what torch, too, leaves to its
         // callers.
-        let tensors = unsafe { item.tensors() };
+        let tensors = unsafe { tensors(item) };
         let pushed = match (item.rows.as_deref(), item.whole) {
             (None, Whole::No) => step.push(tensors, *factor),
             (None, Whole::Vector) => step.push_factored(tensors, None, *factor),
@@ -143,4 +143,28 @@ fn fill<'a>(
         }
     }
     Ok(())
+}
+
+/// The tensors of an item as slices.
+///
+/// # Safety
+/// What was described still holds while the item is borrowed, and nothing that is written is used by anything else
+/// meanwhile.
+#[inline]
+unsafe fn tensors(item: &Item) -> Tensors<'_> {
+    let absent = SliceMut::Absent;
+    // SAFETY: the caller's contract is that of `slice` and `slice_mut`.
+    unsafe {
+        let grad = item.memory[1].map(|memory| memory.slice());
+        let mut states: [SliceMut<'_>; MAX_STATES] = Default::default();
+        for (state, memory) in states.iter_mut().zip(&item.memory[2..]) {
+            *state = memory.map_or(SliceMut::Absent, |memory| memory.slice_mut());
+        }
+        Tensors {
+            param: item.memory[0].map_or(absent, |memory| memory.slice_mut()),
+            grad: grad.unwrap_or(Slice::F32(&[])),
+            states,
+            layout: item.layout.as_deref(),
+        }
+    }
 }

@@ -2,7 +2,6 @@
 //!
 //! A tensor is described afresh at every step: through the C functions of torch's stable ABI (`shim.rs`); before torch
 //! 2.14, and for whatever is not strided and on the CPU, through its DLPack exchange table (`exchange.rs`).
-#![allow(unsafe_code)]
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyString, PyType};
@@ -234,10 +233,9 @@ impl Torch {
         if !requires_grad.is(PyBool::new(object.py(), false)) {
             return None;
         }
-        let Described { memory, whole, .. } = self.describe_values(object).ok()?;
-        whole?; // where storages are not known, one that was shrunk is for torch to find
-        // SAFETY: described just now, inside its storage; nothing has run since.
-        unsafe { memory.read_scalar() }.map(|x| (x, memory.dtype))
+        let described = self.describe_values(object).ok()?;
+        described.whole?; // where storages are not known, one that was shrunk is for torch to find
+        described.number().map(|x| (x, described.memory.dtype))
     }
 
     /// Describes what stands in a tensor's memory, whether or not its elements stand for their negatives or conjugates.
