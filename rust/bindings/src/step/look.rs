@@ -1,10 +1,11 @@
-//! What looking a parameter up needs to know.
+//! What looking a parameter up needs to know, and how it may end early.
 
 use oxistep_kernels::AnyRule;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::memory::torch::describe::Torch;
+use crate::memory::unfit::Reason;
 
 /// What looking up an item needs to know.
 pub(crate) struct Look<'a, 'py> {
@@ -19,4 +20,39 @@ pub(crate) struct Look<'a, 'py> {
     pub(crate) single_lr: bool,
     /// The gradients are to be measured, as they would be after torch's coalescing.
     pub(crate) measuring: bool,
+}
+
+/// Why looking a parameter up ends before all of it is found.
+pub(super) enum Stop {
+    /// The parameter is torch's.
+    Torch(Reason),
+    /// The step is not to be.
+    Raise(PyErr),
+}
+
+/// What a part of looking a parameter up finds.
+pub(super) type Going<T> = Result<T, Stop>;
+
+impl From<PyErr> for Stop {
+    fn from(error: PyErr) -> Self {
+        Self::Raise(error)
+    }
+}
+
+impl From<Reason> for Stop {
+    fn from(reason: Reason) -> Self {
+        Self::Torch(reason)
+    }
+}
+
+impl From<&'static str> for Stop {
+    fn from(reason: &'static str) -> Self {
+        Self::Torch(reason.into())
+    }
+}
+
+impl From<String> for Stop {
+    fn from(reason: String) -> Self {
+        Self::Torch(reason.into())
+    }
 }

@@ -8,9 +8,8 @@ use pyo3::prelude::*;
 
 use crate::memory::dtype::DType;
 use crate::memory::stream::Described;
-use crate::memory::unfit::Reason;
 use crate::optimizer::group::is_fused;
-use crate::step::look::Look;
+use crate::step::look::{Going, Look};
 
 /// Rows of a parameter, ascending, with where the gradient of each is: see [`SparseRows`].
 pub(crate) struct NamedRows {
@@ -37,24 +36,24 @@ impl NamedRows {
 
 /// What a sparse gradient of `param` holds: its values, a matrix of rows, and which rows they belong to; or why that is
 /// left to torch.
-pub(crate) fn take_rows<'py>(
+pub(super) fn take_rows<'py>(
     param: &Bound<'py, PyAny>,
     grad: &Bound<'py, PyAny>,
     look: &Look<'_, 'py>,
-) -> PyResult<Result<(Bound<'py, PyAny>, NamedRows), Reason>> {
+) -> Going<(Bound<'py, PyAny>, NamedRows)> {
     let py = param.py();
     if !grad.getattr(pyo3::intern!(py, "is_sparse"))?.is_truthy()? {
-        return Ok(Err("the gradient has no plain memory".into()));
+        return Err("the gradient has no plain memory".into());
     }
     if is_fused(look.values)? {
-        return Ok(Err("the gradient is sparse, which fused=True refuses".into()));
+        return Err("the gradient is sparse, which fused=True refuses".into());
     }
     let Ok(described) = look.torch.describe(param) else {
-        return Ok(Err("the gradient is sparse and the parameter no plain CPU tensor".into()));
+        return Err("the gradient is sparse and the parameter no plain CPU tensor".into());
     };
     let sizes = described.shape.sizes.to_vec(); // Python runs below
     if grad.getattr("shape")?.extract::<Vec<i64>>()? != sizes {
-        return Ok(Err("the gradient is sparse and of another shape".into()));
+        return Err("the gradient is sparse and of another shape".into());
     }
     let copy_indices = |sparse: &Bound<'_, PyAny>| -> PyResult<Option<(Vec<i64>, usize, usize)>> {
         let indices = sparse.call_method0("_indices")?;
@@ -66,7 +65,7 @@ pub(crate) fn take_rows<'py>(
         };
         Ok(indices.filter(inside))
     };
-    let elsewhere = || Ok(Err("an index of the sparse gradient lies outside the parameter".into()));
+    let elsewhere = || Err("an index of the sparse gradient lies outside the parameter".into());
     // torch's coalesce trusts the indices: they are checked before it sees them
     let Some(mut indices) = copy_indices(grad)? else { return elsewhere() };
     let values = grad.call_method0("_values")?;
@@ -87,7 +86,7 @@ pub(crate) fn take_rows<'py>(
     }
     let (indices, dims, count) = indices;
     if dims == 0 && count > 1 {
-        return Ok(Err("the gradient is sparse and names nothing but the whole parameter".into()));
+        return Err("the gradient is sparse and names nothing but the whole parameter".into());
     }
     let values = holder.call_method0("_values")?.call_method0("contiguous")?;
     let row = |i: usize| (0..dims).fold(0, |row, d| row * sizes[d] + indices[d * count + i]);
@@ -95,20 +94,20 @@ pub(crate) fn take_rows<'py>(
     let width = sizes[dims..].iter().product::<i64>() as usize;
     let held = look.torch.describe_values(&values).ok().filter(|held| held.memory.len == count * width);
     let Some(held) = held else {
-        return Ok(Err("the sparse gradient's values are not as many as its indices".into()));
+        return Err("the sparse gradient's values are not as many as its indices".into());
     };
     let named = if in_order {
         if !rows.is_sorted_by(|a, b| a < b) {
-            return Ok(Err("the indices of the sparse gradient are not coalesced as it claims".into()));
+            return Err("the indices of the sparse gradient are not coalesced as it claims".into());
         }
         NamedRows { rows, width, sources: None, sums: Sums::F32(Vec::new()) }
     } else {
         match coalesce(&rows, width, &held) {
             Some(named) => named,
-            None => return Ok(Err("the sparse gradient changed while it was looked up".into())),
+            None => return Err("the sparse gradient changed while it was looked up".into()),
         }
     };
-    Ok(Ok((values, named)))
+    Ok((values, named))
 }
 
 /// Puts rows in order, and sums the values of those named several times, in the order in which they are named. (torch's

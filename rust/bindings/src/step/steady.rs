@@ -27,8 +27,8 @@ use crate::memory::torch::describe::{Torch, warns_of_missing_grad};
 use crate::memory::torch::modules::modules;
 use crate::optimizer::group::{Group, Keys, is_fused, read_rule};
 use crate::step::guard::Guard;
-use crate::step::item::served;
 use crate::step::plan::Plan;
+use crate::step::routed::served;
 use crate::threads::with_pool;
 
 /// How trying a steady step ended.

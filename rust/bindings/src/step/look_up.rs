@@ -1,0 +1,96 @@
+//! Looking one parameter up, step by step: what it is, what its states are, who updates it.
+
+use oxistep_kernels::Gradients;
+use pyo3::prelude::*;
+
+use crate::memory::unfit::Unfit;
+use crate::optimizer::group::Keys;
+use crate::step::described::{Pair, Refused, describe_pair};
+use crate::step::item::{Item, Route};
+use crate::step::look::{Going, Look, Stop};
+use crate::step::matched::{are_absent, states_in};
+use crate::step::sparse::take_rows;
+use crate::whole::adafactor::Whole;
+
+impl Item {
+    /// Finds the states and describes all tensors. Makes missing states, but does not store them.
+    pub(super) fn look_up<'py>(&mut self, py: Python<'py>, look: &Look<'_, 'py>, keys: &mut Keys) -> PyResult<Route> {
+        match self.go_through(py, look, keys) {
+            Ok(route) => Ok(route),
+            Err(Stop::Torch(reason)) => Ok(Route::Torch(reason)),
+            Err(Stop::Raise(error)) => Err(error),
+        }
+    }
+
+    /// The steps, in an order in which each may end it with a reason of its own.
+    fn go_through<'py>(&mut self, py: Python<'py>, look: &Look<'_, 'py>, keys: &mut Keys) -> Going<Route> {
+        let shard = self.shards_of_pair(py, look)?;
+        let (param, mut grad) = self.pair(py)?;
+        let mut pair = describe_pair(look.torch, &param, &grad, false);
+        self.refuse_outside(&pair)?;
+        // only a gradient that could not be described is asked whether it is sparse
+        if pair.is_err() && shard.is_none() && self.takes_rows(look, &param, &grad)? {
+            grad = self.grad.bind(py).clone();
+            pair = describe_pair(look.torch, &param, &grad, true);
+            self.refuse_outside(&pair)?;
+        }
+        let mut pair = self.accepted(look, pair)?;
+        self.whole = Whole::of(look.rule, &pair.0, &pair.1)?;
+
+        let names = look.rule.states_of(pair.0.shape.sizes.len());
+        let mut source = self.plain_entry(py)?;
+        if are_absent(look, names, source.as_ref(), keys)? {
+            self.first = true;
+            if !look.make_states {
+                return self.route_before_its_states(look, &pair.0, &pair.1);
+            }
+            source = Some(self.make_states(look, shard.is_some(), source.as_ref())?);
+            // Python code has run: what was described may have changed
+            let again = describe_pair(look.torch, &param, &grad, self.rows.is_some());
+            pair = again.map_err(|refused: Refused| refused.reason())?;
+        }
+        self.still_whole(look, &pair)?;
+
+        self.unsure = true; // if one of the next is torch's, a state does not fit
+        let states = states_in(py, source.as_ref(), names, keys)?;
+        let plain = self.shards_of_states(look, shard.as_ref(), names, &states)?;
+        let described = self.describe_states(look, pair, names, &plain)?;
+        let (dtype, one_dtype) = self.settle_types(look, &described, names.len())?;
+        self.states = states.map(|state| state.map(Bound::unbind));
+        self.read_counters(py, look, source.as_ref(), keys)?;
+        self.unsure = false;
+        Ok(self.settle_unusual(look, dtype, one_dtype))
+    }
+
+    /// The objects with the memory of parameter and gradient.
+    fn pair<'py>(&self, py: Python<'py>) -> Going<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+        match [0, 1].map(|stream| self.tensor(stream).map(|tensor| tensor.bind(py).clone())) {
+            [Some(param), Some(grad)] => Ok((param, grad)),
+            _ => Err("it has no tensors".into()),
+        }
+    }
+
+    /// Takes the rows of the gradient, if the rule takes some and the gradient is sparse: `self.grad` then holds their
+    /// values.
+    fn takes_rows<'py>(
+        &mut self,
+        look: &Look<'_, 'py>,
+        param: &Bound<'py, PyAny>,
+        grad: &Bound<'py, PyAny>,
+    ) -> Going<bool> {
+        if look.rule.gradients() == Gradients::Dense || !matches!(look.torch.raw(grad), Err(Unfit::NoMemory)) {
+            return Ok(false);
+        }
+        let (values, rows) = take_rows(param, grad, look)?;
+        (self.grad, self.rows) = (values.unbind(), Some(Box::new(rows)));
+        Ok(true)
+    }
+
+    /// Ends it if parameter or gradient are no longer what they were before their states were made.
+    fn still_whole(&self, look: &Look<'_, '_>, (param, grad): &Pair<'_>) -> Going<()> {
+        if Whole::of(look.rule, param, grad).as_ref() != Ok(&self.whole) {
+            return Err("the parameter or its gradient changed while its states were made".into());
+        }
+        Ok(())
+    }
+}

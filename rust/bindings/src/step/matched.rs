@@ -1,0 +1,78 @@
+//! The states of a parameter: found in its entry, or made.
+
+use oxistep_kernels::MAX_STATES;
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+
+use crate::fault;
+use crate::memory::python::has_plain_keys;
+use crate::optimizer::group::Keys;
+use crate::step::item::Item;
+use crate::step::look::{Going, Look};
+
+/// Whether there are no states yet: torch asks whether the entry is empty; SGD, which keeps no step, whether there is a
+/// buffer.
+pub(super) fn are_absent(
+    look: &Look<'_, '_>,
+    names: &[&'static str],
+    entry: Option<&Bound<'_, PyDict>>,
+    keys: &mut Keys,
+) -> PyResult<bool> {
+    Ok(match (names.first(), look.rule.scalars().is_empty()) {
+        (None, _) => false,
+        (Some(name), true) => match entry {
+            Some(entry) => entry.get_item(keys.get(entry.py(), name))?.is_none_or(|value| value.is_none()),
+            None => true,
+        },
+        (Some(_), false) => entry.is_none_or(|entry| entry.is_empty()),
+    })
+}
+
+/// The states that stand under their names in `source`.
+pub(super) fn states_in<'py>(
+    py: Python<'py>,
+    source: Option<&Bound<'py, PyDict>>,
+    names: &[&'static str],
+    keys: &mut Keys,
+) -> Going<[Option<Bound<'py, PyAny>>; MAX_STATES]> {
+    let mut states: [Option<Bound<'_, PyAny>>; MAX_STATES] = Default::default();
+    for (state, name) in states.iter_mut().zip(names) {
+        let value = source.map(|source| source.get_item(keys.get(py, name))).transpose()?.flatten();
+        *state = Some(value.ok_or_else(|| format!("its state lacks {name:?}"))?);
+    }
+    Ok(states)
+}
+
+impl Item {
+    /// Its entry in `optimizer.state`, of which looking up runs no Python code.
+    pub(super) fn plain_entry<'py>(&self, py: Python<'py>) -> Going<Option<Bound<'py, PyDict>>> {
+        let entry = self.entry.as_ref().map(|entry| entry.bind(py).clone());
+        if entry.as_ref().is_some_and(|entry| !has_plain_keys(entry)) {
+            return Err("its state has keys that are no strings, and comparing with them may run code".into());
+        }
+        Ok(entry)
+    }
+
+    /// Makes the states, and does not store them. Runs Python code.
+    pub(super) fn make_states<'py>(
+        &mut self,
+        look: &Look<'_, 'py>,
+        is_dtensor: bool,
+        entry: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let py = look.optimizer.py();
+        fault::point("make states")?;
+        let of_item = (look.optimizer, &self.param, &self.grad, look.values);
+        let make = if is_dtensor { pyo3::intern!(py, "make_shards") } else { pyo3::intern!(py, "make_state") };
+        let made = look.definition.call_method1(make, of_item)?;
+        let made = made.cast_into::<PyDict>().map_err(|_| PyTypeError::new_err("make_state must return a dict"))?;
+        self.fresh = Some(made.clone().unbind());
+        if let Some(entry) = entry.filter(|entry| !entry.is_empty()) {
+            let mut names = made.keys().iter().collect::<Vec<_>>();
+            names.retain(|name| entry.contains(name).unwrap_or(false));
+            self.nothing_under = Some(PyList::new(py, names)?.unbind());
+        }
+        Ok(made)
+    }
+}

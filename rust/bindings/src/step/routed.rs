@@ -1,0 +1,88 @@
+//! Who updates a parameter, as far as its types and numbers tell.
+
+use oxistep_kernels::STREAMS;
+
+use crate::memory::dtype::DType;
+use crate::memory::stream::{Described, layout};
+use crate::step::item::{Item, Route};
+use crate::step::look::{Going, Look};
+use crate::whole::adafactor::Whole;
+
+const NO_KERNEL: &str = "no kernel for this combination of dtypes";
+
+const NOT_ALL_COMPLEX: &str = "parameter, gradient and states are not all complex";
+
+const SINGLE_LR: &str = "lr is a float32 tensor: torch computes constants of a float64 step in float32";
+
+const UNUSUAL: &str = "a hyperparameter or counter is outside its usual range, torch decides what that means";
+
+/// The combinations of parameter, gradient and state types that kernels serve.
+#[inline]
+pub(super) fn served(param: DType, grad: DType, state: Option<DType>) -> bool {
+    let half = |dtype| matches!(dtype, DType::F16 | DType::Bf16);
+    let grad_fits = grad == param || (param == DType::F32 && half(grad));
+    let state_fits = state.is_none_or(|state| state == param || (half(param) && state == DType::F32));
+    grad_fits && state_fits
+}
+
+impl Item {
+    /// The route of a parameter whose states are yet to be made, of which nothing is to be written: they overlap
+    /// nothing, and their dtype will be the parameter's.
+    pub(super) fn route_before_its_states(
+        &mut self,
+        look: &Look<'_, '_>,
+        param: &Described<'_>,
+        grad: &Described<'_>,
+    ) -> Going<Route> {
+        let (param, grad) = (param.memory, grad.memory);
+        if look.single_lr && param.dtype == DType::F64 {
+            return Err(SINGLE_LR.into());
+        }
+        if param.complex != grad.complex {
+            return Err(NOT_ALL_COMPLEX.into());
+        }
+        (self.memory[0], self.memory[1]) = (Some(param), Some(grad));
+        if !served(param.dtype, grad.dtype, Some(param.dtype)) {
+            return Err(NO_KERNEL.into());
+        }
+        Ok(self.settle_unusual(look, param.dtype, grad.dtype == param.dtype))
+    }
+
+    /// Notes where everything lies, if kernels serve these types. `described` has parameter, gradient, and as many
+    /// states as that. Returns the parameter's dtype, and whether it is that of all.
+    pub(super) fn settle_types(
+        &mut self,
+        look: &Look<'_, '_>,
+        described: &[Option<Described<'_>>; STREAMS],
+        states: usize,
+    ) -> Going<(DType, bool)> {
+        let dtype = |k: usize| described[k].map(|d| d.memory.dtype);
+        let complex = |k: usize| described[k].map(|d| d.memory.complex);
+        let (Some(param), Some(grad)) = (dtype(0), dtype(1)) else { return Err(NO_KERNEL.into()) };
+        if look.single_lr && param == DType::F64 {
+            self.unsure = false;
+            return Err(SINGLE_LR.into());
+        }
+        if (1..2 + states).any(|k| complex(k) != complex(0)) {
+            return Err(NOT_ALL_COMPLEX.into());
+        }
+        if (2..2 + states).any(|k| dtype(k) != dtype(2)) || !served(param, grad, dtype(2)) {
+            return Err(NO_KERNEL.into());
+        }
+        self.layout = if self.rows.is_some() || self.whole != Whole::No {
+            None
+        } else {
+            layout(&described[..2 + states]).map(Box::new)
+        };
+        for (memory, described) in self.memory.iter_mut().zip(described) {
+            *memory = described.map(|d| d.memory);
+        }
+        Ok((param, (1..2 + states).all(|k| dtype(k) == dtype(0))))
+    }
+
+    /// Native, if torch could not possibly refuse the numbers of this step; else torch's, where it takes these dtypes.
+    pub(super) fn settle_unusual(&mut self, look: &Look<'_, '_>, dtype: DType, one_dtype: bool) -> Route {
+        self.unusual = !look.rule.is_usual(&self.scalar_values, dtype.largest_usual());
+        if self.unusual && one_dtype { Route::Torch(UNUSUAL.into()) } else { Route::Native }
+    }
+}

@@ -1,0 +1,73 @@
+//! DTensors among parameter, gradient and states: their local shards.
+
+use oxistep_kernels::{Gradients, MAX_STATES};
+use pyo3::prelude::*;
+
+use crate::memory::torch::describe::Torch;
+use crate::memory::torch::dtensors::Shard;
+use crate::step::item::Item;
+use crate::step::look::{Going, Look};
+use crate::whole::adafactor;
+
+const WHOLE_RULE: &str = "the parameter is a DTensor, and the rule looks at more than single elements";
+
+impl Item {
+    /// Notes the local shards of parameter and gradient, if the parameter is a DTensor, and returns its own.
+    pub(super) fn shards_of_pair<'py>(&mut self, py: Python<'py>, look: &Look<'_, 'py>) -> Going<Option<Shard<'py>>> {
+        let param = self.param.bind(py);
+        if look.torch.is_plain(param) {
+            return Ok(None);
+        }
+        let dtensors = &look.torch.dtensors;
+        let Some(shard) = dtensors.shard(param) else { return Ok(None) };
+        if look.rule.gradients() == Gradients::Sparse || adafactor::is_whole(look.rule) {
+            return Err(WHOLE_RULE.into());
+        }
+        let grad = dtensors.shard(self.grad.bind(py));
+        if let Some(reason) = dtensors.differs("the gradient", &shard, grad.as_ref())? {
+            return Err(reason.into());
+        }
+        let locals = [Some(&shard), grad.as_ref(), None, None, None];
+        self.shards = Some(Box::new(locals.map(|shard| shard.map(Shard::hold))));
+        Ok(Some(shard))
+    }
+
+    /// The states, or their local shards, which are noted, if the parameter is a DTensor.
+    pub(super) fn shards_of_states<'py>(
+        &mut self,
+        look: &Look<'_, 'py>,
+        shard: Option<&Shard<'py>>,
+        names: &[&str],
+        states: &[Option<Bound<'py, PyAny>>; MAX_STATES],
+    ) -> Going<[Option<Bound<'py, PyAny>>; MAX_STATES]> {
+        let mut plain = states.clone();
+        let (Some(shard), Some(shards)) = (shard, &mut self.shards) else { return Ok(plain) };
+        for (k, name) in names.iter().enumerate() {
+            let Some(object) = &states[k] else { continue };
+            let state = look.torch.dtensors.shard(object);
+            let differs = look.torch.dtensors.differs(&format!("its state {name:?}"), shard, state.as_ref())?;
+            if let Some(reason) = differs {
+                self.unsure = false; // torch moves what is placed otherwise
+                return Err(reason.into());
+            }
+            shards[2 + k] = state.as_ref().map(Shard::hold);
+            plain[k] = state.map(|state| state.local);
+        }
+        Ok(plain)
+    }
+
+    /// Whether the shards are still those of their DTensors.
+    pub(super) fn has_its_shards(&self, py: Python<'_>, torch: &Torch) -> bool {
+        let Some(shards) = &self.shards else { return true };
+        let objects = [Some(&self.param), Some(&self.grad)].into_iter().chain(self.states.iter().map(Option::as_ref));
+        objects.zip(shards.iter()).all(|(object, shard)| match (object, shard) {
+            (Some(object), Some(held)) => torch.dtensors.shard(object.bind(py)).is_some_and(|shard| held.is(&shard)),
+            _ => true,
+        })
+    }
+
+    /// The specifications of gradient and states, if they are DTensors.
+    pub(crate) fn specs(&self) -> impl Iterator<Item = &Py<PyAny>> {
+        self.shards.iter().flat_map(|shards| shards.iter().skip(1).flatten()).map(|held| &held.spec)
+    }
+}
