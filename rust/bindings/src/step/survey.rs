@@ -1,5 +1,6 @@
 //! Looking up and checking all parameters of a step, and again after Python code has run. Nothing is written.
 
+use oxistep_kernels::AnyRule;
 use pyo3::exceptions::{PyKeyError, PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -7,7 +8,7 @@ use pyo3::types::{PyDict, PyList};
 use crate::fault;
 use crate::memory::nearby::ITEMS_AHEAD;
 use crate::memory::python::has_plain_keys;
-use crate::memory::torch::describe::warns_of_missing_grad;
+use crate::memory::torch::describe::{Torch, warns_of_missing_grad};
 use crate::memory::torch::modules::modules;
 use crate::memory::unfit::Reason;
 use crate::optimizer::group::{FLAGS, Group, asks_for_foreach, read_rule};
@@ -16,6 +17,18 @@ use crate::step::look::Look;
 use crate::step::plan::Plan;
 use crate::step::versions::Versions;
 use crate::whole::adafactor;
+
+/// What the parameters of a group have in common.
+struct OfGroup<'a, 'py> {
+    optimizer: &'a Bound<'py, PyAny>,
+    values: &'a Bound<'py, PyDict>,
+    index: usize,
+    /// As it was read: not settled by what the first parameter is.
+    rule: Result<(AnyRule, f64), Reason>,
+    single_lr: bool,
+    foreach: bool,
+    make_states: bool,
+}
 
 impl Plan {
     /// Finds out, for every parameter with a gradient, who updates it and where everything lies. Writes nothing.
@@ -37,80 +50,106 @@ impl Plan {
         for (g, values) in groups.try_iter()?.enumerate() {
             let values =
                 values?.cast_into::<PyDict>().map_err(|_| PyTypeError::new_err("a param group must be a dict"))?;
-            self.foreign |= !has_plain_keys(&values);
-            let params = values.get_item(pyo3::intern!(py, "params"))?;
-            let params = params.ok_or_else(|| PyKeyError::new_err("params"))?;
-            self.foreign |= !params.is_instance_of::<PyList>();
-            // torch iterates over whatever stands there
-            let params = params
-                .cast_into::<PyList>()
-                .or_else(|other| PyList::new(py, other.into_inner().try_iter()?.collect::<PyResult<Vec<_>>>()?))?;
-            let mut group = Group::of(&values, &mut self.keys);
-            let rule = read_rule(&mut group, self.kind)?;
-            let single_lr = group.single_lr;
-            let foreach = asks_for_foreach(group.find("foreach")?.as_ref());
-            self.foreign |= group.foreign;
-            if let Ok(rule) = &rule {
-                self.rules.push(*rule);
-            }
-            fault::point("group")?;
-            for (i, param) in params.iter().enumerate() {
-                fault::point("parameter")?;
-                let mut spec = None;
-                if !torch.is_plain(&param) {
-                    self.foreign = true;
-                    if let Some(shard) = torch.dtensors.shard(&param) {
-                        spec = Some(self.specs.len() as u32);
-                        self.specs.push(shard.spec.unbind());
-                    }
-                }
-                let grad = param.getattr(pyo3::intern!(py, "grad"))?;
-                if grad.is_none() {
-                    self.foreign |= warns_of_missing_grad(&param)?;
-                    if !make_states {
-                        skipped.push((g as u32, i as u32));
-                    }
-                    continue;
-                }
-                if let Some(nearby) = self.nearby.get(self.items.len() + ITEMS_AHEAD) {
-                    nearby.prefetch();
-                }
-                if let (Ok(_), Some((rule, _))) = (&rule, self.rules.last_mut()) {
-                    adafactor::settle(rule, &param)?;
-                }
-                let found = rule.as_ref().map_err(Reason::clone);
-                let found = found.and_then(|(rule, _)| Ok((rule, self.state_map.entry(py, &param)?)));
-                self.items.push(Item::new((g, i), self.rules.len().saturating_sub(1), param, grad));
-                self.places.push(self.state_map.last_place());
-                let Some(item) = self.items.last_mut() else { continue };
-                (item.foreach, item.spec) = (foreach, spec);
-                item.route = match found {
-                    Err(reason) => {
-                        // a flag that torch has a path for is no cause for doubt
-                        item.unsure = !FLAGS.iter().any(|(_, flag)| reason == *flag);
-                        Route::Torch(reason)
-                    }
-                    Ok((rule, entry)) => {
-                        item.entry = entry;
-                        let measuring = self.measuring;
-                        let definition = self.definition.bind(py);
-                        let look = Look {
-                            torch,
-                            rule,
-                            definition,
-                            optimizer,
-                            values: &values,
-                            make_states,
-                            single_lr,
-                            measuring,
-                        };
-                        item.look_up(py, &look, &mut self.keys)?
-                    }
-                };
-            }
+            self.survey_group(torch, optimizer, (g, &values), make_states, &mut skipped)?;
         }
         self.settle_overlaps(py, torch);
         Ok(skipped)
+    }
+
+    /// As [`Plan::survey`], for one group.
+    fn survey_group<'py>(
+        &mut self,
+        torch: &Torch,
+        optimizer: &Bound<'py, PyAny>,
+        (g, values): (usize, &Bound<'py, PyDict>),
+        make_states: bool,
+        skipped: &mut Vec<(u32, u32)>,
+    ) -> PyResult<()> {
+        let py = optimizer.py();
+        self.foreign |= !has_plain_keys(values);
+        let params = values.get_item(pyo3::intern!(py, "params"))?;
+        let params = params.ok_or_else(|| PyKeyError::new_err("params"))?;
+        self.foreign |= !params.is_instance_of::<PyList>();
+        // torch iterates over whatever stands there
+        let params = params
+            .cast_into::<PyList>()
+            .or_else(|other| PyList::new(py, other.into_inner().try_iter()?.collect::<PyResult<Vec<_>>>()?))?;
+        let mut group = Group::of(values, &mut self.keys);
+        let rule = read_rule(&mut group, self.kind)?;
+        let single_lr = group.single_lr;
+        let foreach = asks_for_foreach(group.find("foreach")?.as_ref());
+        self.foreign |= group.foreign;
+        if let Ok(rule) = &rule {
+            self.rules.push(*rule);
+        }
+        fault::point("group")?;
+        let of_group = OfGroup { optimizer, values, index: g, rule, single_lr, foreach, make_states };
+        for (i, param) in params.iter().enumerate() {
+            if !self.survey_param(torch, &of_group, i, param)? && !make_states {
+                skipped.push((g as u32, i as u32));
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Plan::survey`], for one parameter. Returns whether it has a gradient.
+    fn survey_param<'py>(
+        &mut self,
+        torch: &Torch,
+        of_group: &OfGroup<'_, 'py>,
+        i: usize,
+        param: Bound<'py, PyAny>,
+    ) -> PyResult<bool> {
+        let py = param.py();
+        fault::point("parameter")?;
+        let mut spec = None;
+        if !torch.is_plain(&param) {
+            self.foreign = true;
+            if let Some(shard) = torch.dtensors.shard(&param) {
+                spec = Some(self.specs.len() as u32);
+                self.specs.push(shard.spec.unbind());
+            }
+        }
+        let grad = param.getattr(pyo3::intern!(py, "grad"))?;
+        if grad.is_none() {
+            self.foreign |= warns_of_missing_grad(&param)?;
+            return Ok(false);
+        }
+        if let Some(nearby) = self.nearby.get(self.items.len() + ITEMS_AHEAD) {
+            nearby.prefetch();
+        }
+        if let (Ok(_), Some((rule, _))) = (&of_group.rule, self.rules.last_mut()) {
+            adafactor::settle(rule, &param)?;
+        }
+        let found = of_group.rule.as_ref().map_err(Reason::clone);
+        let found = found.and_then(|(rule, _)| Ok((rule, self.state_map.entry(py, &param)?)));
+        let mut item = Item::new((of_group.index, i), self.rules.len().saturating_sub(1), param, grad);
+        self.places.push(self.state_map.last_place());
+        (item.foreach, item.spec) = (of_group.foreach, spec);
+        self.items.push(item);
+        let Some(item) = self.items.last_mut() else { return Ok(true) };
+        item.route = match found {
+            Err(reason) => {
+                // a flag that torch has a path for is no cause for doubt
+                item.unsure = !FLAGS.iter().any(|(_, flag)| reason == *flag);
+                Route::Torch(reason)
+            }
+            Ok((rule, entry)) => {
+                item.entry = entry;
+                let look = Look {
+                    torch,
+                    rule,
+                    definition: self.definition.bind(py),
+                    optimizer: of_group.optimizer,
+                    values: of_group.values,
+                    make_states: of_group.make_states,
+                    single_lr: of_group.single_lr,
+                    measuring: self.measuring,
+                };
+                item.look_up(py, &look, &mut self.keys)?
+            }
+        };
+        Ok(true)
     }
 
     /// Has torch take the step on copies of three elements wherever it might refuse the numbers of a step, so that it
