@@ -12,7 +12,6 @@
 //!   caches) and `pool.rs` (handing the items of a slice to several threads).
 
 pub mod arithmetic;
-pub mod change;
 mod chunks;
 mod conversions;
 pub mod driver;
@@ -25,19 +24,19 @@ pub mod formats;
 mod lanes;
 mod layout;
 pub mod muon;
-pub mod norm;
 pub mod overlap;
+mod passes;
 pub mod pool;
 pub mod probe;
 pub mod rule;
 pub mod rules;
 pub mod simd;
-pub mod statistics;
 mod sync;
 pub mod vector;
 
 pub use driver::{SparseRows, Step, Tensors};
 pub use formats::{Slice, SliceMut, bf16, f16};
 pub use layout::{Layout, STREAMS};
+pub use passes::{change, norm, statistics};
 pub use rule::{Gradients, Hyperparameters, MAX_SCALARS, MAX_STATES, Precision, Rule, Scalars};
 pub use rules::{AnyRule, Constants, Kind};

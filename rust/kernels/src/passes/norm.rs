@@ -9,12 +9,12 @@
 //! - the largest absolute value is found among the bits: a NaN has larger ones than infinity, hence it wins, as in
 //!   torch.
 
-use crate::chunks::{CHUNK, PLACES_AHEAD, SERIAL, recycled};
+use super::reading::{Part, Reading};
 use crate::formats::{Element, Slice, bf16, f16};
 use crate::lanes::{LANES, pairwise, sweep};
 use crate::layout::Layout;
-use crate::pool::{Panic, Pool, Serial, for_each};
-use crate::simd::{Level, Simd, Vectorized, prefetch_address};
+use crate::pool::{Panic, Pool};
+use crate::simd::{Level, Simd, Vectorized};
 
 /// Elements gathered from a strided tensor at a time; a multiple of the lanes.
 const TILE: usize = 256;
@@ -30,30 +30,16 @@ pub enum Order {
     Max,
 }
 
-/// A part of one tensor, and what came of it.
-#[derive(Debug)]
-struct Chunk<'a> {
-    elements: Slice<'a>,
-    /// Where the elements lie if not one after the other: the first stream of the layout.
-    layout: Option<&'a Layout>,
-    /// Elements, in walking order.
-    range: (usize, usize),
-    /// Where a chunk a few places on begins, to prefetch it: many small ones lie anywhere.
-    next: usize,
-    sum: f64,
-}
-
 /// A norm over many tensors: filled, computed once, and emptied for reuse without giving memory back.
 #[derive(Debug, Default)]
 pub struct Norm<'a> {
-    chunks: Vec<Chunk<'a>>,
-    elements: usize,
+    reading: Reading<'a, f64>,
 }
 
 impl<'a> Norm<'a> {
     /// How many elements there are.
     pub fn elements(&self) -> usize {
-        self.elements
+        self.reading.elements
     }
 
     /// Adds a tensor; with a layout, the elements that its first stream walks over.
@@ -61,20 +47,7 @@ impl<'a> Norm<'a> {
     /// # Panics
     /// If the slice is too short for the layout.
     pub fn push(&mut self, elements: Slice<'a>, layout: Option<&'a Layout>) {
-        if let Some(layout) = layout {
-            assert!(layout.extent(0).is_some_and(|extent| extent <= elements.len()), "slice too short for its layout");
-        }
-        let len = layout.map_or(elements.len(), Layout::len);
-        self.elements += len;
-        let mut first = 0;
-        while first < len {
-            let end = if len - first > CHUNK + CHUNK / 2 { first + CHUNK } else { len };
-            if let Some(before) = self.chunks.len().checked_sub(PLACES_AHEAD) {
-                self.chunks[before].next = elements.address();
-            }
-            self.chunks.push(Chunk { elements, layout, range: (first, end), next: elements.address(), sum: 0.0 });
-            first = end;
-        }
+        self.reading.push(elements, layout);
     }
 
     /// The norm; NaN if there is one among the elements, else infinite if one is.
@@ -82,14 +55,8 @@ impl<'a> Norm<'a> {
     /// # Errors
     /// The payload of a panic in a kernel, which would be a defect of this crate.
     pub fn compute(&mut self, order: Order, pool: &dyn Pool, level: Level) -> Result<f64, Panic> {
-        let pool = if self.elements < SERIAL { &Serial } else { pool };
-        // a fixed share per chunk stands for what it costs to take one up
-        let cost = |chunk: &Chunk<'_>| chunk.range.1 - chunk.range.0 + 64;
-        for_each(pool, &mut self.chunks, cost, |_, chunk| {
-            prefetch_address(chunk.next);
-            chunk.sum = chunk.run(order, level);
-        })?;
-        let sums = self.chunks.iter().map(|chunk| chunk.sum);
+        self.reading.run(pool, |part| found_in(part, order, level))?;
+        let sums = self.reading.parts.iter().map(|part| part.found);
         Ok(match order {
             Order::One => exact_sum(sums),
             Order::Two => exact_sum(sums).sqrt(),
@@ -99,44 +66,30 @@ impl<'a> Norm<'a> {
 
     /// Empties it, keeping its memory for tensors of any lifetime.
     pub fn recycle<'b>(self) -> Norm<'b> {
-        Norm { chunks: recycled(self.chunks), elements: 0 }
+        Norm { reading: self.reading.recycle() }
     }
 }
 
-impl Chunk<'_> {
-    fn run(&self, order: Order, level: Level) -> f64 {
-        macro_rules! each {
-            ($($Variant:ident),*) => {
-                match self.elements { $(Slice::$Variant(x) => self.sum_of(x, order, level),)* }
-            };
-        }
-        each!(F64, F32, F16, Bf16)
-    }
-
-    fn sum_of<E: Absolute>(&self, x: &[E], order: Order, level: Level) -> f64 {
-        let (first, end) = self.range;
-        let mut sums = [0.0; LANES];
-        let mut most = [E::Bits::default(); LANES];
-        let mut add = |x: &[E]| match order {
-            Order::One => level.run(Sum::<E, false>(x, &mut sums)),
-            Order::Two => level.run(Sum::<E, true>(x, &mut sums)),
-            Order::Max => level.run(Most(x, &mut most)),
+fn found_in(part: &Part<'_, f64>, order: Order, level: Level) -> f64 {
+    macro_rules! each {
+        ($($Variant:ident),*) => {
+            match part.elements { $(Slice::$Variant(x) => sum_of(part, x, order, level),)* }
         };
-        match self.layout {
-            None => add(&x[first..end]),
-            Some(layout) => {
-                let mut tile = [E::default(); TILE];
-                for start in (first..end).step_by(TILE) {
-                    let n = TILE.min(end - start);
-                    layout.walk(0, start, n, |i, at| tile[i] = x[at]);
-                    add(&tile[..n]);
-                }
-            }
-        }
-        match order {
-            Order::Max => E::from_bits(most.into_iter().max().unwrap_or_default()),
-            _ => pairwise(sums),
-        }
+    }
+    each!(F64, F32, F16, Bf16)
+}
+
+fn sum_of<E: Absolute>(part: &Part<'_, f64>, x: &[E], order: Order, level: Level) -> f64 {
+    let mut sums = [0.0; LANES];
+    let mut most = [E::Bits::default(); LANES];
+    part.each::<E, TILE>(x, |x| match order {
+        Order::One => level.run(Sum::<E, false>(x, &mut sums)),
+        Order::Two => level.run(Sum::<E, true>(x, &mut sums)),
+        Order::Max => level.run(Most(x, &mut most)),
+    });
+    match order {
+        Order::Max => E::from_bits(most.into_iter().max().unwrap_or_default()),
+        _ => pairwise(sums),
     }
 }
 

@@ -14,12 +14,12 @@
 //! depends on their sizes alone, element i of a tile is always added to lane i mod 64, and the lanes are added
 //! pairwise.
 
-use crate::chunks::{CHUNK, PLACES_AHEAD, SERIAL, recycled};
+use super::reading::{Part, Reading};
 use crate::formats::{Element, Slice, bf16, f16};
 use crate::lanes::{AHEAD, LANES, pairwise};
 use crate::layout::Layout;
-use crate::pool::{Panic, Pool, Serial, for_each};
-use crate::simd::{Level, Simd, Vectorized, prefetch, prefetch_address};
+use crate::pool::{Panic, Pool};
+use crate::simd::{Level, Simd, Vectorized, prefetch};
 
 /// Elements of a tile; a multiple of the lanes.
 const TILE: usize = 2048;
@@ -95,32 +95,18 @@ impl Summary {
     }
 }
 
-/// A part of one tensor, and what came of it.
-#[derive(Debug)]
-struct Chunk<'a> {
-    elements: Slice<'a>,
-    /// Where the elements lie if not one after the other: the first stream of the layout.
-    layout: Option<&'a Layout>,
-    /// Elements, in walking order.
-    range: (usize, usize),
-    /// Where a chunk a few places on begins, to prefetch it: many small ones lie anywhere.
-    next: usize,
-    summary: Summary,
-}
-
 /// Statistics of many tensors: filled, computed once, read, and emptied for reuse without giving memory back.
 #[derive(Debug, Default)]
 pub struct Statistics<'a> {
-    chunks: Vec<Chunk<'a>>,
-    /// For each tensor, one past its last chunk.
+    reading: Reading<'a, Summary>,
+    /// For each tensor, one past its last part.
     ends: Vec<usize>,
-    elements: usize,
 }
 
 impl<'a> Statistics<'a> {
     /// How many elements there are.
     pub fn elements(&self) -> usize {
-        self.elements
+        self.reading.elements
     }
 
     /// Adds a tensor; with a layout, the elements that its first stream walks over.
@@ -128,22 +114,8 @@ impl<'a> Statistics<'a> {
     /// # Panics
     /// If the slice is too short for the layout.
     pub fn push(&mut self, elements: Slice<'a>, layout: Option<&'a Layout>) {
-        if let Some(layout) = layout {
-            assert!(layout.extent(0).is_some_and(|extent| extent <= elements.len()), "slice too short for its layout");
-        }
-        let len = layout.map_or(elements.len(), Layout::len);
-        self.elements += len;
-        let mut first = 0;
-        while first < len {
-            let end = if len - first > CHUNK + CHUNK / 2 { first + CHUNK } else { len };
-            if let Some(before) = self.chunks.len().checked_sub(PLACES_AHEAD) {
-                self.chunks[before].next = elements.address();
-            }
-            let (next, summary) = (elements.address(), Summary::default());
-            self.chunks.push(Chunk { elements, layout, range: (first, end), next, summary });
-            first = end;
-        }
-        self.ends.push(self.chunks.len());
+        self.reading.push(elements, layout);
+        self.ends.push(self.reading.parts.len());
     }
 
     /// Looks at all tensors.
@@ -151,20 +123,14 @@ impl<'a> Statistics<'a> {
     /// # Errors
     /// The payload of a panic in a kernel, which would be a defect of this crate.
     pub fn compute(&mut self, pool: &dyn Pool, level: Level) -> Result<(), Panic> {
-        let pool = if self.elements < SERIAL { &Serial } else { pool };
-        // a fixed share per chunk stands for what it costs to take one up
-        let cost = |chunk: &Chunk<'_>| chunk.range.1 - chunk.range.0 + 64;
-        for_each(pool, &mut self.chunks, cost, |_, chunk| {
-            prefetch_address(chunk.next);
-            chunk.summary = chunk.run(level);
-        })
+        self.reading.run(pool, |part| found_in(part, level))
     }
 
     /// The summaries, tensor by tensor, once they are computed.
     pub fn summaries(&self) -> impl Iterator<Item = Summary> {
         self.ends.iter().scan(0, |start, &end| {
             let mut all = Summary::default();
-            self.chunks[std::mem::replace(start, end)..end].iter().for_each(|chunk| all.merge(&chunk.summary));
+            self.reading.parts[std::mem::replace(start, end)..end].iter().for_each(|part| all.merge(&part.found));
             Some(all)
         })
     }
@@ -172,36 +138,23 @@ impl<'a> Statistics<'a> {
     /// Empties it, keeping its memory for tensors of any lifetime.
     pub fn recycle<'b>(mut self) -> Statistics<'b> {
         self.ends.clear();
-        Statistics { chunks: recycled(self.chunks), ends: self.ends, elements: 0 }
+        Statistics { reading: self.reading.recycle(), ends: self.ends }
     }
 }
 
-impl Chunk<'_> {
-    fn run(&self, level: Level) -> Summary {
-        macro_rules! each {
-            ($($Variant:ident),*) => {
-                match self.elements { $(Slice::$Variant(x) => self.summary_of(x, level),)* }
-            };
-        }
-        each!(F64, F32, F16, Bf16)
+fn found_in(part: &Part<'_, Summary>, level: Level) -> Summary {
+    macro_rules! each {
+        ($($Variant:ident),*) => {
+            match part.elements { $(Slice::$Variant(x) => summary_of(part, x, level),)* }
+        };
     }
+    each!(F64, F32, F16, Bf16)
+}
 
-    fn summary_of<E: Magnitude>(&self, x: &[E], level: Level) -> Summary {
-        let (first, end) = self.range;
-        let mut all = Summary::default();
-        match self.layout {
-            None => x[first..end].chunks(TILE).for_each(|tile| all.merge(&summary_of_tile(tile, level))),
-            Some(layout) => {
-                let mut tile = [E::default(); TILE];
-                for start in (first..end).step_by(TILE) {
-                    let n = TILE.min(end - start);
-                    layout.walk(0, start, n, |i, at| tile[i] = x[at]);
-                    all.merge(&summary_of_tile(&tile[..n], level));
-                }
-            }
-        }
-        all
-    }
+fn summary_of<E: Magnitude>(part: &Part<'_, Summary>, x: &[E], level: Level) -> Summary {
+    let mut all = Summary::default();
+    part.each::<E, TILE>(x, |x| x.chunks(TILE).for_each(|tile| all.merge(&summary_of_tile(tile, level))));
+    all
 }
 
 fn summary_of_tile<E: Magnitude>(x: &[E], level: Level) -> Summary {
