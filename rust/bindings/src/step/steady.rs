@@ -21,7 +21,7 @@ use pyo3::types::{PyDict, PyList};
 use crate::fault;
 use crate::memory::dtype::DType;
 use crate::memory::nearby::ITEMS_AHEAD;
-use crate::memory::python::{CollectorRests, entry_at, has_plain_keys, values_under};
+use crate::memory::python::{Attribute, CollectorRests, entry_at, has_plain_keys, values_under};
 use crate::memory::stream::Described;
 use crate::memory::torch::describe::{Torch, warns_of_missing_grad};
 use crate::memory::torch::modules::modules;
@@ -114,57 +114,74 @@ impl Plan {
                 // SAFETY: the index is below the list's length. The item is borrowed from the list, which is not
                 // changed while it is used: no Python code runs.
                 let param = unsafe { Borrowed::from_ptr(py, ffi::PyList_GetItem(params.as_ptr(), i as isize)) };
-                let shard = if torch.is_plain(&param) {
-                    None
-                } else {
-                    let Some(local) = self.next_param_shard(torch, &param) else { return Ok(false) };
-                    Some(local)
-                };
-                fault::point("steady parameter")?;
-                let held;
-                let described = if shard.is_none() { torch.describe_grad(&param) } else { Err(()) };
-                let (grad, g) = match described {
-                    Ok(None) => continue,
-                    Ok(Some(described)) if !self.steady.holding => (None, described),
-                    Ok(Some(described)) => {
-                        held = grad.of(&param)?;
-                        (Some(&held), described)
-                    }
-                    Err(()) => {
-                        let param = param.to_owned(); // what a warning runs may take it out of the list
-                        let grad = grad.of(&param)?;
-                        if grad.is_none() {
-                            if warns_of_missing_grad(&param)? {
-                                return Ok(false);
-                            }
-                            continue;
-                        }
-                        held = if shard.is_none() {
-                            grad
-                        } else {
-                            let Some(local) = self.steady.next_shard(torch, &grad) else { return Ok(false) };
-                            local
-                        };
-                        let Some(described) = torch.describe_known(&held) else { return Ok(false) };
-                        (Some(&held), described)
-                    }
-                };
-                if let Some(nearby) = self.nearby.get(k + ITEMS_AHEAD) {
-                    nearby.prefetch();
-                }
-                let known = self.versions.as_mut().filter(|versions| versions.holds(k, &param));
-                let Some(versions) = known else { return Ok(false) };
-                versions.hold(k, &param)?;
-                if !self.gather_one(torch, &mut one, k, state, (&param, shard.as_ref()), (grad, g), step)? {
+                if !self.gather_param(torch, grad, &mut one, &mut k, (state, param), step)? {
                     return Ok(false);
                 }
-                k += 1;
             }
         }
         Ok(k == parameters
             && self.steady.met_shards == self.specs.len()
             && self.written.is_complete()
             && (self.steady.large || step.elements() < driver::SERIAL))
+    }
+
+    /// As [`Plan::gather`], for one parameter, which is the `k`-th with a gradient if it has one.
+    #[inline(always)]
+    fn gather_param(
+        &mut self,
+        torch: &Torch,
+        grad: &Attribute,
+        one: &mut One,
+        k: &mut usize,
+        (state, param): (&Bound<'_, PyDict>, Borrowed<'_, '_, PyAny>),
+        step: &mut Step<'static>,
+    ) -> PyResult<bool> {
+        let shard = if torch.is_plain(&param) {
+            None
+        } else {
+            let Some(local) = self.next_param_shard(torch, &param) else { return Ok(false) };
+            Some(local)
+        };
+        fault::point("steady parameter")?;
+        let held;
+        let described = if shard.is_none() { torch.describe_grad(&param) } else { Err(()) };
+        let (grad, g) = match described {
+            Ok(None) => return Ok(true),
+            Ok(Some(described)) if !self.steady.holding => (None, described),
+            Ok(Some(described)) => {
+                held = grad.of(&param)?;
+                (Some(&held), described)
+            }
+            Err(()) => {
+                let param = param.to_owned(); // what a warning runs may take it out of the list
+                let grad = grad.of(&param)?;
+                if grad.is_none() {
+                    if warns_of_missing_grad(&param)? {
+                        return Ok(false);
+                    }
+                    return Ok(true);
+                }
+                held = if shard.is_none() {
+                    grad
+                } else {
+                    let Some(local) = self.steady.next_shard(torch, &grad) else { return Ok(false) };
+                    local
+                };
+                let Some(described) = torch.describe_known(&held) else { return Ok(false) };
+                (Some(&held), described)
+            }
+        };
+        if let Some(nearby) = self.nearby.get(*k + ITEMS_AHEAD) {
+            nearby.prefetch();
+        }
+        let known = self.versions.as_mut().filter(|versions| versions.holds(*k, &param));
+        let Some(versions) = known else { return Ok(false) };
+        versions.hold(*k, &param)?;
+        if !self.gather_one(torch, one, *k, state, (&param, shard.as_ref()), (grad, g), step)? {
+            return Ok(false);
+        }
+        *k += 1;
+        Ok(true)
     }
 
     /// The local shard of a parameter that is a DTensor, placed as at the last step.
@@ -228,73 +245,19 @@ impl Plan {
                 objects = values_under(entry, names.all());
             }
         }
-        let mut states_dtype = None;
-        for (&object, slot) in objects[..names.states].iter().zip(&mut tensors.states) {
-            fault::point("steady state")?;
-            // SAFETY: null, or borrowed from the dict, as above.
-            let Some(object) = (unsafe { Borrowed::from_ptr_or_opt(py, object) }) else { return Ok(false) };
-            if !self.steady.is_next(&object) {
-                return Ok(false);
-            }
-            let local;
-            let object: &Bound<'_, PyAny> = match shard {
-                None => &object,
-                Some(_) => {
-                    let Some(shard) = self.steady.next_shard(torch, &object) else { return Ok(false) };
-                    local = shard;
-                    &local
-                }
-            };
-            let Some(state) = torch.describe_known(object) else { return Ok(false) };
-            let dtype = state.memory.dtype;
-            if !alike(&state)
-                || *states_dtype.get_or_insert(dtype) != dtype
-                || !self.written.add_known(k, state.memory.interval())
-            {
-                return Ok(false);
-            }
-            // SAFETY: as above.
-            *slot = unsafe { state.memory.slice_mut() };
-            self.steady.hold(object);
-        }
+        // SAFETY: borrowed from the dict, as above, or null.
+        let states =
+            unsafe { self.gather_states(torch, py, k, &objects[..names.states], shard.is_some(), alike, &mut tensors) };
+        let Some(states_dtype) = states? else { return Ok(false) };
         if !served(p.memory.dtype, g.memory.dtype, states_dtype) || (one.single_lr && p.memory.dtype == DType::F64) {
             return Ok(false);
         }
 
-        let mut values = [0.0; MAX_SCALARS];
-        let mut precisions = [Precision::F64; MAX_SCALARS];
-        let first_counter = self.steady.counters.len();
-        for (i, &object) in objects[names.states..names.count()].iter().enumerate() {
-            fault::point("steady counter")?;
-            // SAFETY: null, or borrowed from the dict, as above.
-            let Some(object) = (unsafe { Borrowed::from_ptr_or_opt(py, object) }) else { return Ok(false) };
-            if !self.steady.is_next(&object) {
-                return Ok(false);
-            }
-            let Ok(counter) = torch.describe_values(&object) else { return Ok(false) };
-            let Some(value) = counter.number() else { return Ok(false) };
-            if !self.written.add_known(k, counter.memory.interval()) {
-                return Ok(false);
-            }
-            (values[i], precisions[i]) = (value, counter.memory.dtype.precision());
-            self.steady.counters.push((counter.memory, 0.0));
-            self.steady.hold(&object);
-        }
-        let before = Scalars::new(values, precisions);
-        let after = match one.last {
-            Some((known, dtype, after)) if known == before && dtype == p.memory.dtype => after,
-            _ => {
-                if !one.rule.is_usual(&before, p.memory.dtype.largest_usual()) {
-                    return Ok(false);
-                }
-                let mut scalars = before;
-                step.constants(one.rule.constants(&mut scalars, false));
-                one.last = Some((before, p.memory.dtype, scalars));
-                scalars
-            }
-        };
-        for (i, counter) in self.steady.counters[first_counter..].iter_mut().enumerate() {
-            counter.1 = after.get(i);
+        // SAFETY: as above.
+        let before = unsafe { self.read_counters(torch, py, k, &objects[names.states..names.count()]) };
+        let Some((before, first_counter)) = before? else { return Ok(false) };
+        if !self.advance_counters(one, before, p.memory.dtype, first_counter, step) {
+            return Ok(false);
         }
         if self.measuring {
             self.gradients.push_dense(g.memory);
@@ -303,6 +266,117 @@ impl Plan {
             self.steady.hold(grad);
         }
         Ok(step.push(tensors, one.factor).is_ok())
+    }
+
+    /// Checks the states of parameter `k`, and puts them into `tensors`; `None` if one is not as it was, else their
+    /// dtype.
+    ///
+    /// # Safety
+    /// `objects` are the states, or null, and live. Their memory may be written as that of the parameter.
+    #[inline(always)]
+    unsafe fn gather_states(
+        &mut self,
+        torch: &Torch,
+        py: Python<'_>,
+        k: usize,
+        objects: &[*mut ffi::PyObject],
+        is_dtensor: bool,
+        alike: impl Fn(&Described<'_>) -> bool,
+        tensors: &mut Tensors<'static>,
+    ) -> PyResult<Option<Option<DType>>> {
+        let mut states_dtype = None;
+        for (&object, slot) in objects.iter().zip(&mut tensors.states) {
+            fault::point("steady state")?;
+            // SAFETY: the contract.
+            let Some(object) = (unsafe { Borrowed::from_ptr_or_opt(py, object) }) else { return Ok(None) };
+            if !self.steady.is_next(&object) {
+                return Ok(None);
+            }
+            let local;
+            let object: &Bound<'_, PyAny> = if is_dtensor {
+                let Some(shard) = self.steady.next_shard(torch, &object) else { return Ok(None) };
+                local = shard;
+                &local
+            } else {
+                &object
+            };
+            let Some(state) = torch.describe_known(object) else { return Ok(None) };
+            let dtype = state.memory.dtype;
+            if !alike(&state)
+                || *states_dtype.get_or_insert(dtype) != dtype
+                || !self.written.add_known(k, state.memory.interval())
+            {
+                return Ok(None);
+            }
+            // SAFETY: as for the parameter, in `gather_one`.
+            *slot = unsafe { state.memory.slice_mut() };
+            self.steady.hold(object);
+        }
+        Ok(Some(states_dtype))
+    }
+
+    /// Reads the counters of parameter `k`, notes them, and tells from which on they are its own; `None` if one is not
+    /// as it was.
+    ///
+    /// # Safety
+    /// `objects` are the counters, or null, and live.
+    #[inline(always)]
+    unsafe fn read_counters(
+        &mut self,
+        torch: &Torch,
+        py: Python<'_>,
+        k: usize,
+        objects: &[*mut ffi::PyObject],
+    ) -> PyResult<Option<(Scalars, usize)>> {
+        let mut values = [0.0; MAX_SCALARS];
+        let mut precisions = [Precision::F64; MAX_SCALARS];
+        let first_counter = self.steady.counters.len();
+        for (i, &object) in objects.iter().enumerate() {
+            fault::point("steady counter")?;
+            // SAFETY: the contract.
+            let Some(object) = (unsafe { Borrowed::from_ptr_or_opt(py, object) }) else { return Ok(None) };
+            if !self.steady.is_next(&object) {
+                return Ok(None);
+            }
+            let Ok(counter) = torch.describe_values(&object) else { return Ok(None) };
+            let Some(value) = counter.number() else { return Ok(None) };
+            if !self.written.add_known(k, counter.memory.interval()) {
+                return Ok(None);
+            }
+            (values[i], precisions[i]) = (value, counter.memory.dtype.precision());
+            self.steady.counters.push((counter.memory, 0.0));
+            self.steady.hold(&object);
+        }
+        Ok(Some((Scalars::new(values, precisions), first_counter)))
+    }
+
+    /// Computes the constants of a parameter with these counters, or finds them computed, and notes the counters after
+    /// the step; `false` if torch may refuse such numbers.
+    #[inline(always)]
+    fn advance_counters(
+        &mut self,
+        one: &mut One,
+        before: Scalars,
+        dtype: DType,
+        first_counter: usize,
+        step: &mut Step<'static>,
+    ) -> bool {
+        let after = match one.last {
+            Some((known, of, after)) if known == before && of == dtype => after,
+            _ => {
+                if !one.rule.is_usual(&before, dtype.largest_usual()) {
+                    return false;
+                }
+                let mut scalars = before;
+                step.constants(one.rule.constants(&mut scalars, false));
+                one.last = Some((before, dtype, scalars));
+                scalars
+            }
+        };
+        for (i, counter) in self.steady.counters[first_counter..].iter_mut().enumerate() {
+            counter.1 = after.get(i);
+        }
+        true
     }
 
     /// Measures the gradients, if that is asked for, and writes what was gathered. From the version counters on nothing
