@@ -50,7 +50,6 @@ impl<'py> Look<'_, 'py> {
     ) -> PyResult<Item<'py>> {
         let py = param.py();
         let name = self.name.as_str();
-        let (names, scalar_names) = (self.rule.states(), self.rule.scalars());
         let param_array = accept(param, name, true)?;
         let grad_name = format!("the gradient of {name}");
         if !has_plain_keys(&entry) {
@@ -59,104 +58,117 @@ impl<'py> Look<'_, 'py> {
         let grad = &gradient(grad)?;
         // the state is made before the gradient is borrowed, which may be what `new_state` looks at
         plain(grad, &grad_name)?;
-        let absent = match (names.first(), scalar_names.is_empty()) {
-            (None, _) => false,
-            (Some(buffer), true) => entry.get_item(buffer)?.is_none_or(|value| value.is_none()),
-            (Some(_), false) => entry.is_empty(),
-        };
-        let fresh = if absent {
-            fault::point("make arrays")?;
-            Some(self.new_state.call1((param, self.values))?.cast_into::<PyDict>()?)
-        } else {
-            None
-        };
+        let fresh = self.fresh_states(param, &entry)?;
         let source = fresh.as_ref().unwrap_or(&entry);
         if !has_plain_keys(source) {
             return Err(strange_keys(name));
         }
 
-        let dtype = |object: &Bound<'py, PyAny>| PyResult::Ok(object.cast::<PyUntypedArray>()?.dtype());
-        let same_dtype = |what: &str, object: &Bound<'py, PyAny>| {
-            let (got, expected) = (dtype(object)?, dtype(param)?);
-            if got.is_equiv_to(&expected) {
-                return Ok(());
-            }
-            Err(PyTypeError::new_err(format!(
-                "{what} has dtype {got}, expected {expected} like {name}: convert it with .astype({expected})"
-            )))
-        };
-        let same_shape = |what: &str, object: &Bound<'py, PyAny>| {
-            let (got, expected) = (object.cast::<PyUntypedArray>()?, param.cast::<PyUntypedArray>()?);
-            if got.shape() == expected.shape() {
-                return Ok(());
-            }
-            Err(PyValueError::new_err(format!(
-                "{what} has shape {}, expected {} like {name}",
-                tuple(got.shape()),
-                tuple(expected.shape())
-            )))
-        };
-
-        same_dtype(&grad_name, grad)?;
-        same_shape(&grad_name, grad)?;
+        refuse_unlike(&grad_name, grad, param, name)?;
         let mut arrays = vec![param_array, accept(grad, &grad_name, false)?];
         let mut given = vec![param.clone(), grad.clone()];
-        for state_name in names {
+        for state_name in self.rule.states() {
             let what = format!("state {state_name:?} of {name}");
             let state = source.get_item(self.keys.get(py, state_name))?.ok_or_else(|| {
                 PyValueError::new_err(format!("{what} is missing: load a state dict that has it, or start afresh"))
             })?;
             plain(&state, &what)?;
-            same_dtype(&what, &state)?;
-            same_shape(&what, &state)?;
+            refuse_unlike(&what, &state, param, name)?;
             arrays.push(accept(&state, &what, true)?);
             given.push(state);
         }
-
-        let mut watched = Vec::with_capacity(given.len() + scalar_names.len());
+        let mut watched = Vec::with_capacity(given.len() + self.rule.scalars().len());
         for (given, array) in given.into_iter().zip(&arrays) {
             watched.push((given.cast_into::<PyUntypedArray>()?, array.untyped().clone()));
         }
-        let (mut scalars, mut values) = (Vec::new(), [0.0; MAX_SCALARS]);
-        for (k, scalar_name) in scalar_names.iter().enumerate() {
-            let what = format!("state {scalar_name:?} of {name}");
-            let wrong =
-                || PyTypeError::new_err(format!("{what} must be a writeable, aligned array of one float32 or float64"));
-            let value = source.get_item(self.keys.get(py, scalar_name))?.ok_or_else(wrong)?;
-            // looked at before a reference to its element is made
-            let array = value.cast::<PyUntypedArray>().map_err(|_| wrong())?;
-            if array.len() != 1 || !array.is_aligned() {
-                return Err(wrong());
-            }
-            let view = private_view(array)?;
-            let scalar = if let Ok(array) = view.cast::<PyArrayDyn<f32>>() {
-                Scalar::Single(array.try_readwrite().map_err(|_| wrong())?)
-            } else {
-                let array = view.cast::<PyArrayDyn<f64>>().map_err(|_| wrong())?;
-                Scalar::Double(array.try_readwrite().map_err(|_| wrong())?)
-            };
-            watched.push((array.clone(), view.cast_into::<PyUntypedArray>()?));
-            values[k] = scalar.get().ok_or_else(wrong)?;
-            scalars.push(scalar);
-        }
-        let mut precisions = [Precision::F32; MAX_SCALARS];
-        for (precision, scalar) in precisions.iter_mut().zip(&scalars) {
-            *precision = if matches!(scalar, Scalar::Single(_)) { Precision::F32 } else { Precision::F64 };
-        }
+        let (scalars, scalar_values) = borrow_counters(name, self.rule.scalars(), source, self.keys, &mut watched)?;
         let (extents, layout) = place(&arrays);
-        let scalar_values = Scalars::new(values, precisions);
-        if let Some(counter) = scalar_names.first()
+        if let Some(counter) = self.rule.scalars().first()
             && !scalar_values.is_counted()
         {
             // no constructor checks it, but a state can be replaced, and the corrections would divide by zero
             return Err(PyValueError::new_err(format!(
                 "state {counter:?} of {name} must be a number of steps, got {}",
-                values[0]
+                scalar_values.get(0)
             )));
         }
-        let name = self.name;
-        Ok(Item { name, first: absent, arrays, extents, layout, scalars, scalar_values, entry, fresh, watched })
+        let (name, first) = (self.name, fresh.is_some());
+        Ok(Item { name, first, arrays, extents, layout, scalars, scalar_values, entry, fresh, watched })
     }
+
+    /// New states, if `entry` has none.
+    fn fresh_states(
+        &self,
+        param: &Bound<'py, PyAny>,
+        entry: &Bound<'py, PyDict>,
+    ) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let absent = match (self.rule.states().first(), self.rule.scalars().is_empty()) {
+            (None, _) => false,
+            (Some(buffer), true) => entry.get_item(buffer)?.is_none_or(|value| value.is_none()),
+            (Some(_), false) => entry.is_empty(),
+        };
+        if !absent {
+            return Ok(None);
+        }
+        fault::point("make arrays")?;
+        Ok(Some(self.new_state.call1((param, self.values))?.cast_into::<PyDict>()?))
+    }
+}
+
+/// Refuses an array of another dtype or shape than the parameter, which is called `name`.
+fn refuse_unlike(what: &str, array: &Bound<'_, PyAny>, param: &Bound<'_, PyAny>, name: &str) -> PyResult<()> {
+    let (array, param) = (array.cast::<PyUntypedArray>()?, param.cast::<PyUntypedArray>()?);
+    let (got, expected) = (array.dtype(), param.dtype());
+    if !got.is_equiv_to(&expected) {
+        return Err(PyTypeError::new_err(format!(
+            "{what} has dtype {got}, expected {expected} like {name}: convert it with .astype({expected})"
+        )));
+    }
+    if array.shape() != param.shape() {
+        return Err(PyValueError::new_err(format!(
+            "{what} has shape {}, expected {} like {name}",
+            tuple(array.shape()),
+            tuple(param.shape())
+        )));
+    }
+    Ok(())
+}
+
+/// The arrays of the parameter's counters, borrowed, and their values. Adds them to what is `watched`.
+fn borrow_counters<'py>(
+    name: &str,
+    counters: &[&'static str],
+    source: &Bound<'py, PyDict>,
+    keys: &mut Keys,
+    watched: &mut Vec<(Bound<'py, PyUntypedArray>, Bound<'py, PyUntypedArray>)>,
+) -> PyResult<(Vec<Scalar<'py>>, Scalars)> {
+    let (mut scalars, mut values) = (Vec::new(), [0.0; MAX_SCALARS]);
+    for (k, counter) in counters.iter().enumerate() {
+        let what = format!("state {counter:?} of {name}");
+        let wrong =
+            || PyTypeError::new_err(format!("{what} must be a writeable, aligned array of one float32 or float64"));
+        let value = source.get_item(keys.get(source.py(), counter))?.ok_or_else(wrong)?;
+        // looked at before a reference to its element is made
+        let array = value.cast::<PyUntypedArray>().map_err(|_| wrong())?;
+        if array.len() != 1 || !array.is_aligned() {
+            return Err(wrong());
+        }
+        let view = private_view(array)?;
+        let scalar = if let Ok(array) = view.cast::<PyArrayDyn<f32>>() {
+            Scalar::Single(array.try_readwrite().map_err(|_| wrong())?)
+        } else {
+            let array = view.cast::<PyArrayDyn<f64>>().map_err(|_| wrong())?;
+            Scalar::Double(array.try_readwrite().map_err(|_| wrong())?)
+        };
+        watched.push((array.clone(), view.cast_into::<PyUntypedArray>()?));
+        values[k] = scalar.get().ok_or_else(wrong)?;
+        scalars.push(scalar);
+    }
+    let mut precisions = [Precision::F32; MAX_SCALARS];
+    for (precision, scalar) in precisions.iter_mut().zip(&scalars) {
+        *precision = if matches!(scalar, Scalar::Single(_)) { Precision::F32 } else { Precision::F64 };
+    }
+    Ok((scalars, Scalars::new(values, precisions)))
 }
 
 /// A scalar state.

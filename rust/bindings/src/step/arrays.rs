@@ -4,7 +4,7 @@
 use numpy::{PyReadwriteArray2, PyUntypedArrayMethods};
 use oxistep_kernels::driver::{Measured, Moved};
 use oxistep_kernels::simd::Level;
-use oxistep_kernels::{Kind, Step, driver};
+use oxistep_kernels::{AnyRule, Kind, Scalars, Step, driver};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -45,37 +45,10 @@ pub(crate) fn step_arrays(
     let py = groups.py();
     let kind = kind(rule)?;
     let mut keys = Keys::default();
-    let mut items = Vec::new();
-    let mut rules = Vec::new();
-    let (mut rows, mut first_row) = (Vec::new(), 0);
-    same_length("lrs", lrs.len(), "param_groups", groups.len())?;
-    same_length("grads", grads.len(), "param_groups", groups.len())?;
-    same_length("state", state.len(), "param_groups", groups.len())?;
-
-    for (g, lr) in lrs.into_iter().enumerate() {
-        let values = groups.get_item(g)?.cast_into::<PyDict>()?;
-        let params = list(values.get_item("params")?, "param_groups[...]['params']")?;
-        let (grads, states) = (list(Some(grads.get_item(g)?), "grads")?, list(Some(state.get_item(g)?), "state")?);
-        same_length(&format!("grads[{g}]"), grads.len(), "its params", params.len())?;
-        same_length(&format!("state[{g}]"), states.len(), "its params", params.len())?;
-        let rule = Group { lr: Some(lr), ..Group::of(&values, &mut keys) }.read(kind)?;
-        rules.push(rule);
-        for (i, ((param, grad), entry)) in params.iter().zip(&grads).zip(&states).enumerate() {
-            if grad.is_none() {
-                continue;
-            }
-            fault::point("array")?;
-            let name = name_of(&values, groups.len(), g, i)?;
-            let entry = entry.cast_into::<PyDict>()?;
-            let look = Look { name, rule: &rule.0, values: &values, new_state, keys: &mut keys };
-            items.push((g, look.item(&param, &grad, entry)?));
-            rows.push(first_row + i);
-        }
-        first_row += params.len();
-    }
+    let Surveyed { mut items, rules, rows, params } = survey(kind, (groups, lrs), grads, state, new_state, &mut keys)?;
     let rests = CollectorRests::new(py);
     check_unchanged(&items)?;
-    let mut measuring = updates.map(|out| Measuring::new(out, first_row)).transpose()?;
+    let mut measuring = updates.map(|out| Measuring::new(out, params)).transpose()?;
     let set_apart = overlapping_extents(&items);
     refuse_shared_elements(&items, &set_apart)?;
     // storing new states, below, must not run Python code: these are what they were when they were looked at
@@ -89,31 +62,13 @@ pub(crate) fn step_arrays(
         copies.fill(item);
     }
 
-    let mut advanced = Vec::with_capacity(items.len());
     let mut step = Step::default();
-    for ((g, item), copies) in items.iter().zip(&mut copies) {
-        let (rule, factor) = &rules[*g];
-        let mut scalars = item.scalar_values;
-        step.constants(rule.constants(&mut scalars, item.first));
-        advanced.push(scalars);
-        let tensors = if copies.in_use() {
-            copies.tensors()
-        } else {
-            // SAFETY: the items hold the numpy crate's borrows of all their arrays until this function returns, which
-            // are exclusive for what is written; extents of arrays that lie between each other's elements were set
-            // apart, so the slices do not overlap. The arrays are kept alive by the borrows, and `check_unchanged`
-            // found their memory where it was after the last Python code of this thread ran: the collector rests, and
-            // storing states under keys that are strings runs none. That other threads do not resize arrays of a step
-            // under way is left to the caller.
-            unsafe { item.tensors() }
-        };
-        fault::point("push array")?;
-        let pushed = step.push(tensors, *factor);
-        pushed.map_err(|refused| PyRuntimeError::new_err(format!("oxistep: {refused}; this is a defect")))?;
-        if let Some(measuring) = &mut measuring {
-            measuring.measured.pushed(&step);
-        }
-    }
+    // SAFETY: the items hold the numpy crate's borrows of all their arrays until this function returns, which are
+    // exclusive for what is written; extents of arrays that lie between each other's elements were set apart, so the
+    // slices do not overlap. The arrays are kept alive by the borrows, and `check_unchanged` found their memory where
+    // it was after the last Python code of this thread ran: the collector rests, and storing states under keys that are
+    // strings runs none. That other threads do not resize arrays of a step under way is left to the caller.
+    let advanced = unsafe { fill(&mut step, &items, &mut copies, &rules, measuring.as_mut())? };
     store_fresh_states(&items)?;
     let small = step.elements() < driver::SERIAL;
     drop(rests);
@@ -135,6 +90,92 @@ pub(crate) fn step_arrays(
     }
     let Err(panic) = done else { return Ok(()) };
     Err(panicked_over(&*panic, PyList::new(py, items.iter().map(|(_, item)| &item.watched[0].0))?))
+}
+
+/// What was found of all groups.
+struct Surveyed<'py> {
+    /// The parameters with a gradient, each with the index of its group.
+    items: Vec<(usize, Item<'py>)>,
+    /// Of each group.
+    rules: Vec<(AnyRule, f64)>,
+    /// The place of each item among all parameters.
+    rows: Vec<usize>,
+    /// How many parameters there are.
+    params: usize,
+}
+
+/// Reads all groups, and checks and borrows all arrays. Nothing is written.
+fn survey<'py>(
+    kind: Kind,
+    (groups, lrs): (&Bound<'py, PyList>, Vec<f64>),
+    grads: &Bound<'py, PyList>,
+    state: &Bound<'py, PyList>,
+    new_state: &Bound<'py, PyAny>,
+    keys: &mut Keys,
+) -> PyResult<Surveyed<'py>> {
+    let mut items = Vec::new();
+    let mut rules = Vec::new();
+    let (mut rows, mut first_row) = (Vec::new(), 0);
+    same_length("lrs", lrs.len(), "param_groups", groups.len())?;
+    same_length("grads", grads.len(), "param_groups", groups.len())?;
+    same_length("state", state.len(), "param_groups", groups.len())?;
+
+    for (g, lr) in lrs.into_iter().enumerate() {
+        let values = groups.get_item(g)?.cast_into::<PyDict>()?;
+        let params = list(values.get_item("params")?, "param_groups[...]['params']")?;
+        let (grads, states) = (list(Some(grads.get_item(g)?), "grads")?, list(Some(state.get_item(g)?), "state")?);
+        same_length(&format!("grads[{g}]"), grads.len(), "its params", params.len())?;
+        same_length(&format!("state[{g}]"), states.len(), "its params", params.len())?;
+        let rule = Group { lr: Some(lr), ..Group::of(&values, keys) }.read(kind)?;
+        rules.push(rule);
+        for (i, ((param, grad), entry)) in params.iter().zip(&grads).zip(&states).enumerate() {
+            if grad.is_none() {
+                continue;
+            }
+            fault::point("array")?;
+            let name = name_of(&values, groups.len(), g, i)?;
+            let entry = entry.cast_into::<PyDict>()?;
+            let look = Look { name, rule: &rule.0, values: &values, new_state, keys: &mut *keys };
+            items.push((g, look.item(&param, &grad, entry)?));
+            rows.push(first_row + i);
+        }
+        first_row += params.len();
+    }
+    Ok(Surveyed { items, rules, rows, params: first_row })
+}
+
+/// Adds the items to a step with their constants, and returns their counters after it. Those that have copies are
+/// updated there.
+///
+/// # Safety
+/// As for [`Item::tensors`], for those that have no copies.
+unsafe fn fill<'a>(
+    step: &mut Step<'a>,
+    items: &'a [(usize, Item<'_>)],
+    copies: &'a mut [Copies],
+    rules: &[(AnyRule, f64)],
+    mut measuring: Option<&mut Measuring<'_>>,
+) -> PyResult<Vec<Scalars>> {
+    let mut advanced = Vec::with_capacity(items.len());
+    for ((g, item), copies) in items.iter().zip(copies) {
+        let (rule, factor) = &rules[*g];
+        let mut scalars = item.scalar_values;
+        step.constants(rule.constants(&mut scalars, item.first));
+        advanced.push(scalars);
+        let tensors = if copies.in_use() {
+            copies.tensors()
+        } else {
+            // SAFETY: the contract.
+            unsafe { item.tensors() }
+        };
+        fault::point("push array")?;
+        let pushed = step.push(tensors, *factor);
+        pushed.map_err(|refused| PyRuntimeError::new_err(format!("oxistep: {refused}; this is a defect")))?;
+        if let Some(measuring) = &mut measuring {
+            measuring.measured.pushed(step);
+        }
+    }
+    Ok(advanced)
 }
 
 /// Puts states made for this step where they are kept: all or, if that fails, none. No array is touched.
