@@ -6,6 +6,7 @@
 
 use std::ffi::c_void;
 
+use oxistep_kernels::overlap::Written;
 use oxistep_kernels::{Layout, STREAMS, Slice, SliceMut, bf16, f16};
 
 use crate::memory::dtype::DType;
@@ -188,6 +189,24 @@ impl Memory {
             }
         }
     }
+}
+
+/// Calls `work` with the elements of tensors, each from the first to the last in memory, to be written; `None`, and it
+/// is not called, if some of them lie between those of another. Remembers in `written` what it sorted. Not to be called
+/// where elements of one of these tensors are lent already.
+pub(crate) fn lend_apart<R>(
+    written: &mut Written,
+    of: &[Described<'_>],
+    work: impl for<'l> FnOnce(Vec<SliceMut<'l>>) -> R,
+) -> Option<R> {
+    written.begin();
+    of.iter().enumerate().for_each(|(k, described)| written.add(k, described.memory.interval()));
+    if !written.conflicts().is_empty() {
+        return None;
+    }
+    // SAFETY: the tensors live, and are what they were when they were described: the rule of the type. Their intervals
+    // do not overlap, so each slice is the only one to its elements. None outlives the call.
+    Some(work(of.iter().map(|described| unsafe { described.memory.slice_mut() }).collect()))
 }
 
 /// # Safety

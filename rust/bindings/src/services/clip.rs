@@ -1,7 +1,6 @@
 //! Norms of gradients and changing them in place, for `oxistep.clip_grad_norm_` and its kin.
 //!
 //! Tensors that kernels do not serve are named to the caller, who turns to torch with them.
-#![allow(unsafe_code)]
 
 use std::cell::RefCell;
 
@@ -17,9 +16,9 @@ use pyo3::types::PyList;
 use crate::error::panicked;
 use crate::memory::dtype::DType;
 use crate::memory::python::CollectorRests;
-use crate::memory::stream::{Memory, layout};
+use crate::memory::stream::{Memory, layout, lend_apart};
 use crate::memory::torch::modules::modules;
-use crate::services::norm::{Gradients, factor, zero_dim};
+use crate::services::norm::{factor, norm_of, zero_dim};
 use crate::threads::with_pool;
 
 /// The norm of those of `tensors` that kernels serve, as a 0-dimensional tensor of torch's dtype (`None` if there are
@@ -57,23 +56,19 @@ fn measured(
     };
     let py = tensors.py();
     let torch = &modules(py)?.torch;
-    let mut gradients = Gradients::default();
-    let mut left = Vec::new();
-    let objects: Vec<_> = tensors.iter().collect();
+    let (mut found, mut left) = (Vec::new(), Vec::new());
+    let objects: Vec<_> = tensors.iter().collect(); // others may change the list
     for (i, tensor) in objects.iter().enumerate() {
         match torch.plain(tensor)? {
             // the absolute value of a complex number is no matter of its parts, but for its square
             Some(described) if (order == Order::Two || !described.memory.complex) && wanted(&described.memory) => {
-                gradients.push(&described);
+                found.push(described);
             }
             _ => left.push(i),
         }
     }
-    // SAFETY: `objects` keeps the tensors alive, whatever others do to the list, and no Python code has run since they
-    // were described: only plain tensors were asked. That nobody writes to gradients while their norm is computed is
-    // what torch, too, leaves to its callers.
-    let norm = unsafe { gradients.norm(py, order)? };
-    Ok((norm, gradients.dtype(), left))
+    let (norm, dtype) = norm_of(py, &found, order)?;
+    Ok((norm, dtype, left))
 }
 
 /// What `torch.nn.utils.clip_grad_norm_` multiplies by, given the total norm; `None` if that is no plain CPU tensor.
@@ -109,7 +104,7 @@ fn change(tensors: &Bound<'_, PyList>, change: Change, complex: bool) -> PyResul
     let py = tensors.py();
     let modules = modules(py)?;
     let objects: Vec<_> = tensors.iter().collect();
-    let mut parts = Vec::with_capacity(objects.len());
+    let (mut parts, mut layouts) = (Vec::with_capacity(objects.len()), Vec::with_capacity(objects.len()));
     let rests = CollectorRests::new(py);
     for tensor in &objects {
         match modules.torch.plain(tensor)? {
@@ -118,33 +113,26 @@ fn change(tensors: &Bound<'_, PyList>, change: Change, complex: bool) -> PyResul
                     && (complex || !d.memory.complex)
                     && within_range(change, d.memory.dtype) =>
             {
-                parts.push((d.memory, layout(&[Some(d)])));
+                parts.push(d);
+                layouts.push(layout(&[Some(d)]));
             }
             _ => return Ok(false),
         }
     }
-    let apart = WRITTEN.with_borrow_mut(|written| {
-        written.begin();
-        parts.iter().enumerate().for_each(|(k, (memory, _))| written.add(k, memory.interval()));
-        written.conflicts().is_empty()
+    let mut written = WRITTEN.take();
+    let done = lend_apart(&mut written, &parts, |slices| {
+        // nothing is written yet; the collector rests, so that no Python code runs
+        modules.increment_version.call1(py, (tensors,))?;
+        drop(rests);
+        let mut changes = Changes::default();
+        slices.into_iter().zip(&layouts).for_each(|(slice, layout)| changes.push(slice, layout.as_ref()));
+        let small = changes.elements() < driver::SERIAL;
+        let run = || with_pool(|pool| changes.run(change, pool, Level::current()));
+        let done = if small { run() } else { py.detach(run) };
+        done.map_err(|panic| panicked(&*panic))
     });
-    if !apart {
-        return Ok(false);
-    }
-    modules.increment_version.call1(py, (tensors,))?;
-    let mut changes = Changes::default();
-    for (memory, layout) in &parts {
-        // SAFETY: `objects` keeps the tensors alive, and no Python code has run since they were described: the
-        // collector rests while their versions are counted. Their intervals do not overlap, so each slice is the only
-        // one; that nobody else uses gradients while they are clipped is what torch, too, leaves to its callers.
-        changes.push(unsafe { memory.slice_mut() }, layout.as_ref());
-    }
-    drop(rests);
-    let small = changes.elements() < driver::SERIAL;
-    let run = || with_pool(|pool| changes.run(change, pool, Level::current()));
-    let done = if small { run() } else { py.detach(run) };
-    done.map_err(|panic| panicked(&*panic))?;
-    Ok(true)
+    WRITTEN.set(written);
+    Ok(done.transpose()?.is_some())
 }
 
 /// Whether bounds that are finite are so in `dtype`.

@@ -67,6 +67,16 @@ impl Gradients {
     }
 }
 
+/// The norm of tensors as one vector, not yet rounded, and the dtype that torch would give it.
+pub(crate) fn norm_of(py: Python<'_>, of: &[Described<'_>], order: Order) -> PyResult<(f64, Option<DType>)> {
+    let mut gradients = Gradients::default();
+    of.iter().for_each(|described| gradients.push(described));
+    // SAFETY: the tensors live, and are what they were when they were described: the rule of the type. That nobody
+    // writes to gradients while their norm is computed is what torch, too, leaves to its callers.
+    let norm = unsafe { gradients.norm(py, order)? };
+    Ok((norm, gradients.dtype()))
+}
+
 /// What torch multiplies gradients of this norm by, rounding where torch rounds (of half types the constant, too):
 /// `max_norm * (1 / (norm + 1e-6))`, not above one; NaN for a norm of NaN.
 pub(crate) fn factor(norm: f64, max_norm: f64, dtype: DType) -> f64 {
