@@ -227,7 +227,7 @@ test-faults: $(FAULTS_WHEEL) ## what failures leave behind: a fault at every poi
 	export PYTHONPATH=$(CURDIR)/$(FAULTS)/site && $(call PYTEST,$(FAULT_TESTS))
 
 .PHONY: lint
-lint: $(ENV) ## formatting, clippy and ruff, without changing anything
+lint: $(ENV) ## formatting, clippy, ruff, and who imports whom, without changing anything
 	@$(NEED_CARGO)
 	cargo fmt --all --check
 	@# rustfmt leaves comments and strings as wide as they are
@@ -235,6 +235,8 @@ lint: $(ENV) ## formatting, clippy and ruff, without changing anything
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@# who imports whom, and how long functions are
+	$(PY) .ci/house.py
 
 # What pages and examples may do that --strict forbids: functions without annotations (torch has them, too: `backward`), and
 # a name for one thing after another.
