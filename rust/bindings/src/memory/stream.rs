@@ -209,6 +209,12 @@ pub(crate) fn lend_apart<R>(
     Some(work(of.iter().map(|described| unsafe { described.memory.slice_mut() }).collect()))
 }
 
+/// As [`lend_apart`], of tensors that are only read.
+pub(crate) fn read_all<R>(of: &[Described<'_>], work: impl for<'l> FnOnce(Vec<Slice<'l>>) -> R) -> R {
+    // SAFETY: as in `Described::read`.
+    work(of.iter().map(|described| unsafe { described.memory.slice() }).collect())
+}
+
 /// # Safety
 /// As for `std::slice::from_raw_parts`, but an empty slice may have a null pointer.
 #[inline]

@@ -1,10 +1,9 @@
 //! Statistics of gradients, for `oxistep.diagnostics`.
-#![allow(unsafe_code)]
 
 use numpy::{PyReadwriteArray2, PyUntypedArray, PyUntypedArrayMethods};
+use oxistep_kernels::driver;
 use oxistep_kernels::simd::Level;
 use oxistep_kernels::statistics::{Statistics, Summary};
-use oxistep_kernels::{Layout, driver};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
@@ -12,7 +11,7 @@ use pyo3::types::{PyList, PyTuple};
 use crate::error::panicked_reading;
 use crate::memory::numpy::{accept, array};
 use crate::memory::python::CollectorRests;
-use crate::memory::stream::{Memory, layout};
+use crate::memory::stream::{layout, read_all};
 use crate::memory::torch::modules::modules;
 use crate::threads::with_pool;
 
@@ -26,7 +25,6 @@ pub(crate) struct GradientStatistics {
     statistics: Option<Statistics<'static>>,
     /// Room for the gradients, which it keeps alive while it reads them.
     held: Vec<Py<PyAny>>,
-    parts: Vec<(usize, Memory, Option<Box<Layout>>)>,
 }
 
 #[pymethods]
@@ -54,13 +52,12 @@ impl GradientStatistics {
         let py = tensors.py();
         let torch = &modules(py)?.torch;
         let mut out = rows_of(out, tensors.len())?;
-        self.parts.clear();
         let mut held = std::mem::take(&mut self.held); // let go of whatever is raised
         for tensor in tensors.iter() {
             let gradient = if of_grad { tensor.getattr(pyo3::intern!(py, "grad"))? } else { tensor };
             held.push(gradient.unbind());
         }
-        let mut left = Vec::new();
+        let (mut found, mut parts, mut left) = (Vec::new(), Vec::new(), Vec::new());
         let rests = CollectorRests::new(py);
         for (i, gradient) in held.iter().enumerate() {
             let gradient = gradient.bind(py);
@@ -70,25 +67,23 @@ impl GradientStatistics {
             }
             match torch.plain(gradient)? {
                 Some(described) => {
-                    self.parts.push((i, described.memory, layout(&[Some(described)]).map(Box::new)));
+                    found.push(described);
+                    parts.push((i, layout(&[Some(described)])));
                 }
                 None => left.push(i),
             }
         }
-        let mut statistics: Statistics<'_> = self.statistics.take().unwrap_or_default();
-        for (_, memory, layout) in &self.parts {
-            // SAFETY: `held` keeps the tensors alive, and no Python code of this thread has run since the first of them
-            // was described: the collector rests, and only plain tensors are asked. That nobody writes to gradients or
-            // resizes them while they are looked at is what torch, too, leaves to its callers. The slices end with
-            // `recycle`.
-            statistics.push(unsafe { memory.slice() }, layout.as_deref());
-        }
-        drop(rests);
-        let done = compute(py, &mut statistics);
-        if done.is_ok() {
-            self.parts.iter().zip(statistics.summaries()).for_each(|((i, ..), summary)| write(out.row(*i), &summary));
-        }
-        self.statistics = Some(statistics.recycle());
+        let done = read_all(&found, |slices| {
+            let mut statistics: Statistics<'_> = self.statistics.take().unwrap_or_default();
+            slices.into_iter().zip(&parts).for_each(|(slice, (_, layout))| statistics.push(slice, layout.as_ref()));
+            drop(rests);
+            let done = compute(py, &mut statistics);
+            if done.is_ok() {
+                parts.iter().zip(statistics.summaries()).for_each(|((i, _), summary)| write(out.row(*i), &summary));
+            }
+            self.statistics = Some(statistics.recycle());
+            done
+        });
         held.clear();
         self.held = held;
         done.map(|()| left)
@@ -113,25 +108,20 @@ impl GradientStatistics {
             }
             let array = accept::gradient(&array)?;
             let accepted = accept::accept(&array, &format!("the gradient of {}", name.repr()?), false)?;
-            let (extents, layout) = array::place(std::slice::from_ref(&accepted));
             given.push(array.cast_into::<PyUntypedArray>()?);
-            parts.push((i, accepted, extents[0], layout));
+            parts.push((i, accepted));
         }
         // asking for a name or a class may have run Python code
-        if !given.iter().zip(&parts).all(|(given, (_, array, ..))| array::is_unchanged(given, array.untyped())) {
+        if !given.iter().zip(&parts).all(|(given, (_, array))| array::is_unchanged(given, array.untyped())) {
             return Err(PyRuntimeError::new_err("a gradient was reshaped or resized while gradients were looked at"));
         }
+        let (slices, layouts): (Vec<_>, Vec<_>) = parts.iter().map(|(_, array)| array.read()).unzip();
         let mut statistics: Statistics<'_> = self.statistics.take().unwrap_or_default();
-        for (_, array, extent, layout) in &parts {
-            // SAFETY: `parts` holds the numpy crate's shared borrows of all arrays until this function returns, so
-            // nothing that keeps its account writes to them; they are alive, and were found where they were since
-            // Python code of this thread last ran. The slices end with `recycle`.
-            statistics.push(unsafe { array.slice(*extent) }, layout.as_ref());
-        }
+        slices.into_iter().zip(&layouts).for_each(|(slice, layout)| statistics.push(slice, layout.as_ref()));
         let done = compute(py, &mut statistics);
         if done.is_ok() {
             (0..arrays.len()).for_each(|i| out.row(i).fill(f64::NAN));
-            parts.iter().zip(statistics.summaries()).for_each(|((i, ..), summary)| write(out.row(*i), &summary));
+            parts.iter().zip(statistics.summaries()).for_each(|((i, _), summary)| write(out.row(*i), &summary));
         }
         self.statistics = Some(statistics.recycle());
         done

@@ -154,6 +154,16 @@ pub(crate) fn private_view<'py>(array: &Bound<'py, PyUntypedArray>) -> PyResult<
     }
 }
 
+impl Array<'_> {
+    /// The elements, and how they lie.
+    pub(crate) fn read(&self) -> (Slice<'_>, Option<Layout>) {
+        let (extents, layout) = place(std::slice::from_ref(self));
+        // SAFETY: the slice borrows from this, which holds the numpy crate's borrow; whoever keeps that account does
+        // not write meanwhile, and who has a slice to write has promised that no other overlaps it (`slice_mut`).
+        (unsafe { self.slice(extents[0]) }, layout)
+    }
+}
+
 /// Whether an array is what it was when this view of it was borrowed.
 pub(crate) fn is_unchanged(array: &Bound<'_, PyUntypedArray>, view: &Bound<'_, PyUntypedArray>) -> bool {
     array.shape() == view.shape() && array.strides() == view.strides() && data(array) == data(view)
