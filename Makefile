@@ -235,7 +235,7 @@ lint: $(ENV) ## formatting, clippy, ruff, and who imports whom, without changing
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@# who imports whom, and how long functions are
+	@# who imports whom
 	$(PY) .ci/house.py
 
 # What pages and examples may do that --strict forbids: functions without annotations (torch has them, too: `backward`), and

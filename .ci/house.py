@@ -2,9 +2,9 @@
 """Checks how the sources hang together: `make lint` runs it.
 
 Files of a tree import each other in one direction only: no circle, whether at the top of a file or inside a function.
-In the bindings each floor imports from floors below it, and few files say `unsafe`. No Rust function is longer than a
-screen or two. What a file imports is read from its `use` lines and paths, or from Python's own syntax tree; tests
-inside Rust files, comments, and imports for type checkers alone do not count.
+In the bindings each floor imports from floors below it, and few files say `unsafe`. What a file imports is read from
+its `use` lines and paths, or from Python's own syntax tree; tests inside Rust files, comments, and imports for type
+checkers alone do not count.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-LONGEST_FUNCTION = 80  # lines
 FILES_WITH_UNSAFE = 14
 """How many files of the bindings say `unsafe`: no more of them."""
 
@@ -147,22 +146,6 @@ def upward(tree: str, imports: Imports) -> list[str]:
     ]
 
 
-def long_functions(root: Path) -> list[str]:
-    """Functions of more lines than a reader takes in."""
-    found = []
-    start = re.compile(r"^(\s*)(?:pub(?:\([^)]*\))? )?(?:const )?(?:unsafe )?(?:extern \"C\" )?fn (\w+)")
-    for file in sorted(root.rglob("*.rs")):
-        lines = file.read_text().split("\n")
-        for i, line in enumerate(lines):
-            m = start.match(line)
-            signature = next(j for j in range(i, len(lines)) if lines[j].endswith(("{", ";", "}"))) if m else i
-            if m and lines[signature].endswith("{"):
-                end = lines.index(m[1] + "}", signature)
-                if end - i >= LONGEST_FUNCTION:
-                    found.append(f"{file.relative_to(ROOT)}:{i + 1}: {m[2]} has {end - i + 1} lines")
-    return found
-
-
 def main() -> int:
     """Prints what is wrong and returns how much it is."""
     wrong = []
@@ -170,7 +153,6 @@ def main() -> int:
         source = ROOT / "rust" / crate / "src"
         imports = imports_of_rust(source)
         wrong += circles(f"rust/{crate}/src", imports)
-        wrong += long_functions(source)
         if crate == "bindings":
             wrong += upward(f"rust/{crate}/src", imports)
             unsafe = [file for file in imports if re.search(r"\bunsafe\b", without_tests((source / file).read_text()))]
