@@ -159,7 +159,7 @@ check: lint types stub docs test-whole test-fallback test-faults ## everything C
 
 .PHONY: test
 test: export OXISTEP_TESTS_BRIEFLY := 1
-test: test-rust test-brief ## Rust tests, Python tests against the installed wheel: every class, path and promise
+test: test-rust test-brief ## Rust tests, Python tests against the installed wheel: every class, path and promise (five minutes)
 
 .PHONY: test-whole
 test-whole: test-rust test-python ## the same with every combination of class, dtype, layout, ...

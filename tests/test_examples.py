@@ -92,15 +92,15 @@ print(json.dumps(outcome))
 @pytest.fixture(scope="module")
 def scripts_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("somewhere")
-    paths = [EXAMPLES / f"{name}.py" for name in NAMES if not (brief.ASKED and name == LONGEST)]
+    paths = [EXAMPLES / f"{name}.py" for name in NAMES if not (brief.ASKED and name in LONG)]
     process = fresh.python(RUN_ALL, *map(str, paths), cwd=folder, env=ENVIRONMENT)
     assert process.returncode == 0, process.stderr
     outcome = json.loads(process.stdout.splitlines()[-1])
     return folder, {Path(path).stem: result for path, result in outcome.items()}
 
 
-# Takes as long as all others together. In a brief run its program is given the training that was made above.
-LONGEST = "case_d_clipping"
+# Take ten times as long as all others together. In a brief run these programs are given the trainings made above.
+LONG = ("case_d_clipping", "case_d_recurrent", "batches")
 
 
 @pytest.mark.slow

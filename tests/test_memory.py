@@ -423,7 +423,7 @@ def test_code_run_when_a_gradient_dies():
 # ---- anything at all ----
 
 QUICK = settings(
-    max_examples=40,
+    max_examples=brief.number(whole=40, brief=15),
     derandomize=True,
     deadline=None,
     database=None,

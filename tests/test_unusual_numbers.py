@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+import brief
 import oxistep
 import oxistep.optim
 from scenarios import assert_agrees, assert_same, outcome, params_of, result, set_gradients
@@ -66,7 +67,7 @@ def test_whatever_the_numbers_torchs_result_or_its_type_of_error(name, dtype, re
         request.getfixturevalue("ieee_sqrt")
         request.getfixturevalue("fused_adds")
     raised = 0
-    for seed in range(150):
+    for seed in range(brief.number(whole=150, brief=50)):
         (ours, our_gradient), (theirs, their_gradient) = (
             unusual(optim, name, dtype, seed) for optim in (oxistep.optim, torch.optim)
         )
