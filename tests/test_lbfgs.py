@@ -429,3 +429,37 @@ def test_native_functions_refuse_what_does_not_fit():
     assert not _core.lbfgs_move([x], x, 1.0)
     assert not _core.lbfgs_gather([x], torch.ones(3), False)
     assert torch.equal(x, torch.ones(4))
+
+
+def test_overlaps_are_told_before_wrong_scalars_and_vectors_before_both():
+    x, wrong = torch.ones(4), torch.ones(2)
+    for out, old_stp, because in [
+        (torch.ones(4), x, "one element"),
+        (x, x, "overlap"),
+        (x, torch.ones(3), "one length"),
+    ]:
+        with pytest.raises(RuntimeError, match=because):
+            _core.lbfgs_direction(x, [x], [old_stp], [wrong], 1.0, [None], out)
+
+
+def test_what_is_only_read_may_overlap():
+    x, out, flat = torch.ones(4), torch.zeros(4), torch.zeros(6)
+    assert _core.lbfgs_direction(x, [x], [x], [torch.ones(())], 1.0, [None], out) == -52
+    p, q = torch.zeros(3), torch.zeros(3)
+    p.grad = q.grad = torch.arange(3.0)
+    assert _core.lbfgs_gather([p, q], flat, True)
+    assert flat.tolist() == [0, -1, -2] * 2
+    p.grad = flat[:3]
+    assert not _core.lbfgs_gather([p, q], flat, True)
+    assert not _core.lbfgs_move([flat[:3], flat[2:5]], torch.ones(6), 1.0)
+
+
+def test_vectors_of_no_elements_overlap_nothing():
+    nothing, one, coefficients = torch.ones(0), torch.ones(()), [None]
+    nothing.grad = torch.ones(0)
+    assert _core.lbfgs_unfit([nothing, nothing], [nothing], [one]) is None
+    assert _core.lbfgs_gather([nothing, nothing], nothing, False)
+    assert _core.lbfgs_move([nothing, nothing], nothing, 1.0)
+    assert not _core.lbfgs_differences(nothing, nothing, nothing, 1.0, nothing, nothing, one, one)
+    assert _core.lbfgs_direction(nothing, [nothing], [nothing], [one], 1.0, coefficients, nothing) == 0
+    assert coefficients == [torch.zeros(())]

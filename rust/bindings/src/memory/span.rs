@@ -1,34 +1,19 @@
-//! Whether memory that is written overlaps any other, for steps that look once and keep nothing.
+//! Whether memory that is written overlaps any other: ranges of addresses, whose empty ones overlap nothing.
 
-use crate::memory::stream::Memory;
+use oxistep_kernels::overlap::{Range, Written};
 
-/// Memory that is read or written.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Span {
-    start: usize,
-    end: usize,
-    written: bool,
-}
-
-impl Span {
-    pub(crate) fn read(memory: &Memory) -> Self {
-        let (start, end) = memory.interval();
-        Self { start, end, written: false }
+/// Whether no range that is written overlaps any other, written or read. Remembers in `known` what it sorted.
+pub(crate) fn are_apart(
+    known: &mut Written,
+    written: impl Iterator<Item = Range>,
+    read: impl Iterator<Item = Range>,
+) -> bool {
+    known.begin();
+    written.enumerate().for_each(|(k, range)| known.add(k, range));
+    if !known.conflicts().is_empty() {
+        return false;
     }
-
-    pub(crate) fn written(memory: &Memory) -> Self {
-        Self { written: true, ..Self::read(memory) }
-    }
-}
-
-/// Whether memory that is written overlaps any other.
-pub(crate) fn clash(spans: &mut [Span]) -> bool {
-    spans.sort_unstable();
-    let (mut read_to, mut written_to) = (0, 0);
-    spans.iter().filter(|span| span.start < span.end).any(|span| {
-        let meets = span.start < written_to || (span.written && span.start < read_to);
-        let reach = if span.written { &mut written_to } else { &mut read_to };
-        *reach = span.end.max(*reach);
-        meets
-    })
+    let mut apart = true;
+    read.for_each(|range| known.meeting(range, &mut 0, |_| apart = false));
+    apart
 }

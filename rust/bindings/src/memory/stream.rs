@@ -11,6 +11,7 @@ use oxistep_kernels::{Layout, STREAMS, Slice, SliceMut, bf16, f16};
 
 use crate::memory::dtype::DType;
 use crate::memory::shape::Shape;
+use crate::memory::span::are_apart;
 
 /// Where a tensor's elements lie: what describing it told, good until Python code runs again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +62,12 @@ impl Described<'_> {
     pub(crate) fn number(&self) -> Option<f64> {
         // SAFETY: the tensor lives, and is what it was when it was described: the rule of this type.
         unsafe { self.memory.read_scalar() }
+    }
+
+    /// Sets the value of a tensor of one element. Not to be called where elements of this tensor are lent.
+    pub(crate) fn set_number(&self, x: f64) {
+        // SAFETY: as in `number`; nobody else has a slice of the element.
+        unsafe { self.memory.write_scalar(x) };
     }
 
     /// Calls `work` with the elements, from the first to the last in memory.
@@ -191,25 +198,28 @@ impl Memory {
     }
 }
 
-/// Calls `work` with the elements of tensors, each from the first to the last in memory, to be written; `None`, and it
-/// is not called, if some of them lie between those of another. Remembers in `written` what it sorted. Not to be called
-/// where elements of one of these tensors are lent already.
-pub(crate) fn lend_apart<R>(
-    written: &mut Written,
-    of: &[Described<'_>],
-    work: impl for<'l> FnOnce(Vec<SliceMut<'l>>) -> R,
+/// Calls `work` with the elements of tensors, each from the first to the last in memory: of those to be written, and of
+/// those that are only read. `None`, and it is not called, if what is written overlaps anything else. Remembers in
+/// `known` what it sorted. Not to be called where elements of one of these tensors are lent already.
+pub(crate) fn lend<R>(
+    known: &mut Written,
+    written: &[Described<'_>],
+    read: &[Described<'_>],
+    work: impl for<'l> FnOnce(Vec<SliceMut<'l>>, Vec<Slice<'l>>) -> R,
 ) -> Option<R> {
-    written.begin();
-    of.iter().enumerate().for_each(|(k, described)| written.add(k, described.memory.interval()));
-    if !written.conflicts().is_empty() {
+    let interval = |described: &Described<'_>| described.memory.interval();
+    if !are_apart(known, written.iter().map(interval), read.iter().map(interval)) {
         return None;
     }
-    // SAFETY: the tensors live, and are what they were when they were described: the rule of the type. Their intervals
-    // do not overlap, so each slice is the only one to its elements. None outlives the call.
-    Some(work(of.iter().map(|described| unsafe { described.memory.slice_mut() }).collect()))
+    // SAFETY: the tensors live, and are what they were when they were described: the rule of the type. The interval of
+    // what is written overlaps no other, so each of its slices is the only one to its elements. None outlives the call.
+    let written = written.iter().map(|described| unsafe { described.memory.slice_mut() }).collect();
+    // SAFETY: as above; nothing that is written overlaps these.
+    let read = read.iter().map(|described| unsafe { described.memory.slice() }).collect();
+    Some(work(written, read))
 }
 
-/// As [`lend_apart`], of tensors that are only read.
+/// As [`lend`], of tensors that are only read.
 pub(crate) fn read_all<R>(of: &[Described<'_>], work: impl for<'l> FnOnce(Vec<Slice<'l>>) -> R) -> R {
     // SAFETY: as in `Described::read`.
     work(of.iter().map(|described| unsafe { described.memory.slice() }).collect())

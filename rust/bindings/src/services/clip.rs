@@ -16,7 +16,7 @@ use pyo3::types::PyList;
 use crate::error::panicked;
 use crate::memory::dtype::DType;
 use crate::memory::python::CollectorRests;
-use crate::memory::stream::{Memory, layout, lend_apart};
+use crate::memory::stream::{Memory, layout, lend};
 use crate::memory::torch::modules::modules;
 use crate::services::norm::{factor, norm_of, zero_dim};
 use crate::threads::with_pool;
@@ -120,7 +120,7 @@ fn change(tensors: &Bound<'_, PyList>, change: Change, complex: bool) -> PyResul
         }
     }
     let mut written = WRITTEN.take();
-    let done = lend_apart(&mut written, &parts, |slices| {
+    let done = lend(&mut written, &parts, &[], |slices, _| {
         // nothing is written yet; the collector rests, so that no Python code runs
         modules.increment_version.call1(py, (tensors,))?;
         drop(rests);

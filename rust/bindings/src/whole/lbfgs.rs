@@ -3,9 +3,9 @@
 //!
 //! `gather`, `spread` and `move_along` answer `False`, having done nothing, for tensors that torch must serve. The
 //! others are given vectors and scalars that the class has made, or that `unfit` has looked at: they raise.
-#![allow(unsafe_code)]
 #![allow(clippy::needless_pass_by_value, reason = "the signatures are PyO3's")]
 
+use oxistep_kernels::overlap::Written;
 use oxistep_kernels::pool::Panic;
 use oxistep_kernels::simd::Level;
 use oxistep_kernels::vector::{self, History, Means, Piece, SERIAL, Scalar, Transfer};
@@ -16,8 +16,8 @@ use pyo3::types::PyList;
 
 use crate::error::panicked;
 use crate::memory::dtype::DType;
-use crate::memory::span::{Span, clash};
-use crate::memory::stream::Memory;
+use crate::memory::span::are_apart;
+use crate::memory::stream::{Described, Memory, lend};
 use crate::memory::torch::describe::Torch;
 use crate::memory::torch::modules::modules;
 use crate::memory::unfit::{Unfit, outside};
@@ -33,25 +33,26 @@ pub(crate) fn lbfgs_unfit(
 ) -> PyResult<Option<String>> {
     let torch = &modules(py)?.torch;
     let mut found: Option<DType> = None;
-    let mut spans = Vec::with_capacity(params.len());
+    let mut intervals = Vec::with_capacity(params.len());
     let mut elements = 0;
     for (i, param) in params.iter().enumerate() {
-        let Some(memory) = contiguous(torch, &param)? else {
+        let Some(Described { memory, .. }) = contiguous(torch, &param)? else {
             return Ok(Some(format!("params[{i}] is no plain, contiguous tensor on the CPU")));
         };
         if !matches!(memory.dtype, DType::F32 | DType::F64) || *found.get_or_insert(memory.dtype) != memory.dtype {
             return Ok(Some(format!("params[{i}] is not float32 or float64 like the others")));
         }
-        spans.push(Span::written(&memory));
+        intervals.push(memory.interval());
         elements += memory.len;
     }
     let Some(dtype) = found else { return Ok(Some("there are no parameters".into())) };
-    if clash(&mut spans) {
+    if !are_apart(&mut Written::default(), intervals.into_iter(), std::iter::empty()) {
         return Ok(Some("parameters overlap".into()));
     }
     let states = vectors.iter().map(|object| (object, elements)).chain(scalars.iter().map(|object| (object, 1)));
     for (object, len) in states {
-        let fits = |memory: Memory| memory.dtype == dtype && memory.len == len && !memory.complex;
+        let fits =
+            |Described { memory, .. }: Described<'_>| memory.dtype == dtype && memory.len == len && !memory.complex;
         if !contiguous(torch, object)?.is_some_and(fits) {
             return Ok(Some("a state is no tensor of the parameters' dtype and size".into()));
         }
@@ -71,46 +72,50 @@ pub(crate) fn lbfgs_gather(
     // all gradients are fetched before the first is described: fetching runs Python
     let grads: Vec<_> = params.iter().map(|p| p.getattr(pyo3::intern!(py, "grad"))).collect::<PyResult<_>>()?;
     let Some(to) = contiguous(torch, flat)? else { return Ok(false) };
-    let mut from = Vec::with_capacity(grads.len());
+    let (mut pieces, mut from) = (Vec::with_capacity(grads.len()), Vec::with_capacity(grads.len()));
     for (param, grad) in params.iter().zip(&grads) {
-        let Some(param) = contiguous(torch, &param)? else { return Ok(false) };
+        let Some(len) = contiguous(torch, &param)?.map(|param| param.memory.len) else { return Ok(false) };
+        pieces.push((len, !grad.is_none()));
         if grad.is_none() {
-            from.push((param.len, None));
             continue;
         }
         match contiguous(torch, grad)? {
-            Some(grad) if grad.len == param.len => from.push((grad.len, Some(grad))),
+            Some(grad) if grad.memory.len == len => from.push(grad),
             _ => return Ok(false),
         }
     }
-    if from.iter().map(|(len, _)| len).sum::<usize>() != to.len {
+    let Memory { dtype, len, .. } = to.memory;
+    if pieces.iter().map(|(len, _)| len).sum::<usize>() != len || from.iter().any(|grad| grad.memory.dtype != dtype) {
         return Ok(false);
     }
-    let mut spans = vec![Span::written(&to)];
-    spans.extend(from.iter().filter_map(|(_, grad)| grad.as_ref().map(Span::read)));
-    if from.iter().any(|(_, grad)| grad.is_some_and(|grad| grad.dtype != to.dtype)) || clash(&mut spans) {
-        return Ok(false);
+    match dtype {
+        DType::F32 => gather::<f32>(py, to, &pieces, &from, negate),
+        DType::F64 => gather::<f64>(py, to, &pieces, &from, negate),
+        _ => Ok(false),
     }
-    match to.dtype {
-        DType::F32 => gather::<f32>(py, to, &from, negate),
-        DType::F64 => gather::<f64>(py, to, &from, negate),
-        _ => return Ok(false),
-    }
-    .map(|()| true)
 }
 
-fn gather<T: Stored>(py: Python<'_>, to: Memory, from: &[(usize, Option<Memory>)], negate: bool) -> PyResult<()> {
-    // SAFETY: contract of `Stored`, see there; `clash` found that what is written overlaps nothing else.
-    let mut rest = unsafe { T::slice_mut(&to) };
-    let mut pieces = Vec::with_capacity(from.len());
-    for (len, grad) in from {
-        let (to, tail) = rest.split_at_mut(*len);
-        rest = tail;
-        // SAFETY: as above.
-        pieces.push(Piece { to, from: grad.as_ref().map(|grad| unsafe { T::slice(grad) }) });
-    }
+/// Fills `to` with `pieces`: the length of each, and whether it comes `from` the next gradient.
+fn gather<T: Stored>(
+    py: Python<'_>,
+    to: Described<'_>,
+    pieces: &[(usize, bool)],
+    from: &[Described<'_>],
+    negate: bool,
+) -> PyResult<bool> {
     let transfer = if negate { Transfer::Negate } else { Transfer::Copy };
-    run(py, to.len, |means| vector::transfer(means, pieces, transfer))
+    let done = lend(&mut Written::default(), &[to], from, |to, from| {
+        let mut rest = to.into_iter().map(T::elements_mut).next().unwrap_or_default();
+        let mut from = from.into_iter().map(T::elements);
+        let mut cut = Vec::with_capacity(pieces.len());
+        for &(len, has_grad) in pieces {
+            let (to, tail) = rest.split_at_mut(len);
+            rest = tail;
+            cut.push(Piece { to, from: if has_grad { from.next() } else { None } });
+        }
+        run(py, pieces.iter().map(|(len, _)| len).sum(), |means| vector::transfer(means, cut, transfer))
+    });
+    Ok(done.transpose()?.is_some())
 }
 
 /// Adds `t` times the flat vector `way` to the parameters.
@@ -123,74 +128,71 @@ pub(crate) fn lbfgs_move(py: Python<'_>, params: &Bound<'_, PyList>, way: &Bound
     let mut to = Vec::with_capacity(params.len());
     for param in &params {
         match contiguous(torch, param)? {
-            Some(param) if param.dtype == way.dtype => to.push(param),
+            Some(param) if param.memory.dtype == way.memory.dtype => to.push(param),
             _ => return Ok(false),
         }
     }
-    let mut spans: Vec<_> = to.iter().map(Span::written).collect();
-    spans.push(Span::read(&way));
-    if to.iter().map(|param| param.len).sum::<usize>() != way.len || clash(&mut spans) {
+    if to.iter().map(|param| param.memory.len).sum::<usize>() != way.memory.len {
         return Ok(false);
     }
-    match way.dtype {
+    match way.memory.dtype {
         DType::F32 => move_along::<f32>(py, &to, way, t),
         DType::F64 => move_along::<f64>(py, &to, way, t),
-        _ => return Ok(false),
+        _ => Ok(false),
     }
-    .map(|()| true)
 }
 
-fn move_along<T: Stored>(py: Python<'_>, to: &[Memory], way: Memory, t: f64) -> PyResult<()> {
-    // SAFETY: contract of `Stored`, see there; `clash` found that what is written overlaps nothing else.
-    let mut rest = unsafe { T::slice(&way) };
-    let mut pieces = Vec::with_capacity(to.len());
-    for param in to {
-        let (from, tail) = rest.split_at(param.len);
-        rest = tail;
-        // SAFETY: as above.
-        pieces.push(Piece { to: unsafe { T::slice_mut(param) }, from: Some(from) });
-    }
-    run(py, way.len, |means| vector::transfer(means, pieces, Transfer::Add(T::of(t))))
+fn move_along<T: Stored>(py: Python<'_>, to: &[Described<'_>], way: Described<'_>, t: f64) -> PyResult<bool> {
+    let done = lend(&mut Written::default(), to, &[way], |to, way| {
+        let way = way.into_iter().map(T::elements).next().unwrap_or_default();
+        let (mut rest, mut pieces) = (way, Vec::with_capacity(to.len()));
+        for param in to.into_iter().map(T::elements_mut) {
+            let (from, tail) = rest.split_at(param.len());
+            rest = tail;
+            pieces.push(Piece { to: param, from: Some(from) });
+        }
+        run(py, way.len(), |means| vector::transfer(means, pieces, Transfer::Add(T::of(t))))
+    });
+    Ok(done.transpose()?.is_some())
 }
 
 /// The largest absolute value of `t` times a vector.
 #[pyfunction]
 pub(crate) fn lbfgs_max_abs(py: Python<'_>, vector: &Bound<'_, PyAny>, t: f64) -> PyResult<f64> {
-    fn max_abs<T: Stored>(py: Python<'_>, x: Memory, t: f64) -> PyResult<f64> {
-        // SAFETY: contract of `Stored`, see there; nothing is written.
-        let x = unsafe { T::slice(&x) };
+    fn max_abs<T: Stored>(py: Python<'_>, x: &[T], t: f64) -> PyResult<f64> {
         run(py, x.len(), |means| vector::max_abs(means, x, T::of(t))).map(T::wide)
     }
-    let memory = vectors(py, &[vector])?[0];
-    if memory.dtype == DType::F64 { max_abs::<f64>(py, memory, t) } else { max_abs::<f32>(py, memory, t) }
+    vectors(py, &[vector])?[0].read(|x| match x {
+        Slice::F64(x) => max_abs(py, x, t),
+        x => max_abs(py, f32::elements(x), t),
+    })
 }
 
 /// The sum of absolute values of a vector, rounded to its dtype.
 #[pyfunction]
 pub(crate) fn lbfgs_sum_abs(py: Python<'_>, vector: &Bound<'_, PyAny>) -> PyResult<f64> {
-    fn sum_abs<T: Stored>(py: Python<'_>, x: Memory) -> PyResult<f64> {
-        // SAFETY: contract of `Stored`, see there; nothing is written.
-        let x = unsafe { T::slice(&x) };
+    fn sum_abs<T: Stored>(py: Python<'_>, x: &[T]) -> PyResult<f64> {
         run(py, x.len(), |means| vector::sum_abs(means, x)).map(|sum| T::of(sum).wide())
     }
-    let memory = vectors(py, &[vector])?[0];
-    if memory.dtype == DType::F64 { sum_abs::<f64>(py, memory) } else { sum_abs::<f32>(py, memory) }
+    vectors(py, &[vector])?[0].read(|x| match x {
+        Slice::F64(x) => sum_abs(py, x),
+        x => sum_abs(py, f32::elements(x)),
+    })
 }
 
 /// The dot product of two vectors, rounded to their dtype.
 #[pyfunction]
 pub(crate) fn lbfgs_dot(py: Python<'_>, a: &Bound<'_, PyAny>, b: &Bound<'_, PyAny>) -> PyResult<f64> {
-    fn dot<T: Stored>(py: Python<'_>, a: Memory, b: Memory) -> PyResult<f64> {
-        // SAFETY: contract of `Stored`, see there; nothing is written.
-        let (a, b) = unsafe { (T::slice(&a), T::slice(&b)) };
+    fn dot<T: Stored>(py: Python<'_>, a: &[T], b: &[T]) -> PyResult<f64> {
         run(py, a.len(), |means| vector::dot(means, a, b)).map(|sum| T::of(sum).wide())
     }
-    let memory = vectors(py, &[a, b])?;
-    if memory[0].dtype == DType::F64 {
-        dot::<f64>(py, memory[0], memory[1])
-    } else {
-        dot::<f32>(py, memory[0], memory[1])
-    }
+    let vectors = vectors(py, &[a, b])?;
+    vectors[0].read(|a| {
+        vectors[1].read(|b| match (a, b) {
+            (Slice::F64(a), Slice::F64(b)) => dot(py, a, b),
+            _ => dot(py, f32::elements(a), f32::elements(b)),
+        })
+    })
 }
 
 /// Writes the differences of gradients `y` = `grad` - `before` and of parameters `s` = `t` `way`, and takes `before` to
@@ -207,36 +209,40 @@ pub(crate) fn lbfgs_differences(
     ro: &Bound<'_, PyAny>,
     scale: &Bound<'_, PyAny>,
 ) -> PyResult<bool> {
-    let memory = vectors(py, &[grad, way, before, y, s])?;
-    let torch = &modules(py)?.torch;
-    let (ro, scale) = (scalar(torch, ro, memory[0].dtype)?, scalar(torch, scale, memory[0].dtype)?);
-    let mut spans: Vec<_> = memory[..2].iter().map(Span::read).collect();
-    spans.extend(memory[2..].iter().map(Span::written));
-    if clash(&mut spans) {
-        return Err(overlapping());
-    }
-    if memory[0].dtype == DType::F64 {
-        differences::<f64>(py, &memory, t, ro, scale)
+    let vectors = vectors(py, &[grad, way, before, y, s])?;
+    let (torch, dtype) = (&modules(py)?.torch, vectors[0].memory.dtype);
+    let (ro, scale) = (scalar(torch, ro, dtype)?, scalar(torch, scale, dtype)?);
+    let (read, written) = vectors.split_at(2);
+    if dtype == DType::F64 {
+        differences::<f64>(py, read, t, written, ro, scale)
     } else {
-        differences::<f32>(py, &memory, t, ro, scale)
+        differences::<f32>(py, read, t, written, ro, scale)
     }
 }
 
-fn differences<T: Stored>(py: Python<'_>, memory: &[Memory], t: f64, ro: Memory, scale: Memory) -> PyResult<bool> {
-    // SAFETY: contract of `Stored`, see there; `clash` found that what is written overlaps nothing else.
-    let (grad, way) = unsafe { (T::slice(&memory[0]), T::slice(&memory[1])) };
-    // SAFETY: as above.
-    let (before, y, s) = unsafe { (T::slice_mut(&memory[2]), T::slice_mut(&memory[3]), T::slice_mut(&memory[4])) };
-    let (ys, yy) = run(py, grad.len(), |means| vector::differences(means, grad, before, way, T::of(t), y, s))?;
+fn differences<T: Stored>(
+    py: Python<'_>,
+    read: &[Described<'_>],
+    t: f64,
+    written: &[Described<'_>],
+    ro: Described<'_>,
+    scale: Described<'_>,
+) -> PyResult<bool> {
+    let done = lend(&mut Written::default(), written, read, |written, read| {
+        let (mut read, mut written) = (read.into_iter().map(T::elements), written.into_iter().map(T::elements_mut));
+        let mut vector = || read.next().unwrap_or_default();
+        let (grad, way) = (vector(), vector());
+        let mut vector = || written.next().unwrap_or_default();
+        let (before, y, s) = (vector(), vector(), vector());
+        run(py, grad.len(), |means| vector::differences(means, grad, before, way, T::of(t), y, s))
+    });
+    let (ys, yy) = done.ok_or_else(overlapping)??;
     let (ys, yy) = (T::of(ys), T::of(yy));
     // torch's threshold
     let keep = ys > T::of(1e-10);
     if keep {
-        // SAFETY: one element each, described above; no Python has run since, and no slice is in use any more.
-        unsafe {
-            ro.write_scalar((T::ONE / ys).wide());
-            scale.write_scalar((ys / yy).wide());
-        }
+        ro.set_number((T::ONE / ys).wide());
+        scale.set_number((ys / yy).wide());
     }
     Ok(keep)
 }
@@ -263,41 +269,46 @@ pub(crate) fn lbfgs_direction(
             ro.len()
         )));
     }
-    let dtype = vectors(py, &[grad])?[0].dtype;
+    let dtype = vectors(py, &[grad])?[0].memory.dtype;
     let coefficients = (0..count).map(|i| coefficient(torch, al, i, grad, dtype)).collect::<PyResult<Vec<_>>>()?;
     // from here on no Python runs
     let given = [grad, out].into_iter().chain(&old_dirs).chain(&old_stps).collect::<Vec<_>>();
-    let memory = vectors(py, &given)?;
-    let written = memory[1].interval();
-    if memory.iter().enumerate().any(|(i, m)| i != 1 && m.interval().0 < written.1 && written.0 < m.interval().1) {
-        return Err(overlapping());
-    }
-    let scalars = |objects: &[Bound<'_, PyAny>]| {
-        objects.iter().map(|object| scalar(torch, object, dtype)).collect::<PyResult<Vec<_>>>()
-    };
-    let (ro, al) = (scalars(&ro)?, scalars(&coefficients)?);
+    let mut vectors = vectors(py, &given)?;
+    vectors.swap(0, 1); // what is written first
+    // what is wrong with them is told after what is wrong with the vectors
+    let scalars = scalars(torch, &ro, dtype).and_then(|ro| Ok((ro, scalars(torch, &coefficients, dtype)?)));
     if dtype == DType::F64 {
-        direction::<f64>(py, &memory, &ro, scale, &al)
+        direction::<f64>(py, &vectors, scale, scalars)
     } else {
-        direction::<f32>(py, &memory, &ro, scale, &al)
+        direction::<f32>(py, &vectors, scale, scalars)
     }
 }
 
-fn direction<T: Stored>(py: Python<'_>, memory: &[Memory], ro: &[Memory], scale: f64, al: &[Memory]) -> PyResult<f64> {
-    // SAFETY: contract of `Stored`, see there; the caller found that what is written overlaps nothing else.
-    let (grad, out) = unsafe { (T::slice(&memory[0]), T::slice_mut(&memory[1])) };
-    // SAFETY: as above.
-    let vectors: Vec<&[T]> = memory[2..].iter().map(|memory| unsafe { T::slice(memory) }).collect();
-    let (dirs, steps) = vectors.split_at(ro.len());
-    // SAFETY: one element each, described above; no Python has run since.
-    let ro: Vec<T> = ro.iter().map(|ro| T::of(unsafe { ro.read_scalar() }.unwrap_or(f64::NAN))).collect();
-    let mut alphas = vec![T::ZERO; ro.len()];
-    let history = History { dirs, steps, ro: &ro };
-    let product = run(py, out.len(), |means| vector::direction(means, grad, history, T::of(scale), &mut alphas, out))?;
-    for (to, alpha) in al.iter().zip(alphas) {
-        // SAFETY: as above; no slice is in use any more.
-        unsafe { to.write_scalar(alpha.wide()) };
-    }
+/// `vectors` are direction, gradient, and the history's two halves; `scalars` its `ro` and where its coefficients go.
+fn direction<T: Stored>(
+    py: Python<'_>,
+    vectors: &[Described<'_>],
+    scale: f64,
+    scalars: PyResult<(Vec<Described<'_>>, Vec<Described<'_>>)>,
+) -> PyResult<f64> {
+    let (out, read) = vectors.split_at(1);
+    let found = scalars.map(|(ro, al)| {
+        let values: Vec<T> = ro.iter().map(|ro| T::of(ro.number().unwrap_or(f64::NAN))).collect();
+        (values, al)
+    });
+    let done = lend(&mut Written::default(), out, read, |out, read| {
+        let (ro, al) = found?;
+        let out = out.into_iter().map(T::elements_mut).next().unwrap_or_default();
+        let vectors: Vec<&[T]> = read.into_iter().map(T::elements).collect();
+        let (dirs, steps) = vectors[1..].split_at(ro.len());
+        let mut alphas = vec![T::ZERO; ro.len()];
+        let history = History { dirs, steps, ro: &ro };
+        let work = |means: Means<'_>| vector::direction(means, vectors[0], history, T::of(scale), &mut alphas, out);
+        let product = run(py, vectors[0].len(), work)?;
+        PyResult::Ok((product, alphas, al))
+    });
+    let (product, alphas, al) = done.ok_or_else(overlapping)??;
+    al.iter().zip(alphas).for_each(|(to, alpha)| to.set_number(alpha.wide()));
     Ok(product.wide())
 }
 
@@ -319,40 +330,45 @@ fn coefficient<'py>(
 }
 
 /// Describes a tensor whose elements lie one after the other in the order of their indices. Complex ones are pairs.
-fn contiguous(torch: &Torch, object: &Bound<'_, PyAny>) -> PyResult<Option<Memory>> {
-    let described = torch.plain(object)?;
-    Ok(described.filter(|described| described.shape.is_contiguous()).map(|described| described.memory))
+fn contiguous<'t>(torch: &Torch, object: &'t Bound<'_, PyAny>) -> PyResult<Option<Described<'t>>> {
+    Ok(torch.plain(object)?.filter(|described| described.shape.is_contiguous()))
 }
 
 /// Describes flat vectors of one length and dtype.
-fn vectors(py: Python<'_>, objects: &[&Bound<'_, PyAny>]) -> PyResult<Vec<Memory>> {
+fn vectors<'t>(py: Python<'_>, objects: &[&'t Bound<'_, PyAny>]) -> PyResult<Vec<Described<'t>>> {
     let torch = &modules(py)?.torch;
-    let mut memory: Vec<Memory> = Vec::with_capacity(objects.len());
-    for object in objects {
-        let found = contiguous(torch, object)?.filter(|found| {
-            let like = memory.first().unwrap_or(found);
-            matches!(found.dtype, DType::F32 | DType::F64)
-                && !found.complex
-                && (found.dtype, found.len) == (like.dtype, like.len)
+    let mut vectors: Vec<Described<'_>> = Vec::with_capacity(objects.len());
+    for &object in objects {
+        let found = contiguous(torch, object)?.filter(|Described { memory, .. }| {
+            let like = vectors.first().map_or(memory, |first| &first.memory);
+            matches!(memory.dtype, DType::F32 | DType::F64)
+                && !memory.complex
+                && (memory.dtype, memory.len) == (like.dtype, like.len)
         });
-        memory.push(found.ok_or_else(|| {
+        vectors.push(found.ok_or_else(|| {
             PyRuntimeError::new_err(
                 "LBFGS expects the flat gradient and its states as contiguous vectors on the CPU, of one dtype and one \
                  length for all; did a gradient change its dtype while the step ran?",
             )
         })?);
     }
-    Ok(memory)
+    Ok(vectors)
 }
 
-fn scalar(torch: &Torch, object: &Bound<'_, PyAny>, dtype: DType) -> PyResult<Memory> {
+fn scalar<'t>(torch: &Torch, object: &'t Bound<'_, PyAny>, dtype: DType) -> PyResult<Described<'t>> {
     let found = match torch.describe_values(object) {
-        Ok(found) => Some(found.memory),
+        Ok(found) => Some(found),
         Err(Unfit::Outside(bytes)) => return Err(outside("a state of LBFGS", bytes)),
         Err(_) => None,
     };
-    let found = found.filter(|memory| memory.len == 1 && !memory.complex && memory.dtype == dtype);
-    found.ok_or_else(|| PyRuntimeError::new_err("LBFGS expects its scalar states as tensors of one element"))
+    let fits = |Described { memory, .. }: &Described<'_>| memory.len == 1 && !memory.complex && memory.dtype == dtype;
+    found
+        .filter(fits)
+        .ok_or_else(|| PyRuntimeError::new_err("LBFGS expects its scalar states as tensors of one element"))
+}
+
+fn scalars<'t>(torch: &Torch, objects: &'t [Bound<'_, PyAny>], dtype: DType) -> PyResult<Vec<Described<'t>>> {
+    objects.iter().map(|object| scalar(torch, object, dtype)).collect()
 }
 
 fn overlapping() -> PyErr {
@@ -371,37 +387,23 @@ fn run<R: Send>(
 }
 
 /// Types of elements that LBFGS is native for.
-///
-/// Callers of the two functions have described the tensor since Python code last ran, hold a reference to it, and run
-/// none before they are done with the slice. That nobody else uses the memory meanwhile is what torch, too, leaves to
-/// its callers.
 trait Stored: Scalar {
-    /// # Safety
-    /// As for [`Memory::slice`].
-    unsafe fn slice<'a>(memory: &Memory) -> &'a [Self];
+    /// The elements; none if they are of another type.
+    fn elements(slice: Slice<'_>) -> &[Self];
 
-    /// # Safety
-    /// As for [`Memory::slice_mut`].
-    unsafe fn slice_mut<'a>(memory: &Memory) -> &'a mut [Self];
+    /// As [`Stored::elements`], to be written.
+    fn elements_mut(slice: SliceMut<'_>) -> &mut [Self];
 }
 
 macro_rules! stored {
     ($($t:ty: $Variant:ident),*) => {$(
         impl Stored for $t {
-            unsafe fn slice<'a>(memory: &Memory) -> &'a [Self] {
-                // SAFETY: the caller's contract.
-                match unsafe { memory.slice() } {
-                    Slice::$Variant(x) => x,
-                    _ => &[],
-                }
+            fn elements(slice: Slice<'_>) -> &[Self] {
+                if let Slice::$Variant(x) = slice { x } else { &[] }
             }
 
-            unsafe fn slice_mut<'a>(memory: &Memory) -> &'a mut [Self] {
-                // SAFETY: the caller's contract.
-                match unsafe { memory.slice_mut() } {
-                    SliceMut::$Variant(x) => x,
-                    _ => &mut [],
-                }
+            fn elements_mut(slice: SliceMut<'_>) -> &mut [Self] {
+                if let SliceMut::$Variant(x) = slice { x } else { &mut [] }
             }
         }
     )*};

@@ -1,10 +1,10 @@
 //! Muon over torch's memory: momentum before the matrix products, decay and update after. The products, and what is
 //! done when, are Python's; each function here checks all tensors that it is given before it writes the first.
-#![allow(unsafe_code)]
 #![allow(clippy::needless_pass_by_value, reason = "the signatures are PyO3's")]
 
 use oxistep_kernels::driver::SERIAL;
 use oxistep_kernels::muon::{self, Lines, Momentum, Update, Work};
+use oxistep_kernels::overlap::Written;
 use oxistep_kernels::simd::Level;
 use oxistep_kernels::{Slice, SliceMut};
 use pyo3::exceptions::PyRuntimeError;
@@ -12,8 +12,8 @@ use pyo3::prelude::*;
 
 use crate::error::panicked;
 use crate::memory::dtype::DType;
-use crate::memory::span::{Span, clash};
-use crate::memory::stream::{Described, Memory};
+use crate::memory::span::are_apart;
+use crate::memory::stream::{Described, Memory, lend};
 use crate::memory::torch::describe::Torch;
 use crate::memory::torch::modules::modules;
 use crate::threads::with_pool;
@@ -29,27 +29,28 @@ pub(crate) fn muon_unfit(
     buffers: Objects<'_>,
 ) -> PyResult<Vec<Option<&'static str>>> {
     let torch = &modules(py)?.torch;
-    let mut spans = Vec::with_capacity(3 * params.len());
+    let (mut written, mut read) = (Vec::with_capacity(2 * params.len()), Vec::with_capacity(params.len()));
     let mut reasons = Vec::with_capacity(params.len());
     for ((param, grad), buffer) in params.iter().zip(&grads).zip(&buffers) {
         let buffer = (!buffer.is_none()).then_some(buffer);
         reasons.push(match unfit(torch, param, grad, buffer)? {
             Err(reason) => {
                 // what torch updates must not be memory of what is native either
-                let memory = |object: &Bound<'_, PyAny>| torch.describe(object).ok().map(|found| found.memory);
-                spans.extend(memory(param).iter().chain(&buffer.and_then(memory)).map(Span::written));
-                spans.extend(memory(grad).iter().map(Span::read));
+                let interval = |object: &Bound<'_, PyAny>| Some(torch.describe(object).ok()?.memory.interval());
+                written.extend(interval(param).into_iter().chain(buffer.and_then(interval)));
+                read.extend(interval(grad));
                 Some(reason)
             }
             Ok(_) if inference(param)? => Some("it was made in inference mode"),
             Ok((param, grad, buffer)) => {
-                spans.extend([Span::written(&param), Span::read(&grad)]);
-                spans.extend(buffer.as_ref().map(Span::written));
+                written.push(param.interval());
+                written.extend(buffer.map(|buffer| buffer.interval()));
+                read.push(grad.interval());
                 None
             }
         });
     }
-    if clash(&mut spans) {
+    if !are_apart(&mut Written::default(), written.into_iter(), read.into_iter()) {
         reasons.iter_mut().for_each(|reason| *reason = reason.or(Some("tensors of the step overlap")));
     }
     Ok(reasons)
@@ -114,8 +115,8 @@ pub(crate) fn muon_momentum(
     momenta: Vec<f64>,
 ) -> PyResult<()> {
     let torch = &modules(py)?.torch;
-    let mut spans = Vec::with_capacity(3 * grads.len());
     let mut jobs = Vec::with_capacity(grads.len());
+    let (mut read, mut written) = (Vec::with_capacity(grads.len()), Vec::with_capacity(2 * grads.len()));
     for (((grad, buffer), update), momentum) in grads.iter().zip(&buffers).zip(&updates).zip(momenta) {
         let (grad, buffer) = (dense(torch, grad)?, dense(torch, buffer)?);
         let update = if update.is_none() { None } else { Some(dense(torch, update)?) };
@@ -124,33 +125,46 @@ pub(crate) fn muon_momentum(
         if !alike(&buffer) || !known(grad.memory.dtype, buffer.memory.dtype) || !update.as_ref().is_none_or(fits) {
             return Err(changed());
         }
-        spans.extend([Span::read(&grad.memory), Span::written(&buffer.memory)]);
-        spans.extend(update.map(|update| Span::written(&update.memory)));
-        jobs.push((grad.memory, buffer.memory, update.map(|update| update.memory), momentum));
+        read.push(grad);
+        written.push(buffer);
+        written.extend(update);
+        jobs.push((update.is_some(), momentum));
     }
-    if clash(&mut spans) {
-        return Err(changed());
-    }
-    let mut work: Vec<Box<dyn Work + '_>> = Vec::new();
-    for (grad, buffer, update, momentum) in jobs {
-        // SAFETY: the tensors were described after Python code last ran, the caller's lists keep them alive, and none
-        // runs before the work is done; `clash` found that what is written overlaps nothing else.
-        let (grad, buffer, update) = unsafe { (grad.slice(), buffer.slice_mut(), update.map(|u| u.slice_mut())) };
-        let update = match update {
-            Some(SliceMut::Bf16(update)) => Some(update),
-            _ => None,
-        };
-        match (grad, buffer) {
-            (Slice::F64(grad), SliceMut::F64(buffer)) => Momentum { grad, buffer, update, momentum }.push(&mut work),
-            (Slice::F32(grad), SliceMut::F32(buffer)) => Momentum { grad, buffer, update, momentum }.push(&mut work),
-            (Slice::F16(grad), SliceMut::F16(buffer)) => Momentum { grad, buffer, update, momentum }.push(&mut work),
-            (Slice::F16(grad), SliceMut::F32(buffer)) => Momentum { grad, buffer, update, momentum }.push(&mut work),
-            (Slice::Bf16(grad), SliceMut::Bf16(buffer)) => Momentum { grad, buffer, update, momentum }.push(&mut work),
-            (Slice::Bf16(grad), SliceMut::F32(buffer)) => Momentum { grad, buffer, update, momentum }.push(&mut work),
-            _ => return Err(changed()),
+    let done = lend(&mut Written::default(), &written, &read, |written, read| {
+        let mut work = Vec::with_capacity(jobs.len());
+        let mut written = written.into_iter();
+        for ((has_update, momentum), grad) in jobs.into_iter().zip(read) {
+            let buffer = written.next().unwrap_or_default();
+            let update = if has_update { written.next() } else { None };
+            add_momentum(&mut work, grad, buffer, update, momentum)?;
         }
+        run(py, work)
+    });
+    done.unwrap_or_else(|| Err(changed()))
+}
+
+/// Adds the work of one parameter, if there is a kernel for it.
+fn add_momentum<'l>(
+    work: &mut Vec<Box<dyn Work + 'l>>,
+    grad: Slice<'l>,
+    buffer: SliceMut<'l>,
+    update: Option<SliceMut<'l>>,
+    momentum: f64,
+) -> PyResult<()> {
+    let update = match update {
+        Some(SliceMut::Bf16(update)) => Some(update),
+        _ => None,
+    };
+    match (grad, buffer) {
+        (Slice::F64(grad), SliceMut::F64(buffer)) => Momentum { grad, buffer, update, momentum }.push(work),
+        (Slice::F32(grad), SliceMut::F32(buffer)) => Momentum { grad, buffer, update, momentum }.push(work),
+        (Slice::F16(grad), SliceMut::F16(buffer)) => Momentum { grad, buffer, update, momentum }.push(work),
+        (Slice::F16(grad), SliceMut::F32(buffer)) => Momentum { grad, buffer, update, momentum }.push(work),
+        (Slice::Bf16(grad), SliceMut::Bf16(buffer)) => Momentum { grad, buffer, update, momentum }.push(work),
+        (Slice::Bf16(grad), SliceMut::F32(buffer)) => Momentum { grad, buffer, update, momentum }.push(work),
+        _ => return Err(changed()),
     }
-    run(py, work)
+    Ok(())
 }
 
 /// Multiplies each parameter by its decay and adds its product times its alpha.
@@ -163,32 +177,31 @@ pub(crate) fn muon_update(
     alphas: Vec<f64>,
 ) -> PyResult<()> {
     let torch = &modules(py)?.torch;
-    let mut spans = Vec::with_capacity(2 * params.len());
     let mut jobs = Vec::with_capacity(params.len());
+    let (mut read, mut written) = (Vec::with_capacity(params.len()), Vec::with_capacity(params.len()));
     for (((param, product), decay), alpha) in params.iter().zip(&products).zip(decays).zip(alphas) {
         let (param, product) = (dense(torch, param)?, dense(torch, product)?);
         let fits = param.shape.same_sizes(&product.shape) && product.memory.dtype == DType::Bf16;
         let lines = lines(&param, &product).filter(|_| fits).ok_or_else(changed)?;
-        spans.extend([Span::written(&param.memory), Span::read(&product.memory)]);
-        jobs.push((param.memory, product.memory, lines, decay, alpha));
+        read.push(product);
+        written.push(param);
+        jobs.push((lines, decay, alpha));
     }
-    if clash(&mut spans) {
-        return Err(changed());
-    }
-    let mut work: Vec<Box<dyn Work + '_>> = Vec::new();
-    for (param, product, lines, decay, alpha) in jobs {
-        // SAFETY: as in `muon_momentum`.
-        let (param, product) = unsafe { (param.slice_mut(), product.slice()) };
-        let Slice::Bf16(product) = product else { return Err(changed()) };
-        match param {
-            SliceMut::F64(param) => Update { param, product, lines, decay, alpha }.push(&mut work),
-            SliceMut::F32(param) => Update { param, product, lines, decay, alpha }.push(&mut work),
-            SliceMut::F16(param) => Update { param, product, lines, decay, alpha }.push(&mut work),
-            SliceMut::Bf16(param) => Update { param, product, lines, decay, alpha }.push(&mut work),
-            SliceMut::Absent => return Err(changed()),
+    let done = lend(&mut Written::default(), &written, &read, |params, products| {
+        let mut work: Vec<Box<dyn Work + '_>> = Vec::with_capacity(jobs.len());
+        for (((lines, decay, alpha), param), product) in jobs.into_iter().zip(params).zip(products) {
+            let Slice::Bf16(product) = product else { return Err(changed()) };
+            match param {
+                SliceMut::F64(param) => Update { param, product, lines, decay, alpha }.push(&mut work),
+                SliceMut::F32(param) => Update { param, product, lines, decay, alpha }.push(&mut work),
+                SliceMut::F16(param) => Update { param, product, lines, decay, alpha }.push(&mut work),
+                SliceMut::Bf16(param) => Update { param, product, lines, decay, alpha }.push(&mut work),
+                SliceMut::Absent => return Err(changed()),
+            }
         }
-    }
-    run(py, work)
+        run(py, work)
+    });
+    done.unwrap_or_else(|| Err(changed()))
 }
 
 fn dense<'t>(torch: &Torch, object: &'t Bound<'_, PyAny>) -> PyResult<Described<'t>> {
