@@ -17,3 +17,36 @@ pub(crate) fn are_apart(
     read.for_each(|range| known.meeting(range, &mut 0, |_| apart = false));
     apart
 }
+
+/// For each of so many items, whether one of its ranges overlaps another, of the same item or not, and one of the two
+/// is written. `ranges` are given with their items, and with whether they are only read.
+pub(crate) fn meeting(items: usize, ranges: impl Iterator<Item = (usize, bool, Range)> + Clone) -> Vec<bool> {
+    let (mut meets, mut written) = (vec![false; items], Written::default());
+    written.begin();
+    ranges.clone().filter(|(_, is_read, _)| !is_read).for_each(|(k, _, range)| written.add(k, range));
+    written.conflicts().iter().for_each(|&k| meets[k] = true);
+    for (k, _, range) in ranges.filter(|(_, is_read, _)| *is_read) {
+        written.meeting(range, &mut 0, |other| {
+            meets[k] = true;
+            meets[other] = true;
+        });
+    }
+    meets
+}
+
+/// Two items that share an element which one of them writes; both may be the same. Elements are given by address, with
+/// their items, and with whether they are only read; `size` tells that of an item's elements.
+pub(crate) fn shared(mut elements: Vec<(usize, usize, bool)>, size: impl Fn(usize) -> usize) -> Option<(usize, usize)> {
+    elements.sort_unstable();
+    let (mut last_written, mut last_read) = (None, None); // (end, item)
+    for (address, item, is_read) in elements {
+        for (end, other) in [last_written, if is_read { None } else { last_read }].into_iter().flatten() {
+            if address < end {
+                return Some((item, other));
+            }
+        }
+        let last = if is_read { &mut last_read } else { &mut last_written };
+        *last = Some((address + size(item), item)).max(*last);
+    }
+    None
+}

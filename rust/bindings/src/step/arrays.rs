@@ -1,20 +1,19 @@
 //! A step over NumPy arrays. Everything is checked, over all groups, before the first write.
-#![allow(unsafe_code)]
 
 use numpy::{PyReadwriteArray2, PyUntypedArrayMethods};
 use oxistep_kernels::driver::{Measured, Moved};
 use oxistep_kernels::simd::Level;
-use oxistep_kernels::{AnyRule, Kind, Scalars, Step, driver};
+use oxistep_kernels::{AnyRule, Kind, Scalars, Step, Tensors, driver};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use crate::error::panicked_over;
 use crate::fault;
-use crate::memory::numpy::array::is_unchanged;
+use crate::memory::numpy::array::{Apart, Set};
 use crate::memory::python::{CollectorRests, has_plain_keys};
 use crate::optimizer::group::{Group, Keys};
-use crate::step::array_item::{Copies, Item, Look, overlapping_extents, refuse_shared_elements, strange_keys};
+use crate::step::array_item::{Item, Look, strange_keys};
 use crate::threads::with_pool;
 
 /// The names of the state arrays that `rule` keeps with the hyperparameters of `group`.
@@ -45,30 +44,18 @@ pub(crate) fn step_arrays(
     let py = groups.py();
     let kind = kind(rule)?;
     let mut keys = Keys::default();
-    let Surveyed { mut items, rules, rows, params } = survey(kind, (groups, lrs), grads, state, new_state, &mut keys)?;
+    let surveyed = survey(kind, (groups, lrs), grads, state, new_state, &mut keys)?;
+    let Surveyed { mut items, sets, rules, rows, params } = surveyed;
     let rests = CollectorRests::new(py);
-    check_unchanged(&items)?;
     let mut measuring = updates.map(|out| Measuring::new(out, params)).transpose()?;
-    let set_apart = overlapping_extents(&items);
-    refuse_shared_elements(&items, &set_apart)?;
-    // storing new states, below, must not run Python code: these are what they were when they were looked at
+    let mut arrays = Apart::settle(sets, |k| &items[k].1.name)?;
+    // storing new states, below, must not run Python code: these are what they were when they were looked at. (The
+    // collector rests, and to store under keys that are strings runs none.)
     if let Some((_, item)) = items.iter().find(|(_, item)| item.fresh.is_some() && !has_plain_keys(&item.entry)) {
         return Err(strange_keys(&item.name));
     }
-    let mut copies: Vec<Copies> = items.iter().map(|_| Copies::default()).collect();
-    for ((_, item), copies) in
-        items.iter().zip(&mut copies).zip(&set_apart).filter(|(_, apart)| **apart).map(|(x, _)| x)
-    {
-        copies.fill(item);
-    }
-
     let mut step = Step::default();
-    // SAFETY: the items hold the numpy crate's borrows of all their arrays until this function returns, which are
-    // exclusive for what is written; extents of arrays that lie between each other's elements were set apart, so the
-    // slices do not overlap. The arrays are kept alive by the borrows, and `check_unchanged` found their memory where
-    // it was after the last Python code of this thread ran: the collector rests, and storing states under keys that are
-    // strings runs none. That other threads do not resize arrays of a step under way is left to the caller.
-    let advanced = unsafe { fill(&mut step, &items, &mut copies, &rules, measuring.as_mut())? };
+    let advanced = fill(&mut step, &items, arrays.each(), &rules, measuring.as_mut())?;
     store_fresh_states(&items)?;
     let small = step.elements() < driver::SERIAL;
     drop(rests);
@@ -84,18 +71,20 @@ pub(crate) fn step_arrays(
     if let Some(measuring) = &mut measuring {
         measuring.report(&rows);
     }
-    for (((_, item), copies), scalars) in items.iter_mut().zip(&copies).zip(&advanced) {
-        copies.write_back(item);
+    arrays.write_back();
+    for ((_, item), scalars) in items.iter_mut().zip(&advanced) {
         item.scalars.iter_mut().enumerate().for_each(|(k, scalar)| scalar.set(scalars.get(k)));
     }
     let Err(panic) = done else { return Ok(()) };
-    Err(panicked_over(&*panic, PyList::new(py, items.iter().map(|(_, item)| &item.watched[0].0))?))
+    Err(panicked_over(&*panic, PyList::new(py, items.iter().map(|(_, item)| &item.param))?))
 }
 
 /// What was found of all groups.
 struct Surveyed<'py> {
     /// The parameters with a gradient, each with the index of its group.
     items: Vec<(usize, Item<'py>)>,
+    /// The arrays of each item.
+    sets: Vec<Set<'py>>,
     /// Of each group.
     rules: Vec<(AnyRule, f64)>,
     /// The place of each item among all parameters.
@@ -113,7 +102,7 @@ fn survey<'py>(
     new_state: &Bound<'py, PyAny>,
     keys: &mut Keys,
 ) -> PyResult<Surveyed<'py>> {
-    let mut items = Vec::new();
+    let (mut items, mut sets) = (Vec::new(), Vec::new());
     let mut rules = Vec::new();
     let (mut rows, mut first_row) = (Vec::new(), 0);
     same_length("lrs", lrs.len(), "param_groups", groups.len())?;
@@ -136,38 +125,30 @@ fn survey<'py>(
             let name = name_of(&values, groups.len(), g, i)?;
             let entry = entry.cast_into::<PyDict>()?;
             let look = Look { name, rule: &rule.0, values: &values, new_state, keys: &mut *keys };
-            items.push((g, look.item(&param, &grad, entry)?));
+            let (item, set) = look.item(&param, &grad, entry)?;
+            items.push((g, item));
+            sets.push(set);
             rows.push(first_row + i);
         }
         first_row += params.len();
     }
-    Ok(Surveyed { items, rules, rows, params: first_row })
+    Ok(Surveyed { items, sets, rules, rows, params: first_row })
 }
 
-/// Adds the items to a step with their constants, and returns their counters after it. Those that have copies are
-/// updated there.
-///
-/// # Safety
-/// As for [`Item::tensors`], for those that have no copies.
-unsafe fn fill<'a>(
+/// Adds the items, whose `arrays` these are, to a step with their constants, and returns their counters after it.
+fn fill<'a>(
     step: &mut Step<'a>,
-    items: &'a [(usize, Item<'_>)],
-    copies: &'a mut [Copies],
+    items: &[(usize, Item<'_>)],
+    arrays: impl Iterator<Item = Tensors<'a>>,
     rules: &[(AnyRule, f64)],
     mut measuring: Option<&mut Measuring<'_>>,
 ) -> PyResult<Vec<Scalars>> {
     let mut advanced = Vec::with_capacity(items.len());
-    for ((g, item), copies) in items.iter().zip(copies) {
+    for ((g, item), tensors) in items.iter().zip(arrays) {
         let (rule, factor) = &rules[*g];
         let mut scalars = item.scalar_values;
         step.constants(rule.constants(&mut scalars, item.first));
         advanced.push(scalars);
-        let tensors = if copies.in_use() {
-            copies.tensors()
-        } else {
-            // SAFETY: the contract.
-            unsafe { item.tensors() }
-        };
         fault::point("push array")?;
         let pushed = step.push(tensors, *factor);
         pushed.map_err(|refused| PyRuntimeError::new_err(format!("oxistep: {refused}; this is a defect")))?;
@@ -198,20 +179,6 @@ fn store_fresh_states(items: &[(usize, Item<'_>)]) -> PyResult<()> {
                 }
                 return Err(error);
             }
-        }
-    }
-    Ok(())
-}
-
-/// Whether all arrays are what they were when they were borrowed: making states runs Python code.
-fn check_unchanged(items: &[(usize, Item<'_>)]) -> PyResult<()> {
-    for (_, item) in items {
-        if item.watched.iter().any(|(array, view)| !is_unchanged(array, view)) {
-            return Err(PyRuntimeError::new_err(format!(
-                "an array of {} (the parameter, its gradient or a state) was reshaped or resized while this step was \
-                 under way; nothing was updated",
-                item.name
-            )));
         }
     }
     Ok(())

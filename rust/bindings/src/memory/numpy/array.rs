@@ -1,14 +1,17 @@
 //! NumPy arrays: the only place where a pointer of NumPy's becomes a slice.
 //!
 //! The numpy crate checks dtype and writability, and keeps account of what is borrowed, so that arrays which share
-//! elements are refused.
+//! elements are refused. A step gets the slices of its arrays from [`Apart`], which has compared them all.
 #![allow(unsafe_code)]
 
 use numpy::npyffi::{NpyTypes, PY_ARRAY_API, get_type_object};
 use numpy::{BorrowError, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn};
 use numpy::{PyReadwriteArrayDyn, PyUntypedArray, PyUntypedArrayMethods};
-use oxistep_kernels::{Layout, STREAMS, Slice, SliceMut, f16};
+use oxistep_kernels::{Layout, MAX_SCALARS, MAX_STATES, STREAMS, Slice, SliceMut, Tensors, f16};
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+
+use crate::memory::span::{meeting, shared};
 
 /// An array borrowed for reading or writing.
 pub(crate) enum Lent<R, W> {
@@ -52,7 +55,7 @@ macro_rules! dtypes {
 
             /// # Safety
             /// The borrow is held for all of `'a`, and no slice that is written overlaps this one.
-            pub(crate) unsafe fn slice<'a>(&self, extent: Extent) -> Slice<'a> {
+            unsafe fn slice<'a>(&self, extent: Extent) -> Slice<'a> {
                 match self { $(
                     Self::$Variant(_) if extent.len == 0 => Slice::$Variant(&[]),
                     Self::$Variant(_) => {
@@ -64,11 +67,12 @@ macro_rules! dtypes {
             }
 
             /// # Safety
-            /// The borrow is for writing and held for all of `'a`, and no other slice overlaps this one.
-            pub(crate) unsafe fn slice_mut<'a>(&self, extent: Extent) -> SliceMut<'a> {
+            /// The borrow is held for all of `'a`, and no other slice overlaps this one.
+            unsafe fn slice_mut<'a>(&self, extent: Extent) -> SliceMut<'a> {
                 match self { $(
-                    Self::$Variant(_) if extent.len == 0 => SliceMut::$Variant(&mut []),
-                    Self::$Variant(_) => {
+                    Self::$Variant(Lent::Read(_)) => SliceMut::Absent,
+                    Self::$Variant(Lent::Write(_)) if extent.len == 0 => SliceMut::$Variant(&mut []),
+                    Self::$Variant(Lent::Write(_)) => {
                         let (first, len) = (extent.first as *mut $t, extent.len);
                         // SAFETY: as in `slice`.
                         SliceMut::$Variant(unsafe { std::slice::from_raw_parts_mut(first, len) })
@@ -76,8 +80,12 @@ macro_rules! dtypes {
                 )* }
             }
 
+            fn itemsize(&self) -> usize {
+                match self { $(Self::$Variant(_) => size_of::<$t>(),)* }
+            }
+
             /// The address of every element.
-            pub(crate) fn addresses(&self) -> Box<dyn Iterator<Item = usize> + '_> {
+            fn addresses(&self) -> Box<dyn Iterator<Item = usize> + '_> {
                 match self { $(
                     Self::$Variant(Lent::Read(array)) => {
                         Box::new(array.as_array().into_iter().map(|element| std::ptr::from_ref(element) as usize))
@@ -89,7 +97,7 @@ macro_rules! dtypes {
             }
 
             /// A copy of the elements in logical order.
-            pub(crate) fn to_buffer(&self) -> Buffer {
+            fn to_buffer(&self) -> Buffer {
                 match self { $(
                     Self::$Variant(Lent::Read(array)) => Buffer::$Variant(array.as_array().iter().copied().collect()),
                     Self::$Variant(Lent::Write(array)) => Buffer::$Variant(array.as_array().iter().copied().collect()),
@@ -97,7 +105,7 @@ macro_rules! dtypes {
             }
 
             /// Writes the elements of a copy back.
-            pub(crate) fn assign(&mut self, buffer: &Buffer) {
+            fn assign(&mut self, buffer: &Buffer) {
                 match (self, buffer) {
                     $((Self::$Variant(Lent::Write(array)), Buffer::$Variant(buffer)) => {
                         array.as_array_mut().iter_mut().zip(buffer).for_each(|(to, from)| *to = *from);
@@ -108,15 +116,16 @@ macro_rules! dtypes {
         }
 
         /// A copy of an array whose elements lie between those of another.
-        pub(crate) enum Buffer {
+        enum Buffer {
             $($Variant(Vec<$t>),)*
         }
 
         impl Buffer {
-            pub(crate) fn slice(&self) -> Slice<'_> {
+            fn slice(&self) -> Slice<'_> {
                 match self { $(Self::$Variant(buffer) => Slice::$Variant(buffer),)* }
             }
-            pub(crate) fn slice_mut(&mut self) -> SliceMut<'_> {
+
+            fn slice_mut(&mut self) -> SliceMut<'_> {
                 match self { $(Self::$Variant(buffer) => SliceMut::$Variant(buffer),)* }
             }
         }
@@ -126,11 +135,11 @@ dtypes!(F64(f64), F32(f32), F16(f16));
 
 /// Where an array lies: from its lowest to its highest element.
 #[derive(Clone, Copy)]
-pub(crate) struct Extent {
+struct Extent {
     /// Address of the lowest element.
-    pub(crate) first: usize,
+    first: usize,
     /// Elements from lowest to highest, gaps counted.
-    pub(crate) len: usize,
+    len: usize,
     /// Place of the array's first element among them.
     start: usize,
 }
@@ -155,11 +164,13 @@ pub(crate) fn private_view<'py>(array: &Bound<'py, PyUntypedArray>) -> PyResult<
 }
 
 impl Array<'_> {
-    /// The elements, and how they lie.
+    /// The elements, and how they lie. Whoever reads them has asked [`is_unchanged`] since Python code last ran, and
+    /// runs none until the last use of them.
     pub(crate) fn read(&self) -> (Slice<'_>, Option<Layout>) {
         let (extents, layout) = place(std::slice::from_ref(self));
-        // SAFETY: the slice borrows from this, which holds the numpy crate's borrow; whoever keeps that account does
-        // not write meanwhile, and who has a slice to write has promised that no other overlaps it (`slice_mut`).
+        // SAFETY: the slice borrows from this, which holds the numpy crate's borrow and keeps the array alive; whoever
+        // keeps that account does not write meanwhile, and who has a slice to write has promised that no other overlaps
+        // it (`slice_mut`).
         (unsafe { self.slice(extents[0]) }, layout)
     }
 }
@@ -170,7 +181,7 @@ pub(crate) fn is_unchanged(array: &Bound<'_, PyUntypedArray>, view: &Bound<'_, P
 }
 
 /// Where the arrays lie, and how their elements correspond; no layout if all lie one after the other in one order.
-pub(crate) fn place(arrays: &[Array<'_>]) -> (Vec<Extent>, Option<Layout>) {
+fn place(arrays: &[Array<'_>]) -> (Vec<Extent>, Option<Layout>) {
     let mut strides = vec![[0isize; STREAMS]; arrays[0].untyped().ndim()];
     let mut extents = Vec::with_capacity(arrays.len());
     for (s, array) in arrays.iter().enumerate() {
@@ -202,4 +213,142 @@ pub(crate) fn place(arrays: &[Array<'_>]) -> (Vec<Extent>, Option<Layout>) {
     starts.iter_mut().zip(&extents).for_each(|(start, extent)| *start = extent.start);
     let layout = Layout::new(shape, &strides, starts);
     (extents, Some(layout))
+}
+
+/// The arrays of one parameter: the parameter, its gradient, its states; all of one dtype and shape.
+pub(crate) struct Set<'py> {
+    arrays: Vec<Array<'py>>,
+    extents: Vec<Extent>,
+    layout: Option<Layout>,
+    /// Arrays as they were given, each with the view that was borrowed instead.
+    watched: Vec<(Bound<'py, PyUntypedArray>, Bound<'py, PyUntypedArray>)>,
+}
+
+impl<'py> Set<'py> {
+    /// `given` are the arrays as they were given. All but the second are borrowed for writing.
+    pub(crate) fn of(arrays: Vec<Array<'py>>, given: Vec<Bound<'py, PyUntypedArray>>) -> Self {
+        let (extents, layout) = place(&arrays);
+        debug_assert_eq!(given.len(), arrays.len());
+        let mut watched = Vec::with_capacity(arrays.len() + MAX_SCALARS);
+        watched.extend(given.into_iter().zip(arrays.iter().map(|array| array.untyped().clone())));
+        Self { arrays, extents, layout, watched }
+    }
+
+    /// Adds another array that must stay what it is, such as a counter, with the view that was borrowed instead.
+    pub(crate) fn watch(&mut self, given: Bound<'py, PyUntypedArray>, view: Bound<'py, PyUntypedArray>) {
+        self.watched.push((given, view));
+    }
+
+    /// The range of each array, and whether it is only read.
+    fn ranges(&self) -> impl Iterator<Item = (bool, (usize, usize))> + Clone {
+        self.arrays.iter().zip(&self.extents).enumerate().map(|(s, (array, extent))| {
+            let end = extent.first + extent.len * array.itemsize();
+            (s == 1, (extent.first, end))
+        })
+    }
+
+    /// # Safety
+    /// The arrays are what they were when they were borrowed, for all of `'a`, and no slice that is written overlaps
+    /// any other in use in `'a`.
+    unsafe fn tensors<'a>(&'a self) -> Tensors<'a> {
+        let mut states: [SliceMut<'a>; MAX_STATES] = Default::default();
+        // SAFETY: the borrows are held by this; the rest is the contract.
+        unsafe {
+            for (s, state) in states.iter_mut().enumerate().take(self.arrays.len() - 2) {
+                *state = self.arrays[2 + s].slice_mut(self.extents[2 + s]);
+            }
+            Tensors {
+                param: self.arrays[0].slice_mut(self.extents[0]),
+                grad: self.arrays[1].slice(self.extents[1]),
+                states,
+                layout: self.layout.as_ref(),
+            }
+        }
+    }
+}
+
+/// Copies of a set's arrays, for the rare set whose elements lie between those of another array of the step.
+struct Copies(Vec<Buffer>);
+
+impl Copies {
+    fn tensors(&mut self) -> Tensors<'_> {
+        let mut states: [SliceMut<'_>; MAX_STATES] = Default::default();
+        let (head, tail) = self.0.split_at_mut(2);
+        states.iter_mut().zip(tail).for_each(|(state, buffer)| *state = buffer.slice_mut());
+        let (param, grad) = head.split_at_mut(1);
+        Tensors { param: param[0].slice_mut(), grad: grad[0].slice(), states, layout: None }
+    }
+}
+
+/// The sets of a step, in whose slices nothing that is written overlaps anything else.
+///
+/// Whoever has one in hand runs no Python code of this thread until the last use of its slices: that could resize an
+/// array. That other threads do not is left to the caller.
+pub(crate) struct Apart<'py> {
+    sets: Vec<Set<'py>>,
+    /// In use for sets that lie between the elements of others.
+    copies: Vec<Copies>,
+}
+
+impl<'py> Apart<'py> {
+    /// `name` is what errors call the parameter of a set.
+    ///
+    /// # Errors
+    /// If an array is not what it was when it was borrowed (making states runs Python code), or if arrays share
+    /// elements. The numpy crate has seen to the latter for arrays with one owner; two arrays over one buffer may have
+    /// different owners, so those that lie close together are compared element by element.
+    pub(crate) fn settle<'n>(sets: Vec<Set<'py>>, name: impl Fn(usize) -> &'n str) -> PyResult<Self> {
+        for (k, set) in sets.iter().enumerate() {
+            if !set.watched.iter().all(|(array, view)| is_unchanged(array, view)) {
+                return Err(PyRuntimeError::new_err(format!(
+                    "an array of {} (the parameter, its gradient or a state) was reshaped or resized while this step \
+                     was under way; nothing was updated",
+                    name(k)
+                )));
+            }
+        }
+        let ranges = sets.iter().enumerate();
+        let ranges = ranges.flat_map(|(k, set)| set.ranges().map(move |(is_read, range)| (k, is_read, range)));
+        let meets = meeting(sets.len(), ranges);
+        let mut elements = Vec::new();
+        for (k, set) in sets.iter().enumerate().filter(|(k, _)| meets[*k]) {
+            for (s, array) in set.arrays.iter().enumerate() {
+                elements.extend(array.addresses().map(|address| (address, k, s == 1)));
+            }
+        }
+        if let Some((one, other)) = shared(elements, |k| sets[k].arrays[0].itemsize()) {
+            return Err(PyValueError::new_err(format!(
+                "{} shares memory with {} or its gradient: pass a copy, .copy(), of one of them",
+                name(one),
+                name(other)
+            )));
+        }
+        let copy = |(set, meets): (&Set<'_>, bool)| {
+            Copies(if meets { set.arrays.iter().map(Array::to_buffer).collect() } else { Vec::new() })
+        };
+        let copies = sets.iter().zip(meets).map(copy).collect();
+        Ok(Self { sets, copies })
+    }
+
+    /// What kernels update: the arrays of each set, or its copies.
+    pub(crate) fn each(&mut self) -> impl Iterator<Item = Tensors<'_>> {
+        self.sets.iter().zip(&mut self.copies).map(|(set, copies)| {
+            if !copies.0.is_empty() {
+                return copies.tensors();
+            }
+            // SAFETY: `settle` has found the arrays what they were when they were borrowed, and no Python code runs
+            // from then on: the rule of this type. The sets hold the numpy crate's borrows, which are exclusive for
+            // what is written, and keep the arrays alive. What overlaps another slice was copied. The slices borrow
+            // from this, which lends them to one caller at a time.
+            unsafe { set.tensors() }
+        })
+    }
+
+    /// Writes the copies back.
+    pub(crate) fn write_back(&mut self) {
+        for (set, copies) in self.sets.iter_mut().zip(&self.copies) {
+            let arrays = set.arrays.iter_mut().zip(&copies.0).enumerate();
+            arrays.filter(|(s, _)| *s != 1).for_each(|(_, (array, buffer))| array.assign(buffer));
+        }
+    }
 }
