@@ -134,7 +134,7 @@ pub(crate) fn muon_momentum(
         let mut work = Vec::with_capacity(jobs.len());
         let mut written = written.into_iter();
         for ((has_update, momentum), grad) in jobs.into_iter().zip(read) {
-            let buffer = written.next().unwrap_or_default();
+            let Some(buffer) = written.next() else { return Err(changed()) };
             let update = if has_update { written.next() } else { None };
             add_momentum(&mut work, grad, buffer, update, momentum)?;
         }

@@ -66,17 +66,18 @@ macro_rules! dtypes {
                 )* }
             }
 
+            /// Empty if the array is borrowed for reading only.
+            ///
             /// # Safety
             /// The borrow is held for all of `'a`, and no other slice overlaps this one.
             unsafe fn slice_mut<'a>(&self, extent: Extent) -> SliceMut<'a> {
                 match self { $(
-                    Self::$Variant(Lent::Read(_)) => SliceMut::Absent,
-                    Self::$Variant(Lent::Write(_)) if extent.len == 0 => SliceMut::$Variant(&mut []),
-                    Self::$Variant(Lent::Write(_)) => {
+                    Self::$Variant(Lent::Write(_)) if extent.len > 0 => {
                         let (first, len) = (extent.first as *mut $t, extent.len);
                         // SAFETY: as in `slice`.
                         SliceMut::$Variant(unsafe { std::slice::from_raw_parts_mut(first, len) })
                     }
+                    Self::$Variant(_) => SliceMut::$Variant(&mut []),
                 )* }
             }
 
