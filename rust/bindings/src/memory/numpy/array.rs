@@ -116,7 +116,7 @@ macro_rules! dtypes {
             }
         }
 
-        /// A copy of an array whose elements lie between those of another.
+        /// A copy of an array.
         enum Buffer {
             $($Variant(Vec<$t>),)*
         }
@@ -248,36 +248,27 @@ impl<'py> Set<'py> {
         })
     }
 
+    /// What kernels update: the arrays, or their copies, if there are any.
+    ///
     /// # Safety
-    /// The arrays are what they were when they were borrowed, for all of `'a`, and no slice that is written overlaps
-    /// any other in use in `'a`.
-    unsafe fn tensors<'a>(&'a self) -> Tensors<'a> {
-        let mut states: [SliceMut<'a>; MAX_STATES] = Default::default();
+    /// The arrays are what they were when they were borrowed, for all of `'a`, and no slice of them that is written
+    /// overlaps any other in use in `'a`.
+    unsafe fn tensors<'a>(&'a self, copies: &'a mut [Buffer]) -> Tensors<'a> {
         // SAFETY: the borrows are held by this; the rest is the contract.
-        unsafe {
-            for (s, state) in states.iter_mut().enumerate().take(self.arrays.len() - 2) {
-                *state = self.arrays[2 + s].slice_mut(self.extents[2 + s]);
-            }
-            Tensors {
-                param: self.arrays[0].slice_mut(self.extents[0]),
-                grad: self.arrays[1].slice(self.extents[1]),
-                states,
-                layout: self.layout.as_ref(),
-            }
+        let array = |k: usize| unsafe { self.arrays[k].slice_mut(self.extents[k]) };
+        let layout = if copies.is_empty() { self.layout.as_ref() } else { None };
+        let mut copies = copies.iter_mut();
+        let param = copies.next().map_or_else(|| array(0), Buffer::slice_mut);
+        let grad = match copies.next() {
+            Some(copy) => copy.slice(),
+            // SAFETY: as above.
+            None => unsafe { self.arrays[1].slice(self.extents[1]) },
+        };
+        let mut states: [SliceMut<'a>; MAX_STATES] = Default::default();
+        for (k, state) in (2..self.arrays.len()).zip(&mut states) {
+            *state = copies.next().map_or_else(|| array(k), Buffer::slice_mut);
         }
-    }
-}
-
-/// Copies of a set's arrays, for the rare set whose elements lie between those of another array of the step.
-struct Copies(Vec<Buffer>);
-
-impl Copies {
-    fn tensors(&mut self) -> Tensors<'_> {
-        let mut states: [SliceMut<'_>; MAX_STATES] = Default::default();
-        let (head, tail) = self.0.split_at_mut(2);
-        states.iter_mut().zip(tail).for_each(|(state, buffer)| *state = buffer.slice_mut());
-        let (param, grad) = head.split_at_mut(1);
-        Tensors { param: param[0].slice_mut(), grad: grad[0].slice(), states, layout: None }
+        Tensors { param, grad, states, layout }
     }
 }
 
@@ -287,8 +278,9 @@ impl Copies {
 /// array. That other threads do not is left to the caller.
 pub(crate) struct Apart<'py> {
     sets: Vec<Set<'py>>,
-    /// In use for sets that lie between the elements of others.
-    copies: Vec<Copies>,
+    /// Copies of the arrays of each set; of most there are none. They are for the rare set whose elements lie between
+    /// those of another array.
+    copies: Vec<Vec<Buffer>>,
 }
 
 impl<'py> Apart<'py> {
@@ -324,31 +316,29 @@ impl<'py> Apart<'py> {
                 name(other)
             )));
         }
-        let copy = |(set, meets): (&Set<'_>, bool)| {
-            Copies(if meets { set.arrays.iter().map(Array::to_buffer).collect() } else { Vec::new() })
-        };
-        let copies = sets.iter().zip(meets).map(copy).collect();
+        let copies = sets.iter().zip(meets).map(|(set, meets)| {
+            let copied = if meets { &set.arrays[..] } else { &[] };
+            copied.iter().map(Array::to_buffer).collect()
+        });
+        let copies = copies.collect();
         Ok(Self { sets, copies })
     }
 
-    /// What kernels update: the arrays of each set, or its copies.
+    /// What kernels update of each set.
     pub(crate) fn each(&mut self) -> impl Iterator<Item = Tensors<'_>> {
         self.sets.iter().zip(&mut self.copies).map(|(set, copies)| {
-            if !copies.0.is_empty() {
-                return copies.tensors();
-            }
             // SAFETY: `settle` has found the arrays what they were when they were borrowed, and no Python code runs
             // from then on: the rule of this type. The sets hold the numpy crate's borrows, which are exclusive for
             // what is written, and keep the arrays alive. What overlaps another slice was copied. The slices borrow
             // from this, which lends them to one caller at a time.
-            unsafe { set.tensors() }
+            unsafe { set.tensors(copies) }
         })
     }
 
     /// Writes the copies back.
     pub(crate) fn write_back(&mut self) {
         for (set, copies) in self.sets.iter_mut().zip(&self.copies) {
-            let arrays = set.arrays.iter_mut().zip(&copies.0).enumerate();
+            let arrays = set.arrays.iter_mut().zip(copies).enumerate();
             arrays.filter(|(s, _)| *s != 1).for_each(|(_, (array, buffer))| array.assign(buffer));
         }
     }
