@@ -134,6 +134,10 @@ bench-quick: $(INSTALLED) ## the benchmark in under two minutes
 bench-compare: $(INSTALLED) ## has anything become slower? make bench-compare OLD=before.json NEW=after.json
 	$(PY) benches compare $(OLD) $(NEW)
 
+.PHONY: bench-wheels
+bench-wheels: $(INSTALLED) ## two wheels in turn, cell by cell: make bench-wheels OLD=before.whl NEW=after.whl
+	$(PY) benches wheels $(OLD) $(NEW) $(BENCH_ARGS)
+
 # ---- documentation ----
 .PHONY: docs
 docs: $(INSTALLED) ## the documentation as a site, warnings as errors: target/docs/index.html

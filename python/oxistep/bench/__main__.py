@@ -9,6 +9,7 @@ offload     a step inside DeepSpeed beside DeepSpeedCPUAdam
 watching    what the monitors of oxistep.diagnostics cost
 page        one HTML page from a file of results
 compare     did anything become slower, relative to its peer, between two files of results?
+wheels      two wheels in turn: what did a change cost or gain?
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ COMMANDS = {
     "watching": "watching",
     "page": "page",
     "compare": "compare",
+    "wheels": "wheels",
 }
 
 
