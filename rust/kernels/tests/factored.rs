@@ -55,9 +55,8 @@ impl Parameter {
         }
     }
 
-    fn tensors(&mut self) -> Tensors<'_> {
-        let mut states: [SliceMut<'_>; 3] = Default::default();
-        states.iter_mut().zip(&mut self.states).for_each(|(slot, state)| *slot = state.slice_mut());
+    fn tensors(&mut self) -> Tensors<'_, impl IntoIterator<Item = SliceMut<'_>>> {
+        let states = self.states.iter_mut().map(Buffer::slice_mut);
         Tensors { param: self.theta.slice_mut(), grad: self.grad.slice(), states, layout: None }
     }
 

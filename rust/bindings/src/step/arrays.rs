@@ -3,7 +3,7 @@
 use numpy::{PyReadwriteArray2, PyUntypedArrayMethods};
 use oxistep_kernels::driver::{Measured, Moved};
 use oxistep_kernels::simd::Level;
-use oxistep_kernels::{AnyRule, Kind, Scalars, Step, Tensors, driver};
+use oxistep_kernels::{AnyRule, Kind, Scalars, SliceMut, Step, Tensors, driver};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -139,7 +139,7 @@ fn survey<'py>(
 fn fill<'a>(
     step: &mut Step<'a>,
     items: &[(usize, Item<'_>)],
-    arrays: impl Iterator<Item = Tensors<'a>>,
+    arrays: impl Iterator<Item = Tensors<'a, impl Iterator<Item = SliceMut<'a>>>>,
     rules: &[(AnyRule, f64)],
     mut measuring: Option<&mut Measuring<'_>>,
 ) -> PyResult<Vec<Scalars>> {

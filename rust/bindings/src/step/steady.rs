@@ -13,7 +13,7 @@
 
 use oxistep_kernels::pool::Serial;
 use oxistep_kernels::simd::Level;
-use oxistep_kernels::{AnyRule, MAX_SCALARS, MAX_STATES, Precision, Scalars, Step, Tensors, driver};
+use oxistep_kernels::{AnyRule, MAX_SCALARS, MAX_STATES, Precision, Scalars, SliceMut, Step, Tensors, driver};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -222,19 +222,12 @@ impl Plan {
         if met || !alike(&p) || !alike(&g) || !self.written.add_known(k, p.memory.interval()) {
             return Ok(false);
         }
-        let mut tensors = Tensors {
-            // SAFETY: described just now. No Python code of this thread runs until the step is done: the collector
-            // rests, and what is asked here is asked of Python's own numbers, of plain tensors and of the slots of
-            // DTensors. Where other threads may run, `held` keeps alive what they drop, and that they do not resize
-            // tensors of a step under way is what torch, too, leaves to its callers. The range is the one that the
-            // general step found to overlap nothing else that is written (the step is run only if that holds for all),
-            // and the gradient meets none of those.
-            param: unsafe { p.memory.slice_mut() },
-            // SAFETY: as above.
-            grad: unsafe { g.memory.slice() },
-            states: Default::default(),
-            layout: None,
-        };
+        // SAFETY: described just now. No Python code of this thread runs until the step is done: the collector rests, and
+        // what is asked here is asked of Python's own numbers, of plain tensors and of the slots of DTensors. Where other
+        // threads may run, `held` keeps alive what they drop, and that they do not resize tensors of a step under way is
+        // what torch, too, leaves to its callers. The range is the one that the general step found to overlap nothing
+        // else that is written (the step is run only if that holds for all), and the gradient meets none of those.
+        let (param_slice, grad_slice) = unsafe { (p.memory.slice_mut(), g.memory.slice()) };
         let mut objects = [std::ptr::null_mut(); MAX_STATES + MAX_SCALARS];
         if names.count() > 0 {
             let Some(&place) = self.places.get(k) else { return Ok(false) };
@@ -245,10 +238,11 @@ impl Plan {
                 objects = values_under(entry, names.all());
             }
         }
+        let mut states: [SliceMut<'static>; MAX_STATES] = Default::default();
+        let (states, known) = (&mut states[..names.states], &objects[..names.states]);
         // SAFETY: borrowed from the dict, as above, or null.
-        let states =
-            unsafe { self.gather_states(torch, py, k, &objects[..names.states], shard.is_some(), alike, &mut tensors) };
-        let Some(states_dtype) = states? else { return Ok(false) };
+        let dtype = unsafe { self.gather_states(torch, py, k, known, shard.is_some(), alike, states) };
+        let Some(states_dtype) = dtype? else { return Ok(false) };
         if !served(p.memory.dtype, g.memory.dtype, states_dtype) || (one.single_lr && p.memory.dtype == DType::F64) {
             return Ok(false);
         }
@@ -265,11 +259,12 @@ impl Plan {
         if let Some(grad) = grad {
             self.steady.hold(grad);
         }
+        let states = states.iter_mut().map(std::mem::take);
+        let tensors = Tensors { param: param_slice, grad: grad_slice, states, layout: None };
         Ok(step.push(tensors, one.factor).is_ok())
     }
 
-    /// Checks the states of parameter `k`, and puts them into `tensors`; `None` if one is not as it was, else their
-    /// dtype.
+    /// Checks the states of parameter `k`, and puts them into `slots`; `None` if one is not as it was, else their dtype.
     ///
     /// # Safety
     /// `objects` are the states, or null, and live. Their memory may be written as that of the parameter.
@@ -282,10 +277,10 @@ impl Plan {
         objects: &[*mut ffi::PyObject],
         is_dtensor: bool,
         alike: impl Fn(&Described<'_>) -> bool,
-        tensors: &mut Tensors<'static>,
+        slots: &mut [SliceMut<'static>],
     ) -> PyResult<Option<Option<DType>>> {
         let mut states_dtype = None;
-        for (&object, slot) in objects.iter().zip(&mut tensors.states) {
+        for (&object, slot) in objects.iter().zip(slots) {
             fault::point("steady state")?;
             // SAFETY: the contract.
             let Some(object) = (unsafe { Borrowed::from_ptr_or_opt(py, object) }) else { return Ok(None) };

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use oxistep_kernels::simd::Level;
-use oxistep_kernels::{AnyRule, MAX_STATES, Scalars, Slice, SliceMut, Step, Tensors, driver};
+use oxistep_kernels::{AnyRule, Scalars, Slice, SliceMut, Step, Tensors, driver};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
@@ -151,20 +151,15 @@ fn fill<'a>(
 /// What was described still holds while the item is borrowed, and nothing that is written is used by anything else
 /// meanwhile.
 #[inline]
-unsafe fn tensors(item: &Item) -> Tensors<'_> {
-    let absent = SliceMut::Absent;
+unsafe fn tensors(item: &Item) -> Tensors<'_, impl Iterator<Item = SliceMut<'_>>> {
+    let [param, grad, states @ ..] = &item.memory;
     // SAFETY: the caller's contract is that of `slice` and `slice_mut`.
-    unsafe {
-        let grad = item.memory[1].map(|memory| memory.slice());
-        let mut states: [SliceMut<'_>; MAX_STATES] = Default::default();
-        for (state, memory) in states.iter_mut().zip(&item.memory[2..]) {
-            *state = memory.map_or(SliceMut::Absent, |memory| memory.slice_mut());
-        }
-        Tensors {
-            param: item.memory[0].map_or(absent, |memory| memory.slice_mut()),
-            grad: grad.unwrap_or(Slice::F32(&[])),
-            states,
-            layout: item.layout.as_deref(),
-        }
+    let (param, grad) = unsafe { (param.map(|memory| memory.slice_mut()), grad.map(|memory| memory.slice())) };
+    Tensors {
+        param: param.unwrap_or_default(),
+        grad: grad.unwrap_or(Slice::F32(&[])),
+        // SAFETY: as above.
+        states: states.iter().flatten().map(|memory| unsafe { memory.slice_mut() }),
+        layout: item.layout.as_deref(),
     }
 }

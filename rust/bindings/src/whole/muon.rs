@@ -196,7 +196,6 @@ pub(crate) fn muon_update(
                 SliceMut::F32(param) => Update { param, product, lines, decay, alpha }.push(&mut work),
                 SliceMut::F16(param) => Update { param, product, lines, decay, alpha }.push(&mut work),
                 SliceMut::Bf16(param) => Update { param, product, lines, decay, alpha }.push(&mut work),
-                SliceMut::Absent => return Err(changed()),
             }
         }
         run(py, work)

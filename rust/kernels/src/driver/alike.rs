@@ -1,73 +1,76 @@
-//! Tensors of the same types, updated with the same constants: what they have in common is prepared once. For many
+//! Chunks of the same types, updated with the same constants: what they have in common is prepared once. For many
 //! small tensors that is as much work as the arithmetic.
 
-use std::mem::{Discriminant, discriminant};
-
-use super::body;
-use super::chunk::{Chunk, Place};
+use super::body::Body;
+use super::chunk::Chunk;
 use super::rows::RowList;
 use super::source::Source;
-use super::tensors::Tensors;
+use super::types::Types;
 use crate::chunks::PLACES_AHEAD;
 use crate::formats::{Slice, SliceMut};
-use crate::rules::Constants;
 use crate::simd::Level;
 
 /// What chunks have in common that are run by the same loop with the same constants.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Likeness {
-    constants: usize,
+    body: u32,
     /// The bits of the factor on the gradient.
     grad_factor: u64,
-    types: (Discriminant<SliceMut<'static>>, Discriminant<Slice<'static>>, Discriminant<SliceMut<'static>>),
+    types: Types,
 }
 
 impl Likeness {
+    /// What a chunk may have in common with others; `None`: it is run alone.
     #[inline]
-    pub(super) fn of(tensors: &Tensors<'_>, constants: usize, grad_factor: f64) -> Self {
-        let (param, grad, state) = tensors.kinds();
-        let types = (discriminant(&param), discriminant(&grad), discriminant(&state));
-        Self { constants, grad_factor: grad_factor.to_bits(), types }
+    pub(super) fn of(chunk: &Chunk<'_>) -> Option<Self> {
+        let Chunk { layout, rows, body, grad_factor, types, .. } = *chunk;
+        let flat = layout.is_none() && rows.is_none();
+        flat.then_some(Self { body, grad_factor: grad_factor.to_bits(), types })
     }
 }
 
-/// Updates chunks one after the other.
-pub(super) fn run_alike(
-    mut chunks: &mut [Chunk<'_>],
-    mut places: &[Place],
+/// Updates chunks one after the other, `alike` telling how many in a row are.
+pub(super) fn run_alike<'a>(
+    mut streams: &mut [SliceMut<'a>],
+    mut chunks: &[Chunk<'a>],
     alike: &[usize],
-    constants: &[Constants],
+    bodies: &[Body],
     rows: &RowList<'_>,
     level: Level,
 ) {
     for &count in alike {
-        let (run, rest) = std::mem::take(&mut chunks).split_at_mut(count);
-        match run {
-            [chunk] => chunk.run(constants, rows, level, None),
-            [first, ..] => {
-                let (constants, factor, kinds) =
-                    (&constants[first.constants as usize], first.grad_factor, first.tensors.kinds());
-                body::run(constants, level, factor, kinds, &mut Alike { chunks: run.iter_mut(), places });
-            }
-            [] => {}
+        let Some(first) = chunks.first() else { return };
+        let written = first.written as usize * count;
+        if count == 1 {
+            first.run(&mut streams[..written], bodies, rows, level, None);
+        } else {
+            let body = &bodies[first.body as usize];
+            body.run(level, first.grad_factor, first.types, &mut Alike { left: count, chunks, streams });
         }
-        (chunks, places) = (rest, &places[count..]);
+        (streams, chunks) = (&mut std::mem::take(&mut streams)[written..], &chunks[count..]);
     }
 }
 
 /// Chunks that are alike; those that come next are prefetched.
 struct Alike<'c, 'a> {
-    chunks: std::slice::IterMut<'c, Chunk<'a>>,
-    places: &'c [Place],
+    left: usize,
+    /// What is left of these, and others.
+    chunks: &'c [Chunk<'a>],
+    streams: &'c mut [SliceMut<'a>],
 }
 
 impl Source for Alike<'_, '_> {
     #[inline]
-    fn next(&mut self) -> Option<Tensors<'_>> {
-        if let Some(place) = self.places.get(PLACES_AHEAD) {
-            place.prefetch();
+    fn next<'s>(&'s mut self, slots: &mut [SliceMut<'s>]) -> Option<Slice<'s>> {
+        self.left = self.left.checked_sub(1)?;
+        let (chunk, chunks) = self.chunks.split_first()?;
+        let (own, streams) = std::mem::take(&mut self.streams).split_at_mut(chunk.written as usize);
+        if let Some(ahead) = chunks.get(PLACES_AHEAD - 1) {
+            let first = (ahead.first - chunk.first - chunk.written) as usize;
+            ahead.prefetch(streams[first..][..ahead.written as usize].iter().map(SliceMut::address));
         }
-        self.places = self.places.get(1..).unwrap_or_default();
-        self.chunks.next().map(|chunk| chunk.tensors.whole())
+        (self.chunks, self.streams) = (chunks, streams);
+        slots.iter_mut().zip(own).for_each(|(slot, stream)| *slot = stream.whole());
+        Some(chunk.grad)
     }
 }

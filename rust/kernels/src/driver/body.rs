@@ -1,49 +1,71 @@
-//! What is done to the tensors of a step: the formula of a rule, from here on a type that loops are compiled for.
+//! What is done to the streams of a step: the formula of a rule, from here on a type that loops are compiled for.
 
 use std::marker::PhantomData;
 
 use super::source::Source;
 use super::sweep::Sweep;
-use super::tensors::Tensors;
-use super::types::{Kinds, match_types};
+use super::types::{Types, match_types};
 use crate::formats::{Element, Slice, SliceMut, Storage, bf16, f16};
-use crate::rule::{Formula, Visitor};
+use crate::rule::{Formula, MAX_STATES, Visitor};
 use crate::rules::Constants;
 use crate::simd::{Level, Simd, Vectorized};
 
-/// How many states the rule keeps.
-pub(super) fn states(constants: &Constants) -> usize {
-    struct Count<'c>(&'c mut usize);
-    impl Visitor for Count<'_> {
-        fn visit<F: Formula>(self, _: F) {
-            *self.0 = F::STATES;
-        }
-    }
-    // a rule that is not visited takes its tensors another way: no number of states fits
-    let mut count = usize::MAX;
-    constants.visit(Count(&mut count));
-    count
+/// The most streams that a compiled formula writes.
+pub(super) const WRITTEN: usize = 1 + MAX_STATES;
+
+/// What is done to parameters, with all that is constant in a step.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Body {
+    /// The formula of a rule.
+    Rule(Constants),
 }
 
-/// Updates tensors whose elements lie one after the other: whatever they have in common is prepared once.
-pub(super) fn run(constants: &Constants, level: Level, factor: f64, kinds: Kinds, source: &mut dyn Source) {
-    struct Run<'r>(Level, f64, Kinds, &'r mut dyn Source);
-    impl Visitor for Run<'_> {
-        #[inline(always)]
-        fn visit<F: Formula>(self, formula: F) {
-            let Self(level, factor, (param, grad, state), source) = self;
-            macro_rules! sweeps {
-                ($p:ty, $g:ty, $s:ty) => {
-                    level.run(Sweeps { formula, factor, source, types: PhantomData::<($p, $g, $s)> })
-                };
+impl Body {
+    /// How many states it keeps; `None`: it takes its tensors another way, and no number of states fits.
+    pub(super) fn states(&self) -> Option<usize> {
+        struct Count<'c>(&'c mut Option<usize>);
+        impl Visitor for Count<'_> {
+            fn visit<F: Formula>(self, _: F) {
+                *self.0 = Some(F::STATES);
             }
-            match_types!(&param, &grad, &state, sweeps, unreachable!("checked when pushed"));
+        }
+        let Self::Rule(constants) = self;
+        let mut count = None;
+        constants.visit(Count(&mut count));
+        count
+    }
+
+    /// Updates all that a source hands out: whatever it has in common is prepared once.
+    pub(super) fn run(&self, level: Level, factor: f64, types: Types, source: &mut dyn Source) {
+        struct Run<'r>(Level, f64, Types, &'r mut dyn Source);
+        impl Visitor for Run<'_> {
+            #[inline(always)]
+            fn visit<F: Formula>(self, formula: F) {
+                let Self(level, factor, types, source) = self;
+                macro_rules! sweeps {
+                    ($p:ty, $g:ty, $s:ty) => {
+                        level.run(Sweeps { formula, factor, source, types: PhantomData::<($p, $g, $s)> })
+                    };
+                }
+                match_types!(types, sweeps, unreachable!("looked up when pushed"));
+            }
+        }
+        let Self::Rule(constants) = self;
+        constants.visit(Run(level, factor, types, source));
+    }
+
+    /// Hands all that a source hands out to `take`: the streams that are written, and the gradient.
+    pub(super) fn each(&self, source: &mut dyn Source, mut take: impl FnMut(&mut [SliceMut<'_>], Slice<'_>)) {
+        let Some(written) = self.states().map(|states| 1 + states) else { return };
+        loop {
+            let mut slots: [SliceMut<'_>; WRITTEN] = Default::default();
+            let Some(grad) = source.next(&mut slots) else { return };
+            take(&mut slots[..written], grad);
         }
     }
-    constants.visit(Run(level, factor, kinds, source));
 }
 
-/// One formula over tensors of the same types.
+/// One formula over streams of the same types.
 struct Sweeps<'a, F, P, G, S> {
     formula: F,
     factor: f64,
@@ -61,8 +83,11 @@ where
     #[inline(always)]
     fn run(self, simd: impl Simd) {
         let Self { formula, factor, source, .. } = self;
-        while let Some(Tensors { mut param, grad, mut states, .. }) = source.next() {
-            if let (Some(param), Some(grad)) = (P::slice_mut(&mut param), G::slice(&grad)) {
+        loop {
+            let mut slots: [SliceMut<'_>; WRITTEN] = Default::default();
+            let Some(grad) = source.next(&mut slots) else { return };
+            let [param, states @ ..] = &mut slots;
+            if let (Some(param), Some(grad)) = (P::slice_mut(param), G::slice(&grad)) {
                 let states = states.each_mut().map(|s| S::slice_mut(s).unwrap_or_default());
                 Sweep { formula, factor, param, grad, states }.run(simd);
             }

@@ -1,24 +1,33 @@
-//! A part of one parameter's tensors: what is handed to a thread, and which way it takes.
+//! A part of one parameter's streams: what is handed to a thread, and which way it takes.
 
+use super::body::Body;
 use super::measured::{Lanes, update};
-use super::rows::{self, RowList, Rows};
+use super::rows::RowList;
+use super::source::Flat;
 use super::strided;
-use super::tensors::Tensors;
-use crate::layout::STREAMS;
-use crate::rules::Constants;
+use super::types::Types;
+use crate::formats::{Slice, SliceMut};
+use crate::layout::Layout;
 use crate::simd::{Level, prefetch_far_address};
 
-/// A part of one parameter's tensors, with the constants of its step.
-#[derive(Debug)]
+/// A part of one parameter's streams. Those that are written stand in the step's list.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Chunk<'a> {
-    pub(super) tensors: Tensors<'a>,
-    /// Place of its constants in the step's list.
-    pub(super) constants: u32,
-    /// The range of a strided tensor's elements in walking order.
+    pub(super) grad: Slice<'a>,
+    pub(super) layout: Option<&'a Layout>,
+    /// Its elements, in walking order; with a layout they are counted from its beginning.
     pub(super) range: (usize, usize),
-    pub(super) rows: Option<Rows>,
     /// Multiplies the gradient as it is read: minus one to maximise, and whatever unscales or clips.
     pub(super) grad_factor: f64,
+    /// Place of its parameter in the step's list of streams; its states follow.
+    pub(super) first: u32,
+    /// How many of them are its own.
+    pub(super) written: u32,
+    /// Place of what is done to it in the step's list.
+    pub(super) body: u32,
+    /// Place of its rows in the step's list, if it is made of some.
+    pub(super) rows: Option<u32>,
+    pub(super) types: Types,
 }
 
 impl Chunk<'_> {
@@ -28,49 +37,34 @@ impl Chunk<'_> {
         self.range.1 - self.range.0 + 64
     }
 
-    /// Updates it, and measures that if sums are wanted.
-    pub(super) fn run(&mut self, constants: &[Constants], rows: &RowList<'_>, level: Level, sums: Option<&mut Lanes>) {
-        let Self { tensors, range, grad_factor: factor, .. } = self;
-        let constants = &constants[self.constants as usize];
-        if let Some(own) = self.rows {
-            return rows::run(tensors, own, rows, constants, level, *factor, sums);
+    /// Prefetches its beginning, given where its written streams lie: many small ones lie anywhere. A large one is
+    /// prefetched as it is worked on, and so are rows.
+    #[inline]
+    pub(super) fn prefetch(&self, written: impl Iterator<Item = usize>) {
+        if self.rows.is_some() {
+            return;
         }
-        match tensors.layout {
-            None => {
-                let kinds = tensors.kinds();
-                update(constants, level, *factor, kinds, &mut Some(tensors.whole()), sums);
-            }
-            Some(layout) => strided::run(tensors, layout, *range, constants, level, *factor, sums),
+        let lines = ((self.range.1 - self.range.0) / 16 + 1).min(4);
+        for stream in written.chain([self.grad.address()]) {
+            (0..lines).for_each(|line| prefetch_far_address(stream + 64 * line));
         }
     }
-}
 
-/// Where the memory of a chunk begins.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
-    streams: [usize; STREAMS],
-    /// Cache lines of each worth prefetching: those of a small tensor. A large one is prefetched as it is worked on.
-    lines: usize,
-}
-
-impl Place {
-    /// Nothing that is worth prefetching.
-    pub(super) const NOWHERE: Self = Self { streams: [0; STREAMS], lines: 0 };
-
-    #[inline]
-    pub(super) fn of(tensors: &Tensors<'_>) -> Self {
-        let mut streams = [tensors.param.address(); STREAMS];
-        streams[1] = tensors.grad.address();
-        streams[2..].iter_mut().zip(&tensors.states).filter(|(_, state)| !state.is_empty()).for_each(|(to, state)| {
-            *to = state.address();
-        });
-        Self { streams, lines: (tensors.param.len() / 16 + 1).min(4) }
-    }
-
-    #[inline]
-    pub(super) fn prefetch(&self) {
-        for stream in self.streams {
-            (0..self.lines).for_each(|line| prefetch_far_address(stream + 64 * line));
+    /// Updates what it writes, and measures that if sums are wanted.
+    pub(super) fn run(
+        &self,
+        written: &mut [SliceMut<'_>],
+        bodies: &[Body],
+        rows: &RowList<'_>,
+        level: Level,
+        sums: Option<&mut Lanes>,
+    ) {
+        let Self { grad, layout, range, grad_factor: factor, types, .. } = *self;
+        let body = &bodies[self.body as usize];
+        match (self.rows, layout) {
+            (Some(own), _) => update(body, level, factor, types, &mut rows.source(own, written, grad), sums),
+            (None, None) => update(body, level, factor, types, &mut Flat::new(written, grad, 0, range.1), sums),
+            (None, Some(layout)) => strided::run(body, level, factor, types, (written, grad), (layout, range), sums),
         }
     }
 }

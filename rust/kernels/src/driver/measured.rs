@@ -7,13 +7,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::body;
-use super::source::Source;
-use super::tensors::Tensors;
-use super::types::Kinds;
+use super::body::Body;
+use super::source::{Flat, Source};
+use super::types::Types;
 use crate::formats::{Element, Slice, SliceMut};
 use crate::lanes::{LANES, pairwise, sweep};
-use crate::rules::Constants;
 use crate::simd::{Level, Simd, Vectorized};
 
 /// Elements of a tile; a multiple of the lanes.
@@ -56,19 +54,17 @@ impl Measured {
     }
 }
 
-/// Updates tensors as [`body::run`] does, and measures that if sums are wanted.
+/// Updates what a source hands out as [`Body::run`] does, and measures that if sums are wanted.
 pub(super) fn update(
-    constants: &Constants,
+    body: &Body,
     level: Level,
     factor: f64,
-    kinds: Kinds,
+    types: Types,
     source: &mut dyn Source,
     sums: Option<&mut Lanes>,
 ) {
-    let Some(sums) = sums else { return body::run(constants, level, factor, kinds, source) };
-    while let Some(mut tensors) = source.next() {
-        sums.update(constants, level, factor, &mut tensors);
-    }
+    let Some(sums) = sums else { return body.run(level, factor, types, source) };
+    body.each(source, |written, grad| sums.update(body, level, factor, types, written, grad));
 }
 
 /// The sums of a chunk.
@@ -91,29 +87,31 @@ impl Lanes {
         sums.map(f64::to_bits)
     }
 
-    /// Updates flat tensors tile by tile.
-    fn update(&mut self, constants: &Constants, level: Level, factor: f64, tensors: &mut Tensors<'_>) {
-        let len = tensors.param.len();
-        for start in (0..len).step_by(TILE) {
-            let n = TILE.min(len - start);
-            let Tensors { param, grad, states, .. } = &mut *tensors;
-            let states = states.each_mut().map(|state| state.part(start, n));
-            let mut tile = Tensors { param: param.part(start, n), grad: grad.part(start, n), states, layout: None };
-            let (kinds, grad) = (tile.kinds(), tile.grad);
+    /// Updates flat streams tile by tile.
+    fn update(
+        &mut self,
+        body: &Body,
+        level: Level,
+        factor: f64,
+        types: Types,
+        written: &mut [SliceMut<'_>],
+        grad: Slice<'_>,
+    ) {
+        for start in (0..grad.len()).step_by(TILE) {
+            let n = TILE.min(grad.len() - start);
             macro_rules! keep_and_compare {
                 ($($Variant:ident),*) => {
-                    match &tile.param {
+                    match &written[0] {
                         $(SliceMut::$Variant(x) => {
                             let mut old = [Default::default(); TILE];
-                            old[..n].copy_from_slice(x);
-                            body::run(constants, level, factor, kinds, &mut Some(tile.whole()));
-                            if let SliceMut::$Variant(new) = &tile.param {
-                                level.run(Compare(&old[..n], new, self));
+                            old[..n].copy_from_slice(&x[start..start + n]);
+                            body.run(level, factor, types, &mut Flat::new(written, grad, start, n));
+                            if let SliceMut::$Variant(new) = &written[0] {
+                                level.run(Compare(&old[..n], &new[start..start + n], self));
                             }
                         })*
-                        SliceMut::Absent => {}
                     }
-                    match grad {
+                    match grad.part(start, n) {
                         $(Slice::$Variant(grad) => level.run(Squares(grad, &mut self.grad)),)*
                     }
                 };

@@ -1,13 +1,15 @@
 //! How a step is filled: tensors are checked, cut into chunks, and noted.
 
 use super::alike::Likeness;
-use super::chunk::{Chunk, Place};
+use super::body::Body;
+use super::chunk::Chunk;
 use super::rows::{ROWS_CHUNK, Rows, SparseRows};
 use super::step::Step;
 use super::strided;
-use super::tensors::Tensors;
+use super::tensors::{Tensors, check_lengths, check_types, cut, in_layout, origin, skip};
 use crate::chunks::{CHUNK, MEDIUM, SMALL_CHUNK};
-use crate::formats::{Refused, SliceMut};
+use crate::formats::{Refused, Slice, SliceMut};
+use crate::layout::Layout;
 use crate::rules::Constants;
 
 impl<'a> Step<'a> {
@@ -16,39 +18,14 @@ impl<'a> Step<'a> {
     /// # Errors
     /// If the tensors do not fit together or their types are not served; nothing was added.
     #[inline]
-    pub fn push(&mut self, tensors: Tensors<'a>, grad_factor: f64) -> Result<(), Refused> {
-        let constants = self.constants.len().checked_sub(1).ok_or(Refused::States)?;
-        let states = self.states;
-        tensors.check_kinds(states)?;
-        tensors.check_lengths(states)?;
-        let chunk = |tensors, range| Chunk { tensors, constants: constants as u32, range, rows: None, grad_factor };
-        if let Some(layout) = tensors.layout {
-            let len = layout.len();
-            self.elements += len;
-            let each = strided::chunk(layout, states);
-            let (mut rest, mut start) = (tensors, 0);
-            while len - start > each + each / 2 {
-                let (first, tail) = rest.cut(layout, start, start + each);
-                self.add(chunk(first, (start, start + each)), None);
-                (rest, start) = (tail, start + each);
-            }
-            self.add(chunk(rest, (start, len)), None);
-            return Ok(());
-        }
-        self.elements += tensors.param.len();
-        let like = Some(Likeness::of(&tensors, constants, grad_factor));
-        let mut rest = tensors;
-        let each = if self.elements <= MEDIUM { SMALL_CHUNK } else { CHUNK };
-        while rest.param.len() > each + each / 2 {
-            let (first, tail) = rest.split_at(each, each);
-            self.add(chunk(first, (0, each)), like);
-            rest = tail;
-        }
-        let len = rest.param.len();
-        if len > 0 {
-            self.add(chunk(rest, (0, len)), like);
-        }
-        Ok(())
+    pub fn push<S>(&mut self, tensors: Tensors<'a, S>, grad_factor: f64) -> Result<(), Refused>
+    where
+        S: IntoIterator<Item = SliceMut<'a>>,
+    {
+        let Tensors { param, grad, states, layout } = tensors;
+        let first = self.write(param, states);
+        let added = self.add(first, grad, layout, grad_factor);
+        self.keep(first, added)
     }
 
     /// Adds the rows of one parameter that a sparse gradient names, to be updated with the constants registered last.
@@ -58,32 +35,20 @@ impl<'a> Step<'a> {
     ///
     /// # Errors
     /// If the tensors or rows do not fit together, or their types are not served; nothing was added.
-    pub fn push_rows(&mut self, tensors: Tensors<'a>, named: SparseRows<'a>, grad_factor: f64) -> Result<(), Refused> {
-        let constants = self.constants.len().checked_sub(1).ok_or(Refused::States)?;
-        tensors.check_kinds(self.states)?;
-        named.check(&tensors, self.states)?;
-        let SparseRows { rows, width, .. } = named;
-        if width == 0 {
-            return Ok(()); // rows of nothing
-        }
-        self.elements += rows.len() * width;
-        let (first, sums) = self.rows.add(&named);
-        let each = (ROWS_CHUNK / width).max(1);
-        let grad = tensors.grad;
-        let (mut rest, mut start) = (tensors, 0); // the row that the rest begins with
-        for (i, part) in rows.chunks(each).enumerate() {
-            let (base, end) = (part[0] as usize, part[part.len() - 1] as usize + 1);
-            let (_, from_base) = rest.split_at((base - start) * width, 0);
-            let (tensors, tail) = from_base.split_at((end - base) * width, 0);
-            let places = (first + i * each, first + i * each + part.len());
-            let rows = Some(Rows { places, base, width, sums });
-            let (tensors, range) = (Tensors { grad, ..tensors }, (0, part.len() * width));
-            self.chunks.push(Chunk { tensors, constants: constants as u32, range, rows, grad_factor });
-            self.places.push(Place::NOWHERE);
-            self.note(None);
-            (rest, start) = (tail, end);
-        }
-        Ok(())
+    pub fn push_rows<S>(
+        &mut self,
+        tensors: Tensors<'a, S>,
+        named: SparseRows<'a>,
+        grad_factor: f64,
+    ) -> Result<(), Refused>
+    where
+        S: IntoIterator<Item = SliceMut<'a>>,
+    {
+        let Tensors { param, grad, states, layout } = tensors;
+        let first = self.write(param, states);
+        let added =
+            if layout.is_none() { self.add_rows(first, grad, named, grad_factor) } else { Err(Refused::Lengths) };
+        self.keep(first, added)
     }
 
     /// Adds one contiguous parameter whose rule looks at it whole, to be updated with the constants registered last.
@@ -94,49 +59,152 @@ impl<'a> Step<'a> {
     /// # Errors
     /// If the tensors do not fit together, their types are not served, or the rule is of another kind; nothing was
     /// added.
-    pub fn push_factored(
+    pub fn push_factored<S>(
         &mut self,
-        tensors: Tensors<'a>,
+        tensors: Tensors<'a, S>,
         shape: Option<(usize, usize)>,
         grad_factor: f64,
-    ) -> Result<(), Refused> {
-        let Some(&Constants::Adafactor(constants)) = self.constants.last() else { return Err(Refused::States) };
-        let Tensors { param, grad, states: [first, second, third], layout } = tensors;
-        if !matches!(third, SliceMut::Absent) {
+    ) -> Result<(), Refused>
+    where
+        S: IntoIterator<Item = SliceMut<'a>>,
+    {
+        let Some(&Body::Rule(Constants::Adafactor(constants))) = self.bodies.last() else {
             return Err(Refused::States);
-        }
+        };
+        let Tensors { param, grad, states, layout } = tensors;
+        let mut states = states.into_iter();
+        let (Some(first), second, None) = (states.next(), states.next(), states.next()) else {
+            return Err(Refused::States);
+        };
         if layout.is_some() {
             return Err(Refused::Lengths);
         }
         let len = param.len();
-        self.factored.push(constants, (param, grad), [first, second], shape, grad_factor)?;
+        self.factored.push(constants, (param, grad), (first, second), shape, grad_factor)?;
         self.elements += len;
         Ok(())
     }
 
+    /// Puts what is written of a parameter at the end of the list of streams; returns its place.
     #[inline]
-    fn add(&mut self, chunk: Chunk<'a>, like: Option<Likeness>) {
-        self.places.push(Place::of(&chunk.tensors));
-        self.note(like);
-        self.chunks.push(chunk);
+    fn write(&mut self, param: SliceMut<'a>, states: impl IntoIterator<Item = SliceMut<'a>>) -> usize {
+        let first = self.streams.len();
+        self.streams.push(param);
+        self.streams.extend(states);
+        first
     }
 
-    /// Notes what the next chunk has in common with others; `None`: nothing.
+    /// Takes streams from the list again that were refused.
     #[inline]
-    fn note(&mut self, like: Option<Likeness>) {
+    fn keep(&mut self, first: usize, added: Result<(), Refused>) -> Result<(), Refused> {
+        if added.is_err() {
+            self.streams.truncate(first);
+        }
+        added
+    }
+
+    /// The last streams, from the `first` on, as a chunk to be cut.
+    fn chunk(&self, first: usize, grad: Slice<'a>, grad_factor: f64) -> Result<Chunk<'a>, Refused> {
+        let body = self.bodies.len().checked_sub(1).ok_or(Refused::States)? as u32;
+        let written = &self.streams[first..];
+        let types = check_types(written, &grad, self.states)?;
+        let (first, written) = (first as u32, written.len() as u32);
+        Ok(Chunk { grad, layout: None, range: (0, 0), grad_factor, first, written, body, rows: None, types })
+    }
+
+    /// Adds the last streams, from the `first` on.
+    fn add(
+        &mut self,
+        first: usize,
+        grad: Slice<'a>,
+        layout: Option<&'a Layout>,
+        grad_factor: f64,
+    ) -> Result<(), Refused> {
+        let mut chunk = self.chunk(first, grad, grad_factor)?;
+        let written = &self.streams[first..];
+        check_lengths(written, &grad, layout)?;
+        let n = written.len();
+        if let Some(layout) = layout {
+            let len = layout.len();
+            self.elements += len;
+            chunk.layout = Some(layout);
+            let each = strided::chunk(layout, n - 1);
+            let mut start = 0;
+            while len - start > each + each / 2 {
+                let end = start + each;
+                cut(&mut self.streams, n, |k| layout.position(in_layout(k), end) - origin(layout, in_layout(k), start));
+                chunk = self.next(Chunk { range: (start, end), ..chunk });
+                start = end;
+            }
+            self.next(Chunk { range: (start, len), ..chunk });
+            return Ok(());
+        }
+        let mut len = grad.len();
+        self.elements += len;
+        let each = if self.elements <= MEDIUM { SMALL_CHUNK } else { CHUNK };
+        while len > each + each / 2 {
+            cut(&mut self.streams, n, |_| each);
+            let (grad, rest) = chunk.grad.split_at(each);
+            chunk = Chunk { grad: rest, ..self.next(Chunk { grad, range: (0, each), ..chunk }) };
+            len -= each;
+        }
+        if len > 0 {
+            self.next(Chunk { range: (0, len), ..chunk });
+        } else {
+            self.streams.truncate(first);
+        }
+        Ok(())
+    }
+
+    /// Adds rows of the last streams, from the `first` on.
+    fn add_rows(
+        &mut self,
+        first: usize,
+        grad: Slice<'a>,
+        named: SparseRows<'a>,
+        grad_factor: f64,
+    ) -> Result<(), Refused> {
+        let mut chunk = self.chunk(first, grad, grad_factor)?;
+        named.check(&self.streams[first..], &grad)?;
+        let n = self.streams.len() - first;
+        let SparseRows { rows, width, .. } = named;
+        if width > 0 {
+            self.elements += rows.len() * width;
+            let (place, sums) = self.rows.add(&named);
+            let each = (ROWS_CHUNK / width).max(1);
+            let mut start = 0; // the row that the rest begins with
+            for (i, part) in rows.chunks(each).enumerate() {
+                let (base, end) = (part[0] as usize, part[part.len() - 1] as usize + 1);
+                skip(&mut self.streams[chunk.first as usize..], (base - start) * width);
+                cut(&mut self.streams, n, |_| (end - base) * width);
+                let places = (place + i * each, place + i * each + part.len());
+                let rows = self.rows.add_chunk(Rows { places, base, width, sums });
+                chunk = self.next(Chunk { rows: Some(rows), range: (0, part.len() * width), ..chunk });
+                start = end;
+            }
+        }
+        self.streams.truncate(chunk.first as usize);
+        Ok(())
+    }
+
+    /// Adds a chunk; returns another that begins where its streams end.
+    #[inline]
+    fn next(&mut self, chunk: Chunk<'a>) -> Chunk<'a> {
+        let like = Likeness::of(&chunk);
         match self.alike.last_mut() {
             Some(count) if like.is_some() && self.like == like => *count += 1,
             _ => self.alike.push(1),
         }
         self.like = like;
+        self.chunks.push(chunk);
+        Chunk { first: chunk.first + chunk.written, ..chunk }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::formats::Slice;
-    use crate::layout::{Layout, STREAMS};
+    use crate::layout::STREAMS;
     use crate::pool::Serial;
     use crate::rule::{Precision, Rule, Scalars};
     use crate::rules::adagrad::{Adagrad, Constants as AdagradConstants};
@@ -152,7 +220,7 @@ mod tests {
         let constants: AdagradConstants = rule.constants(&mut Scalars::new([0.0; 3], [Precision::F32; 3]), true);
         let mut step = Step::default();
         step.constants(Constants::Adagrad(constants));
-        let states = [SliceMut::F32(&mut s), SliceMut::Absent, SliceMut::Absent];
+        let states = [SliceMut::F32(&mut s)];
         let tensors = Tensors { param: SliceMut::F32(&mut p), grad: Slice::F32(&grad), states, layout: Some(&layout) };
         step.push(tensors, 1.0).unwrap();
         assert_eq!(step.elements(), layout.len());
@@ -209,8 +277,8 @@ mod tests {
                 } else {
                     (SliceMut::F32(x.0), Slice::F32(&grad), SliceMut::F32(x.1))
                 };
-                let states = [state, SliceMut::Absent, SliceMut::Absent];
-                step.push(Tensors { param, grad, states, layout: strided.then_some(&layout) }, factor).unwrap();
+                step.push(Tensors { param, grad, states: [state], layout: strided.then_some(&layout) }, factor)
+                    .unwrap();
             }
             let alike = step.alike.clone();
             step.run(&Serial, Level::current()).unwrap();

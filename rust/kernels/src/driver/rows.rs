@@ -1,11 +1,7 @@
 //! The rows of a parameter that a sparse gradient names.
 
-use super::measured::{Lanes, update};
 use super::source::Source;
-use super::tensors::Tensors;
-use crate::formats::{Refused, Slice};
-use crate::rules::Constants;
-use crate::simd::Level;
+use crate::formats::{Refused, Slice, SliceMut};
 
 /// Elements of the rows that are handed out together.
 pub(super) const ROWS_CHUNK: usize = 16 * 1024;
@@ -27,22 +23,21 @@ pub struct SparseRows<'a> {
 }
 
 impl SparseRows<'_> {
-    /// Whether rows and tensors fit together.
-    pub(super) fn check(&self, tensors: &Tensors<'_>, states: usize) -> Result<(), Refused> {
+    /// Whether rows and streams fit together: those that are written, and the gradient.
+    pub(super) fn check(&self, written: &[SliceMut<'_>], grad: &Slice<'_>) -> Result<(), Refused> {
         let Self { rows, width, sources, sums } = *self;
-        let same_type = std::mem::discriminant(&sums) == std::mem::discriminant(&tensors.grad);
-        if !(sums.is_empty() || same_type) {
+        if !(sums.is_empty() || sums.format() == grad.format()) {
             return Err(Refused::Types);
         }
-        let elements = tensors.param.len();
-        let flat = tensors.states[..states].iter().all(|state| state.len() == elements) && tensors.layout.is_none();
+        let elements = written.first().map_or(0, SliceMut::len);
+        let alike = written.iter().all(|stream| stream.len() == elements);
         let ascending = rows.windows(2).all(|pair| pair[0] < pair[1]) && rows.first().is_none_or(|&row| row >= 0);
         let inside = rows.last().is_none_or(|&row| {
             usize::try_from(row).ok().and_then(|row| (row + 1).checked_mul(width)).is_some_and(|end| end <= elements)
         });
         let held = |slice: &Slice<'_>| if slice.is_empty() { Some(0) } else { slice.len().checked_div(width) };
-        let (Some(in_grad), Some(in_sums)) = (held(&tensors.grad), held(&sums)) else { return Err(Refused::Lengths) };
-        let whole = in_grad * width == tensors.grad.len() && in_sums * width == sums.len();
+        let (Some(in_grad), Some(in_sums)) = (held(grad), held(&sums)) else { return Err(Refused::Lengths) };
+        let whole = in_grad * width == grad.len() && in_sums * width == sums.len();
         let fits = match sources {
             None => width == 0 || rows.len() == in_grad,
             Some(sources) => {
@@ -50,7 +45,7 @@ impl SparseRows<'_> {
                     && (width == 0 || sources.iter().all(|&source| (source as usize) < in_grad + in_sums))
             }
         };
-        if !(flat && whole && fits && ascending && inside) {
+        if !(alike && whole && fits && ascending && inside) {
             return Err(Refused::Lengths);
         }
         Ok(())
@@ -75,6 +70,7 @@ pub(super) struct RowList<'a> {
     /// Row of the parameter, row of the gradient.
     rows: Vec<(usize, usize)>,
     sums: Vec<Slice<'a>>,
+    chunks: Vec<Rows>,
 }
 
 impl<'a> RowList<'a> {
@@ -87,33 +83,36 @@ impl<'a> RowList<'a> {
         (first, sums)
     }
 
+    /// Adds what a chunk updates; returns its place.
+    pub(super) fn add_chunk(&mut self, rows: Rows) -> u32 {
+        self.chunks.push(rows);
+        self.chunks.len() as u32 - 1
+    }
+
+    /// The rows of a chunk.
+    pub(super) fn source<'c, 's>(
+        &'c self,
+        chunk: u32,
+        written: &'c mut [SliceMut<'s>],
+        grad: Slice<'c>,
+    ) -> RowSource<'c, 's> {
+        let own = self.chunks[chunk as usize];
+        let (rows, sums) = (&self.rows[own.places.0..own.places.1], self.sums[own.sums]);
+        RowSource { written, grad, rows, sums, own, in_grad: grad.len() / own.width }
+    }
+
     /// Empties it, keeping its memory.
     pub(super) fn recycle<'b>(mut self) -> RowList<'b> {
         self.rows.clear();
-        RowList { rows: self.rows, sums: Vec::new() }
+        self.chunks.clear();
+        RowList { rows: self.rows, sums: Vec::new(), chunks: self.chunks }
     }
 }
 
-/// Updates some rows of a chunk's tensors.
-pub(super) fn run(
-    tensors: &mut Tensors<'_>,
-    own: Rows,
-    list: &RowList<'_>,
-    constants: &Constants,
-    level: Level,
-    factor: f64,
-    sums: Option<&mut Lanes>,
-) {
-    let kinds = tensors.kinds();
-    let (rows, beyond) = (&list.rows[own.places.0..own.places.1], list.sums[own.sums]);
-    let in_grad = tensors.grad.len() / own.width;
-    let mut source = RowSource { tensors: tensors.whole(), rows, sums: beyond, own, in_grad };
-    update(constants, level, factor, kinds, &mut source, sums);
-}
-
-/// Rows of a chunk's tensors; those that come next are prefetched.
-struct RowSource<'c> {
-    tensors: Tensors<'c>,
+/// Rows of a chunk's streams; those that come next are prefetched.
+pub(super) struct RowSource<'c, 'a> {
+    written: &'c mut [SliceMut<'a>],
+    grad: Slice<'c>,
     /// Row of the parameter, row of the gradient: those that are left.
     rows: &'c [(usize, usize)],
     sums: Slice<'c>,
@@ -122,24 +121,22 @@ struct RowSource<'c> {
     in_grad: usize,
 }
 
-impl Source for RowSource<'_> {
-    fn next(&mut self) -> Option<Tensors<'_>> {
+impl Source for RowSource<'_, '_> {
+    fn next<'s>(&'s mut self, slots: &mut [SliceMut<'s>]) -> Option<Slice<'s>> {
         let Rows { base, width, .. } = self.own;
-        let Tensors { param, grad, states, .. } = &mut self.tensors;
+        let Self { written, grad, .. } = self;
         if let Some(&(row, source)) = self.rows.get(ROWS_AHEAD) {
             let start = (row - base) * width;
-            param.prefetch(start, width);
-            states.iter().for_each(|state| state.prefetch(start, width));
+            written.iter().for_each(|stream| stream.prefetch(start, width));
             grad.prefetch(source * width, width);
         }
         let (&(row, source), rest) = self.rows.split_first()?;
         self.rows = rest;
         let start = (row - base) * width;
-        let states = states.each_mut().map(|state| state.part(start, width));
-        let grad = match source.checked_sub(self.in_grad) {
+        slots.iter_mut().zip(&mut **written).for_each(|(slot, stream)| *slot = stream.part(start, width));
+        Some(match source.checked_sub(self.in_grad) {
             None => grad.part(source * width, width),
             Some(beyond) => self.sums.part(beyond * width, width),
-        };
-        Some(Tensors { param: param.part(start, width), grad, states, layout: None })
+        })
     }
 }

@@ -3,12 +3,14 @@
 use std::sync::atomic::Ordering;
 
 use super::alike::{Likeness, run_alike};
-use super::body;
-use super::chunk::{Chunk, Place};
+use super::body::Body;
+use super::chunk::Chunk;
 use super::measured::{Lanes, Measured};
+use super::pass::Walk;
 use super::rows::RowList;
-use crate::chunks::{PLACES_AHEAD, SERIAL, recycled};
+use crate::chunks::{SERIAL, recycled};
 use crate::factored::Factored;
+use crate::formats::SliceMut;
 use crate::pool::{Panic, Pool, Serial, for_each};
 use crate::rules::Constants;
 use crate::simd::Level;
@@ -16,27 +18,29 @@ use crate::simd::Level;
 /// A step over many tensors: filled, run once, and emptied for reuse without giving memory back.
 #[derive(Debug, Default)]
 pub struct Step<'a> {
+    /// What is written, chunk after chunk: its parameter, its states.
+    pub(super) streams: Vec<SliceMut<'a>>,
     pub(super) chunks: Vec<Chunk<'a>>,
-    pub(super) constants: Vec<Constants>,
+    pub(super) bodies: Vec<Body>,
     pub(super) elements: usize,
     /// Parameters whose rule looks at them whole.
     pub(super) factored: Factored<'a>,
-    /// Where the chunks lie, to prefetch those that come next: many small ones lie anywhere.
-    pub(super) places: Vec<Place>,
     /// How many chunks in a row are alike, and so run by the same loop with the same constants.
     pub(super) alike: Vec<usize>,
     /// What the last ones of them have in common.
     pub(super) like: Option<Likeness>,
-    /// How many states the constants registered last want.
-    pub(super) states: usize,
+    /// How many states the body registered last keeps, if it takes streams as they are pushed.
+    pub(super) states: Option<usize>,
     pub(super) rows: RowList<'a>,
+    walk: Walk,
 }
 
 impl<'a> Step<'a> {
     /// Registers constants; tensors pushed from now on use them.
     pub fn constants(&mut self, constants: Constants) {
-        self.states = body::states(&constants);
-        self.constants.push(constants);
+        let body = Body::Rule(constants);
+        self.states = body.states();
+        self.bodies.push(body);
     }
 
     /// How many elements are to be updated.
@@ -54,26 +58,18 @@ impl<'a> Step<'a> {
     /// # Errors
     /// The payload of a panic in a kernel, which would be a defect of this crate: some tensors are then half written.
     pub fn run(&mut self, pool: &dyn Pool, level: Level) -> Result<(), Panic> {
-        let Self { chunks, constants, elements, factored, places, rows, alike, .. } = self;
-        let (constants, places, rows) = (constants.as_slice(), places.as_slice(), &*rows);
-        debug_assert_eq!(chunks.len(), places.len());
+        let Self { streams, chunks, bodies, elements, factored, rows, alike, walk, .. } = self;
+        let (chunks, bodies, rows) = (chunks.as_slice(), bodies.as_slice(), &*rows);
         if *elements < SERIAL {
             for_each(
                 &Serial,
-                &mut [chunks.as_mut_slice()],
+                &mut [streams.as_mut_slice()],
                 |_| 1,
-                |_, chunks| {
-                    run_alike(chunks, places, alike, constants, rows, level);
-                },
+                |_, streams| run_alike(streams, chunks, alike, bodies, rows, level),
             )?;
             return factored.run(&Serial, level);
         }
-        for_each(pool, chunks, Chunk::cost, |i, chunk| {
-            if let Some(place) = places.get(i + PLACES_AHEAD) {
-                place.prefetch();
-            }
-            chunk.run(constants, rows, level, None);
-        })?;
+        walk.each(pool, chunks, streams, |_, chunk, written| chunk.run(written, bodies, rows, level, None))?;
         factored.run(pool, level)
     }
 
@@ -82,13 +78,13 @@ impl<'a> Step<'a> {
     /// # Errors
     /// As [`Step::run`].
     pub fn run_measured(&mut self, measured: &mut Measured, pool: &dyn Pool, level: Level) -> Result<(), Panic> {
-        let Self { chunks, constants, elements, factored, rows, .. } = self;
+        let Self { streams, chunks, bodies, elements, factored, rows, walk, .. } = self;
         measured.chunks.resize_with(chunks.len(), Default::default);
-        let (constants, rows, found) = (constants.as_slice(), &*rows, measured.chunks.as_slice());
+        let (bodies, rows, found) = (bodies.as_slice(), &*rows, measured.chunks.as_slice());
         let pool = if *elements < SERIAL { &Serial } else { pool };
-        for_each(pool, chunks, Chunk::cost, |i, chunk| {
+        walk.each(pool, chunks, streams, |i, chunk, written| {
             let mut lanes = Lanes::default();
-            chunk.run(constants, rows, level, Some(&mut lanes));
+            chunk.run(written, bodies, rows, level, Some(&mut lanes));
             let sums = lanes.totals(chunk.grad_factor);
             found[i].iter().zip(sums).for_each(|(to, sum)| to.store(sum, Ordering::Relaxed));
         })?;
@@ -97,20 +93,20 @@ impl<'a> Step<'a> {
 
     /// Empties the step, keeping its memory for tensors of any lifetime.
     pub fn recycle<'b>(mut self) -> Step<'b> {
-        self.constants.clear();
-        self.places.clear();
+        self.bodies.clear();
         self.alike.clear();
         let factored = self.factored.recycle();
         Step {
+            streams: recycled(self.streams),
             chunks: recycled(self.chunks),
-            constants: self.constants,
+            bodies: self.bodies,
             elements: 0,
             factored,
-            places: self.places,
             alike: self.alike,
             like: None,
-            states: 0,
+            states: None,
             rows: self.rows.recycle(),
+            walk: self.walk,
         }
     }
 }

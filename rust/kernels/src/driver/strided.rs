@@ -7,17 +7,17 @@
 use std::ops::{Deref, DerefMut};
 
 use super::apart::Apart;
+use super::body::Body;
 use super::gather::{Place, ahead, gather, scatter};
 use super::measured::{Lanes, update};
 use super::source::Source;
-use super::tensors::{Tensors, origin};
-use super::types::match_types;
+use super::tensors::origin;
+use super::types::{Types, match_types};
 use crate::chunks::CHUNK;
 use crate::formats::{Element, Slice, SliceMut, Storage, bf16, f16};
 use crate::layout::Layout;
 use crate::layout::grid::{Grid, Tile, Tiles};
 use crate::rule::MAX_STATES;
-use crate::rules::Constants;
 use crate::simd::Level;
 
 /// Rows that a chunk has at least, if some stream runs across them: so many elements of it share a cache line.
@@ -40,55 +40,53 @@ pub(super) fn chunk(layout: &Layout, states: usize) -> usize {
 
 /// Updates a range of elements.
 pub(super) fn run(
-    tensors: &mut Tensors<'_>,
-    layout: &Layout,
-    range: (usize, usize),
-    constants: &Constants,
+    body: &Body,
     level: Level,
     factor: f64,
+    types: Types,
+    (written, grad): (&mut [SliceMut<'_>], Slice<'_>),
+    (layout, range): (&Layout, (usize, usize)),
     sums: Option<&mut Lanes>,
 ) {
-    let kinds = tensors.kinds();
-    let Tensors { param, grad, states, .. } = tensors;
     macro_rules! in_tiles {
-        ($p:ty, $g:ty, $s:ty) => {
-            if let (Some(param), Some(grad)) = (<$p>::slice_mut(param), <$g>::slice(grad)) {
-                let [first, ..] = &mut *states;
-                let state = <$s>::slice_mut(first).unwrap_or_default();
-                if sums.is_none() && one_by_one(layout, range, (param, grad, state), constants, level, factor) {
-                    return;
-                }
-                const ELEMENTS: usize = BYTES / largest([size_of::<$p>(), size_of::<$g>(), size_of::<$s>()]);
-                let states = states.each_mut().map(|state| <$s>::slice_mut(state));
-                let (mut p, mut g) = ([<$p>::default(); ELEMENTS], [<$g>::default(); ELEMENTS]);
-                let mut s = [<$s>::default(); ELEMENTS];
-                let mut source = Strided::new(layout, range, param, grad, states, (&mut p, &mut g, &mut s));
-                update(constants, level, factor, kinds, &mut source, sums);
+        ($p:ty, $g:ty, $s:ty) => {{
+            let Some((param, states)) = written.split_first_mut() else { return };
+            let (Some(param), Some(grad)) = (<$p>::slice_mut(param), <$g>::slice(&grad)) else { return };
+            let state = states.first_mut().and_then(|state| <$s>::slice_mut(state)).unwrap_or_default();
+            if sums.is_none() && one_by_one(body, level, factor, (param, grad, state), (layout, range)) {
+                return;
             }
-        };
+            const ELEMENTS: usize = BYTES / largest([size_of::<$p>(), size_of::<$g>(), size_of::<$s>()]);
+            let mut states = states.iter_mut().map(|state| <$s>::slice_mut(state));
+            let states = std::array::from_fn(|_| states.next().flatten());
+            let (mut p, mut g) = ([<$p>::default(); ELEMENTS], [<$g>::default(); ELEMENTS]);
+            let mut s = [<$s>::default(); ELEMENTS];
+            let mut source = Strided::new(layout, range, param, grad, states, (&mut p, &mut g, &mut s));
+            update(body, level, factor, types, &mut source, sums);
+        }};
     }
-    match_types!(&kinds.0, &kinds.1, &kinds.2, in_tiles, unreachable!("checked when pushed"));
+    match_types!(types, in_tiles, unreachable!("looked up when pushed"));
 }
 
 /// Tries to update a range without tiles, where that is the better way.
 fn one_by_one<P, G, S>(
-    layout: &Layout,
-    range: (usize, usize),
-    (param, grad, state): (&mut [P], &[G], &mut [S]),
-    constants: &Constants,
+    body: &Body,
     level: Level,
     factor: f64,
+    (param, grad, state): (&mut [P], &[G], &mut [S]),
+    (layout, range): (&Layout, (usize, usize)),
 ) -> bool
 where
     P: Element,
     G: Element<Arith = P::Arith>,
     S: Element<Arith = P::Arith>,
 {
+    let Body::Rule(constants) = body;
     let (grid, streams) = (layout.grid(), if state.is_empty() { 2 } else { 3 });
     if (0..streams).all(|s| in_place(&grid, s)) {
         return false;
     }
-    let origins = [origin(layout, 0, range.0), 0, origin(layout, 2, range.0)];
+    let origins = [origin(layout, 0, range.0), 0, if state.is_empty() { 0 } else { origin(layout, 2, range.0) }];
     let mut range = Apart { layout, grid, range, param, grad, state, origins };
     range.serves() && range.update(constants, level, factor)
 }
@@ -240,7 +238,7 @@ impl<'c, P: Storage, G: Storage, S: Storage> Strided<'c, P, G, S> {
 }
 
 impl<P: Storage, G: Storage, S: Storage> Source for Strided<'_, P, G, S> {
-    fn next(&mut self) -> Option<Tensors<'_>> {
+    fn next<'s>(&'s mut self, slots: &mut [SliceMut<'s>]) -> Option<Slice<'s>> {
         if self.done == self.tile.len() && !self.turn() {
             return None;
         }
@@ -251,12 +249,11 @@ impl<P: Storage, G: Storage, S: Storage> Source for Strided<'_, P, G, S> {
             self.grad.prefetch(tile, first);
             self.states.iter().flatten().for_each(|state| state.prefetch(tile, first));
         }
-        let states = self.states.each_mut().map(|state| match state {
-            Some(state) => S::wrap_mut(state.run_mut(tile, first, len)),
-            None => SliceMut::Absent,
+        let [param, states @ ..] = slots else { return None };
+        *param = P::wrap_mut(self.param.run_mut(tile, first, len));
+        states.iter_mut().zip(self.states.iter_mut().flatten()).for_each(|(slot, state)| {
+            *slot = S::wrap_mut(state.run_mut(tile, first, len));
         });
-        let (param, grad) =
-            (P::wrap_mut(self.param.run_mut(tile, first, len)), G::wrap(self.grad.run(tile, first, len)));
-        Some(Tensors { param, grad, states, layout: None })
+        Some(G::wrap(self.grad.run(tile, first, len)))
     }
 }

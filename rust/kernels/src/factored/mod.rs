@@ -134,13 +134,12 @@ impl<'a> Factored<'a> {
         &mut self,
         constants: adafactor::Constants,
         (param, grad): (SliceMut<'a>, Slice<'a>),
-        states: [SliceMut<'a>; 2],
+        states: (SliceMut<'a>, Option<SliceMut<'a>>),
         shape: Option<(usize, usize)>,
         grad_factor: f64,
     ) -> Result<(), Refused> {
-        let [first, second] = &states;
-        let kept = |state: &SliceMut<'_>| !matches!(state, SliceMut::Absent);
-        if !kept(first) || kept(second) != shape.is_some() {
+        let (first, second) = states;
+        if second.is_some() != shape.is_some() {
             return Err(Refused::States);
         }
         macro_rules! known {
@@ -148,11 +147,11 @@ impl<'a> Factored<'a> {
                 <$p>::shared(&param).map(drop)
             };
         }
-        if match_types!(&grad, first, known).is_none()
-            || (kept(second) && std::mem::discriminant(first) != std::mem::discriminant(second))
+        if match_types!(&grad, &first, known).is_none() || second.as_ref().is_some_and(|x| x.format() != first.format())
         {
             return Err(Refused::Types);
         }
+        let second = second.unwrap_or_default();
         let len = param.len();
         let fits = match shape {
             None => first.len() == len,
@@ -167,7 +166,7 @@ impl<'a> Factored<'a> {
         }
         if len > 0 {
             self.wholes.push(Whole { constants, grad_factor, len, squares: 0.0, updates: 0.0 });
-            self.cut(param, grad, states, shape);
+            self.cut(param, grad, [first, second], shape);
         }
         Ok(())
     }
@@ -486,7 +485,6 @@ impl Strip<'_> {
             SliceMut::F32(x) => level.run(Squares { x, sum }),
             SliceMut::F16(x) => level.run(Squares { x, sum }),
             SliceMut::Bf16(x) => level.run(Squares { x, sum }),
-            SliceMut::Absent => {}
         }
         squares
     }

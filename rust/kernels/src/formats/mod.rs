@@ -1,7 +1,7 @@
 //! Storage formats and the arithmetic type of each.
 //!
 //! A tensor is stored as `f64`, `f32`, `f16` or `bf16`; formulas compute in `f64` or `f32`. A format is an
-//! [`Element`], in a file of its own, and a variant of [`Slice`] and [`SliceMut`].
+//! [`Element`], in a file of its own, and a variant of [`Format`], [`Slice`] and [`SliceMut`].
 
 mod bfloat16;
 mod element;
@@ -14,4 +14,4 @@ pub use half::{bf16, f16};
 
 pub use element::Element;
 pub(crate) use stream::Storage;
-pub use stream::{Refused, Slice, SliceMut};
+pub use stream::{Format, Refused, Slice, SliceMut};

@@ -9,20 +9,20 @@ use crate::simd::prefetch;
 
 macro_rules! storage {
     ($($Variant:ident($t:ty)),*) => {
+        /// How a stream keeps its numbers.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[allow(missing_docs)]
+        pub enum Format { $($Variant,)* }
+
         /// The elements of a tensor that is read.
         #[derive(Clone, Copy, Debug)]
         #[allow(missing_docs)]
         pub enum Slice<'a> { $($Variant(&'a [$t]),)* }
 
         /// The elements of a tensor that is read and written.
-        #[derive(Debug, Default)]
+        #[derive(Debug)]
         #[allow(missing_docs)]
-        pub enum SliceMut<'a> {
-            $($Variant(&'a mut [$t]),)*
-            /// No tensor: a state that the rule does not keep.
-            #[default]
-            Absent,
-        }
+        pub enum SliceMut<'a> { $($Variant(&'a mut [$t]),)* }
 
         impl<'a> Slice<'a> {
             /// How many elements there are.
@@ -45,10 +45,10 @@ macro_rules! storage {
                 match self { $(Self::$Variant(x) => prefetch_elements(x, start, len),)* }
             }
 
-            /// No elements of the same type.
+            /// How they are kept.
             #[inline]
-            pub(crate) fn kind(&self) -> Slice<'static> {
-                match self { $(Self::$Variant(_) => Slice::$Variant(&[]),)* }
+            pub fn format(&self) -> Format {
+                match self { $(Self::$Variant(_) => Format::$Variant,)* }
             }
 
             pub(crate) fn part(&self, start: usize, len: usize) -> Self {
@@ -64,9 +64,9 @@ macro_rules! storage {
         }
 
         impl<'a> SliceMut<'a> {
-            /// How many elements there are; zero for `Absent`.
+            /// How many elements there are.
             pub fn len(&self) -> usize {
-                match self { $(Self::$Variant(x) => x.len(),)* Self::Absent => 0 }
+                match self { $(Self::$Variant(x) => x.len(),)* }
             }
 
             /// Whether there are none.
@@ -75,44 +75,38 @@ macro_rules! storage {
             }
 
             pub(crate) fn address(&self) -> usize {
-                match self { $(Self::$Variant(x) => x.as_ptr() as usize,)* Self::Absent => 0 }
+                match self { $(Self::$Variant(x) => x.as_ptr() as usize,)* }
             }
 
             #[inline]
             pub(crate) fn prefetch(&self, start: usize, len: usize) {
-                match self { $(Self::$Variant(x) => prefetch_elements(x, start, len),)* Self::Absent => {} }
+                match self { $(Self::$Variant(x) => prefetch_elements(x, start, len),)* }
             }
 
-            /// No elements of the same type.
+            /// How they are kept.
             #[inline]
-            pub(crate) fn kind(&self) -> SliceMut<'static> {
-                match self { $(Self::$Variant(_) => SliceMut::$Variant(&mut []),)* Self::Absent => SliceMut::Absent }
+            pub fn format(&self) -> Format {
+                match self { $(Self::$Variant(_) => Format::$Variant,)* }
             }
 
             #[inline]
             pub(crate) fn whole(&mut self) -> SliceMut<'_> {
-                match self { $(Self::$Variant(x) => SliceMut::$Variant(x),)* Self::Absent => SliceMut::Absent }
+                match self { $(Self::$Variant(x) => SliceMut::$Variant(x),)* }
             }
 
             pub(crate) fn part(&mut self, start: usize, len: usize) -> SliceMut<'_> {
-                match self {
-                    $(Self::$Variant(x) => SliceMut::$Variant(&mut x[start..start + len]),)*
-                    Self::Absent => SliceMut::Absent,
-                }
+                match self { $(Self::$Variant(x) => SliceMut::$Variant(&mut x[start..start + len]),)* }
             }
 
             pub(crate) fn fill_zero(&mut self) {
-                match self { $(Self::$Variant(x) => x.fill(<$t as Default>::default()),)* Self::Absent => {} }
+                match self { $(Self::$Variant(x) => x.fill(<$t as Default>::default()),)* }
             }
 
             pub(crate) fn split_at(self, n: usize) -> (Self, Self) {
-                match self {
-                    $(Self::$Variant(x) => {
-                        let (a, b) = x.split_at_mut(n);
-                        (Self::$Variant(a), Self::$Variant(b))
-                    })*
-                    Self::Absent => (Self::Absent, Self::Absent),
-                }
+                match self { $(Self::$Variant(x) => {
+                    let (a, b) = x.split_at_mut(n);
+                    (Self::$Variant(a), Self::$Variant(b))
+                })* }
             }
         }
 
@@ -136,6 +130,14 @@ macro_rules! storage {
     };
 }
 storage!(F64(f64), F32(f32), F16(f16), Bf16(bf16));
+
+/// No elements.
+impl Default for SliceMut<'_> {
+    #[inline]
+    fn default() -> Self {
+        Self::F32(&mut [])
+    }
+}
 
 /// An element type together with its variants of [`Slice`] and [`SliceMut`].
 pub(crate) trait Storage: Element {

@@ -82,7 +82,6 @@ impl Chunk<'_> {
             ($($Variant:ident),*) => {
                 match &mut self.elements {
                     $(SliceMut::$Variant(x) => apply(x, self.layout, change, level),)*
-                    SliceMut::Absent => {}
                 }
             };
         }

@@ -208,11 +208,8 @@ impl Parameter {
         self
     }
 
-    pub(crate) fn tensors(&mut self) -> Tensors<'_> {
-        let mut states: [SliceMut<'_>; 3] = Default::default();
-        for (slot, state) in states.iter_mut().zip(&mut self.states) {
-            *slot = state.slice_mut();
-        }
+    pub(crate) fn tensors(&mut self) -> Tensors<'_, impl IntoIterator<Item = SliceMut<'_>>> {
+        let states = self.states.iter_mut().map(Buffer::slice_mut);
         Tensors { param: self.param.slice_mut(), grad: self.grad.slice(), states, layout: self.layout.as_ref() }
     }
 

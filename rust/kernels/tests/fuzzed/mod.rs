@@ -10,7 +10,7 @@ use oxistep_kernels::norm::{Norm, Order};
 use oxistep_kernels::overlap::Written;
 use oxistep_kernels::pool::{Rayon, Serial};
 use oxistep_kernels::simd::Level;
-use oxistep_kernels::{Layout, MAX_STATES, STREAMS, Slice, SliceMut, SparseRows, Step, Tensors};
+use oxistep_kernels::{Layout, STREAMS, Slice, SliceMut, SparseRows, Step, Tensors};
 
 use crate::common::{Buffer, COMBINATIONS, Parameter, Random, TYPES, Type, Types, Values, every_rule, levels, update};
 
@@ -314,10 +314,9 @@ fn steps(u: &mut Unstructured<'_>) -> Result<()> {
         step.constants(parameter.rule.constants(&mut parameter.scalars, parameter.first));
         let (head, states) = streams.split_at_mut(2);
         let (param, grad) = head.split_at_mut(1);
-        let mut slots: [SliceMut<'_>; MAX_STATES] = Default::default();
-        slots.iter_mut().zip(states).for_each(|(slot, state)| *slot = state.slice_mut());
         let (param, grad) = (param[0].slice_mut(), grad[0].slice());
-        let answer = step.push(Tensors { param, grad, states: slots, layout: layout.as_ref() }, parameter.grad_factor);
+        let states = states.iter_mut().map(Stream::slice_mut);
+        let answer = step.push(Tensors { param, grad, states, layout: layout.as_ref() }, parameter.grad_factor);
         assert_eq!(answer.is_err(), *refused, "{answer:?} {:?} {sizes:?}", parameter.rule);
         elements += if *refused { 0 } else { sizes.iter().product() };
     }

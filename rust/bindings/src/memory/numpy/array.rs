@@ -7,7 +7,7 @@
 use numpy::npyffi::{NpyTypes, PY_ARRAY_API, get_type_object};
 use numpy::{BorrowError, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn};
 use numpy::{PyReadwriteArrayDyn, PyUntypedArray, PyUntypedArrayMethods};
-use oxistep_kernels::{Layout, MAX_SCALARS, MAX_STATES, STREAMS, Slice, SliceMut, Tensors, f16};
+use oxistep_kernels::{Layout, MAX_SCALARS, STREAMS, Slice, SliceMut, Tensors, f16};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
@@ -253,7 +253,7 @@ impl<'py> Set<'py> {
     /// # Safety
     /// The arrays are what they were when they were borrowed, for all of `'a`, and no slice of them that is written
     /// overlaps any other in use in `'a`.
-    unsafe fn tensors<'a>(&'a self, copies: &'a mut [Buffer]) -> Tensors<'a> {
+    unsafe fn tensors<'a>(&'a self, copies: &'a mut [Buffer]) -> Tensors<'a, impl Iterator<Item = SliceMut<'a>>> {
         // SAFETY: the borrows are held by this; the rest is the contract.
         let array = |k: usize| unsafe { self.arrays[k].slice_mut(self.extents[k]) };
         let layout = if copies.is_empty() { self.layout.as_ref() } else { None };
@@ -264,10 +264,7 @@ impl<'py> Set<'py> {
             // SAFETY: as above.
             None => unsafe { self.arrays[1].slice(self.extents[1]) },
         };
-        let mut states: [SliceMut<'a>; MAX_STATES] = Default::default();
-        for (k, state) in (2..self.arrays.len()).zip(&mut states) {
-            *state = copies.next().map_or_else(|| array(k), Buffer::slice_mut);
-        }
+        let states = (2..self.arrays.len()).map(move |k| copies.next().map_or_else(|| array(k), Buffer::slice_mut));
         Tensors { param, grad, states, layout }
     }
 }
@@ -325,7 +322,7 @@ impl<'py> Apart<'py> {
     }
 
     /// What kernels update of each set.
-    pub(crate) fn each(&mut self) -> impl Iterator<Item = Tensors<'_>> {
+    pub(crate) fn each(&mut self) -> impl Iterator<Item = Tensors<'_, impl Iterator<Item = SliceMut<'_>>>> {
         self.sets.iter().zip(&mut self.copies).map(|(set, copies)| {
             // SAFETY: `settle` has found the arrays what they were when they were borrowed, and no Python code runs
             // from then on: the rule of this type. The sets hold the numpy crate's borrows, which are exclusive for
