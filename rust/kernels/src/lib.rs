@@ -36,7 +36,7 @@ pub mod vector;
 
 pub use driver::{SparseRows, Step, Tensors};
 pub use formats::{Slice, SliceMut, bf16, f16};
-pub use layout::{Layout, STREAMS};
+pub use layout::Layout;
 pub use passes::{change, norm, statistics};
-pub use rule::{Gradients, Hyperparameters, MAX_SCALARS, MAX_STATES, Precision, Rule, Scalars};
+pub use rule::{Gradients, Hyperparameters, MAX_SCALARS, MAX_STATES, Precision, Rule, STREAMS, Scalars};
 pub use rules::{AnyRule, Constants, Kind};

@@ -3,8 +3,10 @@
 use crate::arithmetic::Real;
 use crate::formats::{Element, bf16, f16};
 
-/// The most state arrays that a rule keeps for one parameter.
+/// The most state arrays that a rule keeps for one parameter: formulas of more are not compiled.
 pub const MAX_STATES: usize = 3;
+/// The most streams of one parameter of a rule: itself, its gradient, its states.
+pub const STREAMS: usize = 2 + MAX_STATES;
 /// The most scalar states (`step` and the like) that a rule keeps for one parameter.
 pub const MAX_SCALARS: usize = 3;
 

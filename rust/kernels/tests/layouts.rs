@@ -6,7 +6,7 @@ use common::{Buffer, COMBINATIONS, Parameter, Random, Types, Values, brief, case
 use oxistep_kernels::driver::SERIAL;
 use oxistep_kernels::pool::{Rayon, Serial};
 use oxistep_kernels::simd::Level;
-use oxistep_kernels::{AnyRule, Layout, STREAMS};
+use oxistep_kernels::{AnyRule, Layout};
 use proptest::prelude::*;
 
 /// Where the elements of one stream lie: permuted, with gaps, backwards, not from the start of its slice.
@@ -57,13 +57,9 @@ impl Placement {
 }
 
 fn layout(sizes: &[usize], placements: &[Placement]) -> Layout {
-    let mut strides = vec![[0; STREAMS]; sizes.len()];
-    let mut starts = [0; STREAMS];
-    for (s, placement) in placements.iter().enumerate() {
-        starts[s] = placement.start;
-        strides.iter_mut().zip(&placement.strides).for_each(|(all, &stride)| all[s] = stride);
-    }
-    Layout::new(sizes, &strides, starts)
+    let strides = (0..sizes.len()).flat_map(|d| placements.iter().map(move |placement| placement.strides[d]));
+    let starts: Vec<_> = placements.iter().map(|placement| placement.start).collect();
+    Layout::new(sizes, &strides.collect::<Vec<_>>(), &starts)
 }
 
 /// A strided parameter with random elements, in the gaps too, and where they lie: parameter, gradient, states.
@@ -152,8 +148,7 @@ proptest! {
         // moved so far forward that some element would lie before the slice
         let first = positions.iter().copied().min().unwrap_or(0);
         if let Some(start) = placement.start.checked_sub(first + 1) {
-            let strides: Vec<[isize; STREAMS]> = placement.strides.iter().map(|&stride| [stride; STREAMS]).collect();
-            let outside = Layout::new(&sizes, &strides, [start; STREAMS]).extent(0);
+            let outside = Layout::new(&sizes, &placement.strides, &[start]).extent(0);
             prop_assert_eq!(outside, if positions.is_empty() { Some(0) } else { None });
         }
     }

@@ -36,7 +36,7 @@ fn parameters(rng: &mut Random) -> Vec<Parameter> {
         for types in COMBINATIONS {
             parameters.push(Parameter::new(rule, types, 300, Values::Scaled, rng));
             let mut strided = Parameter::new(rule, types, 600, Values::Scaled, rng).aged(10, Values::Scaled, rng);
-            strided.layout = Some(Layout::new(&[20, 15], &[[1; STREAMS], [40; STREAMS]], [0; STREAMS]));
+            strided.layout = Some(Layout::new(&[20, 15], [[1; STREAMS], [40; STREAMS]].as_flattened(), &[0; STREAMS]));
             parameters.push(strided);
         }
         parameters.push(Parameter::new(rule, COMBINATIONS[1], 70_001, Values::Scaled, rng));

@@ -4,7 +4,7 @@ use oxistep_kernels::change::{Change, Changes};
 use oxistep_kernels::norm::{Norm, Order};
 use oxistep_kernels::pool::{Pool, Rayon, Serial};
 use oxistep_kernels::simd::Level;
-use oxistep_kernels::{Layout, STREAMS, Slice, SliceMut, bf16, f16};
+use oxistep_kernels::{Layout, Slice, SliceMut, bf16, f16};
 use proptest::prelude::*;
 
 const ORDERS: [Order; 3] = [Order::One, Order::Two, Order::Max];
@@ -117,13 +117,13 @@ fn nan_wins_over_infinity_wherever_they_are() {
 }
 
 fn every(step: isize, sizes: &[usize]) -> Layout {
-    let mut strides = vec![[0; STREAMS]; sizes.len()];
+    let mut strides = vec![0; sizes.len()];
     let mut stride = step;
     for (to, &size) in strides.iter_mut().zip(sizes).rev() {
-        *to = [stride; STREAMS];
+        *to = stride;
         stride *= size as isize + 1;
     }
-    Layout::new(sizes, &strides, [0; STREAMS])
+    Layout::new(sizes, &strides, &[0])
 }
 
 #[test]

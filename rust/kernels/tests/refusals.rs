@@ -164,7 +164,7 @@ proptest! {
         // what is said of streams that the rule does not keep is of no account
         let mut starts = [start; STREAMS];
         starts[streams..].fill(usize::MAX / 4);
-        parameter.layout = Some(Layout::new(&sizes, &strides, starts));
+        parameter.layout = Some(Layout::new(&sizes, strides.as_flattened(), &starts));
         let expected = if len >= needed { Ok(()) } else { Err(Refused::Lengths) };
         prop_assert_eq!(answer(&parameter, &accepted()), expected);
 
@@ -175,7 +175,7 @@ proptest! {
         for (start, expected) in [(last, Ok(())), (last.wrapping_sub(1), Err(Refused::Lengths))] {
             if count > 1 && len >= needed {
                 starts[stream] = start;
-                parameter.layout = Some(Layout::new(&sizes, &backwards, starts));
+                parameter.layout = Some(Layout::new(&sizes, backwards.as_flattened(), &starts));
                 prop_assert_eq!(answer(&parameter, &accepted()), expected);
             }
         }
@@ -204,8 +204,8 @@ fn absurd_strides_are_refused() {
         (&[1], 1, usize::MAX),
     ] {
         let mut parameter = parameter(every_rule()[0], types, 4);
-        let strides = vec![[stride; STREAMS]; sizes.len()];
-        parameter.layout = Some(Layout::new(sizes, &strides, [start; STREAMS]));
+        let strides = vec![stride; STREAMS * sizes.len()];
+        parameter.layout = Some(Layout::new(sizes, &strides, &[start; STREAMS]));
         assert_eq!(answer(&parameter, &accepted()), Err(Refused::Lengths), "{sizes:?} {stride} {start}");
     }
 }

@@ -117,7 +117,7 @@ proptest! {
         let mut spoiled = vec![
             Parameter { grad: shorter(&sound.grad), ..sound.clone() },
             Parameter { grad: longer(&sound.grad), ..sound.clone() },
-            Parameter { layout: Some(Layout::new(&[count * width], &[[1; STREAMS]], [0; STREAMS])), ..sound.clone() },
+            Parameter { layout: Some(Layout::new(&[count * width], &[1; STREAMS], &[0; STREAMS])), ..sound.clone() },
         ];
         if rule.states().is_empty() {
             spoiled.push(Parameter { param: shorter(&sound.param), ..sound.clone() });

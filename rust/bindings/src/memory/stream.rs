@@ -7,7 +7,7 @@
 use std::ffi::c_void;
 
 use oxistep_kernels::overlap::Written;
-use oxistep_kernels::{Layout, STREAMS, Slice, SliceMut, bf16, f16};
+use oxistep_kernels::{Layout, Slice, SliceMut, bf16, f16};
 
 use crate::memory::dtype::DType;
 use crate::memory::shape::Shape;
@@ -256,14 +256,15 @@ pub(crate) fn layout(described: &[Option<Described<'_>>]) -> Option<Layout> {
     }
     let reals = if first.memory.complex { 2 } else { 1 };
     let mut sizes: Vec<usize> = first.shape.sizes.iter().map(|&n| n as usize).collect();
-    let mut strides = vec![[0; STREAMS]; sizes.len()];
-    for (s, stream) in described.iter().enumerate() {
-        let Some(stream) = stream else { continue };
-        strides.iter_mut().zip(stream.shape.strides).for_each(|(to, &stride)| to[s] = stride as isize * reals);
+    let streams = described.iter().flatten().count();
+    let mut strides = vec![0; sizes.len() * streams];
+    for (s, stream) in described.iter().flatten().enumerate() {
+        let of_stream = strides.iter_mut().skip(s).step_by(streams);
+        of_stream.zip(stream.shape.strides).for_each(|(to, &stride)| *to = stride as isize * reals);
     }
     if first.memory.complex {
         sizes.push(2);
-        strides.push([1; STREAMS]);
+        strides.resize(sizes.len() * streams, 1);
     }
-    Some(Layout::new(&sizes, &strides, [0; STREAMS]))
+    Some(Layout::new(&sizes, &strides, &vec![0; streams]))
 }

@@ -15,7 +15,7 @@ use crate::simd::{Level, Simd, Vectorized};
 /// A range of a parameter, its gradient and the one state that it may have.
 pub(super) struct Apart<'c, P, G, S> {
     pub(super) layout: &'c Layout,
-    pub(super) grid: Grid,
+    pub(super) grid: Grid<'c>,
     pub(super) range: (usize, usize),
     pub(super) param: &'c mut [P],
     pub(super) grad: &'c [G],
@@ -92,7 +92,8 @@ where
         let update = formula.formula::<P::Arith>();
         let factor = P::Arith::of(factor);
         for tile in range.grid.tiles(range.range, usize::MAX) {
-            let [p, g, s] = [0, 1, 2].map(|s| range.place(s, tile));
+            let (p, g) = (range.place(0, tile), range.place(1, tile));
+            let s = if F::STATES == 0 { Place::default() } else { range.place(2, tile) };
             for row in 0..tile.rows {
                 let line = |place: Place| place.at(row, 0)..=place.at(row, tile.columns - 1);
                 let (param, grad) = (&mut range.param[line(p)], &range.grad[line(g)]);

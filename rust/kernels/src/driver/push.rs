@@ -204,7 +204,6 @@ impl<'a> Step<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::STREAMS;
     use crate::pool::Serial;
     use crate::rule::{Precision, Rule, Scalars};
     use crate::rules::adagrad::{Adagrad, Constants as AdagradConstants};
@@ -212,8 +211,8 @@ mod tests {
 
     /// The ranges of the chunks of a step over one parameter with one state.
     fn ranges(sizes: &[usize], param: &[isize], state: &[isize]) -> Vec<(usize, usize)> {
-        let strides: Vec<_> = param.iter().zip(state).map(|(&p, &s)| [p, 0, s, 0, 0]).collect();
-        let layout = Layout::new(sizes, &strides, [0; STREAMS]);
+        let strides: Vec<_> = param.iter().zip(state).flat_map(|(&p, &s)| [p, 0, s]).collect();
+        let layout = Layout::new(sizes, &strides, &[0; 3]);
         let (mut p, grad) = (vec![0.0_f32; layout.extent(0).unwrap()], [1.0_f32]);
         let mut s = vec![0.0_f32; layout.extent(2).unwrap()];
         let rule = Adagrad { lr: 1.0, lr_decay: 0.0, weight_decay: 0.0, eps: 0.0 };
@@ -241,7 +240,7 @@ mod tests {
     #[test]
     fn chunks_that_are_alike_are_run_together_and_others_apart() {
         let n = 70;
-        let layout = Layout::new(&[n], &[[1, 1, 1, 0, 0]], [0; STREAMS]);
+        let layout = Layout::new(&[n], &[1; 3], &[0; 3]);
         let rule = |lr| Adagrad { lr, lr_decay: 0.0, weight_decay: 0.0, eps: 1e-10 };
         let constants =
             |lr| Constants::Adagrad(rule(lr).constants(&mut Scalars::new([0.0; 3], [Precision::F32; 3]), true));

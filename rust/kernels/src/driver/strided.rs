@@ -97,7 +97,7 @@ const fn largest([a, b, c]: [usize; 3]) -> usize {
 }
 
 /// Whether stream `s` is worked on in place.
-fn in_place(grid: &Grid, s: usize) -> bool {
+fn in_place(grid: &Grid<'_>, s: usize) -> bool {
     grid.is_dense(s) || (grid.has_rows(s) && grid.columns >= SHORT)
 }
 
@@ -114,7 +114,7 @@ struct Stream<'c, M, T> {
 }
 
 impl<M: Deref<Target = [T]>, T: Copy> Stream<'_, M, T> {
-    fn take_up(&mut self, layout: &Layout, grid: &Grid, tile: Tile) {
+    fn take_up(&mut self, layout: &Layout, grid: &Grid<'_>, tile: Tile) {
         let first = layout.position(self.number, tile.first) - self.origin;
         self.place = Place { first, row: grid.row[self.number], column: grid.column[self.number] };
         if let Some(gathered) = &mut self.tile {
@@ -162,8 +162,8 @@ impl<M: DerefMut<Target = [T]>, T: Copy> Stream<'_, M, T> {
 /// The elements of a chunk: tile by tile, and those of a tile in runs.
 struct Strided<'c, P, G, S> {
     layout: &'c Layout,
-    grid: Grid,
-    tiles: Tiles,
+    grid: Grid<'c>,
+    tiles: Tiles<'c>,
     param: Stream<'c, &'c mut [P], P>,
     grad: Stream<'c, &'c [G], G>,
     states: [Option<Stream<'c, &'c mut [S], S>>; MAX_STATES],
@@ -209,9 +209,9 @@ impl<'c, P: Storage, G: Storage, S: Storage> Strided<'c, P, G, S> {
                 place: Place::default(),
             },
             states: states.map(|state| {
-                let number = numbers.next()?;
+                let (number, memory) = (numbers.next()?, state?);
                 let tile = if gathered(number) { s.split_off_mut(..elements) } else { None };
-                Some(Stream { memory: state?, number, origin: origin(number), tile, place: Place::default() })
+                Some(Stream { memory, number, origin: origin(number), tile, place: Place::default() })
             }),
             tile: Tile::default(),
             run: 0,

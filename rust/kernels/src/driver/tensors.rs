@@ -46,7 +46,9 @@ pub(super) fn check_lengths(
         None => written.iter().all(|stream| stream.len() == grad.len()),
         Some(layout) => {
             let reaches = |s: usize, len: usize| layout.extent(s).is_some_and(|extent| extent <= len);
-            reaches(1, grad.len()) && written.iter().enumerate().all(|(k, x)| reaches(in_layout(k), x.len()))
+            layout.streams() > written.len()
+                && reaches(1, grad.len())
+                && written.iter().enumerate().all(|(k, x)| reaches(in_layout(k), x.len()))
         }
     };
     if fits { Ok(()) } else { Err(Refused::Lengths) }

@@ -1,6 +1,6 @@
 //! A layout seen as a matrix: which part of it is a tile, and how large tiles are.
 
-use super::{Layout, STREAMS};
+use super::Layout;
 
 /// A tile that is crossed by a stream running along its rows' dimension is this many rows high, if there are as many:
 /// whole cache lines, and several of a page.
@@ -16,12 +16,12 @@ pub(crate) const SHORT_COLUMN: usize = 16;
 
 /// Rows along one dimension, columns along the innermost one. Other dimensions, if any, enumerate such matrices.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Grid {
+pub(crate) struct Grid<'l> {
     pub(crate) rows: usize,
     pub(crate) columns: usize,
     /// Each stream's distance between rows, and between columns.
-    pub(crate) row: [isize; STREAMS],
-    pub(crate) column: [isize; STREAMS],
+    pub(crate) row: &'l [isize],
+    pub(crate) column: &'l [isize],
     /// Elements, in the order of walking, from one row to the next.
     pub(crate) step: usize,
     /// Whether some stream runs along the rows' dimension, across the rows.
@@ -31,26 +31,24 @@ pub(crate) struct Grid {
 impl Layout {
     /// The grid of this layout. If a stream is not walked with its smallest stride innermost, its rows are along that
     /// stream's smallest stride; else along the innermost dimension but one.
-    pub(crate) fn grid(&self) -> Grid {
-        let Some(last) = self.sizes.len().checked_sub(1) else {
-            return Grid { rows: 1, columns: 1, row: [1; STREAMS], column: [1; STREAMS], step: 1, crossed: false };
-        };
-        let crossing = (0..STREAMS).find_map(|s| {
-            let stride = |d: usize| self.strides[d][s].unsigned_abs();
+    pub(crate) fn grid(&self) -> Grid<'_> {
+        let last = self.sizes.len() - 1;
+        let crossing = (0..self.streams()).find_map(|s| {
+            let stride = |d: usize| self.stride(d, s).unsigned_abs();
             (0..last).filter(|&d| stride(d) > 0 && stride(d) < stride(last)).min_by_key(|&d| stride(d))
         });
-        let (columns, column) = (self.sizes[last], self.strides[last]);
+        let (columns, column) = (self.sizes[last], self.strides(last));
         match crossing.or_else(|| last.checked_sub(1)) {
             None => Grid { rows: 1, columns, row: column, column, step: columns, crossed: false },
             Some(d) => {
-                let step = self.sizes[d + 1..].iter().product();
-                Grid { rows: self.sizes[d], columns, row: self.strides[d], column, step, crossed: crossing.is_some() }
+                let (rows, row, step) = (self.sizes[d], self.strides(d), self.sizes[d + 1..].iter().product());
+                Grid { rows, columns, row, column, step, crossed: crossing.is_some() }
             }
         }
     }
 }
 
-impl Grid {
+impl<'l> Grid<'l> {
     /// Whether the elements of a row of stream `s` lie one after the other.
     pub(crate) fn has_rows(&self, s: usize) -> bool {
         self.column[s] == 1
@@ -63,7 +61,7 @@ impl Grid {
 
     /// The tiles of a range in the order of walking, of at most so many elements. With streams that cross the rows, a
     /// range begins and ends with a row. `usize::MAX`: nothing is gathered, and tiles are as large as can be.
-    pub(crate) fn tiles(&self, (start, end): (usize, usize), elements: usize) -> Tiles {
+    pub(crate) fn tiles(&self, (start, end): (usize, usize), elements: usize) -> Tiles<'l> {
         let row_by_row = elements < usize::MAX && !(self.crossed && self.rows >= SHORT_COLUMN);
         let elements = if row_by_row { elements.min(ROW_BY_ROW) } else { elements };
         let (high, narrow) = if self.crossed { (ROWS.min(self.rows).max(1), COLUMNS) } else { (1, 1) };
@@ -92,8 +90,8 @@ impl Tile {
 
 /// The tiles of a range: band of rows by band of rows, each from left to right.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Tiles {
-    grid: Grid,
+pub(crate) struct Tiles<'l> {
+    grid: Grid<'l>,
     /// At most so many of each in a tile.
     rows: usize,
     columns: usize,
@@ -103,7 +101,7 @@ pub(crate) struct Tiles {
     end: usize,
 }
 
-impl Iterator for Tiles {
+impl Iterator for Tiles<'_> {
     type Item = Tile;
 
     fn next(&mut self) -> Option<Tile> {
@@ -133,31 +131,35 @@ impl Iterator for Tiles {
 mod tests {
     use super::*;
 
-    /// Sizes, strides of parameter and gradient.
-    fn grid(sizes: &[usize], param: &[isize], grad: &[isize]) -> Grid {
-        let strides: Vec<_> = param.iter().zip(grad).map(|(&p, &g)| [p, g, p, 0, 0]).collect();
-        Layout::new(sizes, &strides, [0; STREAMS]).grid()
+    /// Sizes, strides of parameter and gradient; the one state lies as the parameter.
+    fn layout(sizes: &[usize], param: &[isize], grad: &[isize]) -> Layout {
+        let strides: Vec<_> = param.iter().zip(grad).flat_map(|(&p, &g)| [p, g, p]).collect();
+        Layout::new(sizes, &strides, &[0; 3])
     }
 
-    fn tiles(grid: &Grid, range: (usize, usize), elements: usize) -> Vec<(usize, usize, usize)> {
+    fn tiles(grid: &Grid<'_>, range: (usize, usize), elements: usize) -> Vec<(usize, usize, usize)> {
         grid.tiles(range, elements).map(|Tile { first, rows, columns }| (first, rows, columns)).collect()
     }
 
     #[test]
     fn rows_are_along_what_crosses_them() {
-        let plain = grid(&[5, 7], &[10, 1], &[7, 1]);
+        let lying = layout(&[5, 7], &[10, 1], &[7, 1]);
+        let plain = lying.grid();
         assert_eq!((plain.rows, plain.columns, plain.step, plain.crossed), (5, 7, 7, false));
         assert!(plain.has_rows(0) && !plain.is_dense(0) && plain.is_dense(1));
-        let transposed = grid(&[5, 7], &[7, 1], &[1, 5]);
+        let lying = layout(&[5, 7], &[7, 1], &[1, 5]);
+        let transposed = lying.grid();
         assert_eq!((transposed.rows, transposed.step, transposed.crossed), (5, 7, true));
         // the gradient's innermost dimension is the parameter's outermost
-        let far = grid(&[5, 3, 7], &[21, 7, 1], &[1, 70, 5]);
+        let lying = layout(&[5, 3, 7], &[21, 7, 1], &[1, 70, 5]);
+        let far = lying.grid();
         assert_eq!((far.rows, far.columns, far.step, far.row[1], far.column[1]), (5, 7, 21, 1, 5));
     }
 
     #[test]
     fn tiles_of_rows_begin_and_end_anywhere() {
-        let grid = grid(&[2, 3, 5], &[100, 10, 1], &[15, 5, 1]);
+        let lying = layout(&[2, 3, 5], &[100, 10, 1], &[15, 5, 1]);
+        let grid = lying.grid();
         assert_eq!(tiles(&grid, (2, 28), 1000), [(2, 1, 3), (5, 2, 5), (15, 2, 5), (25, 1, 3)]);
         assert_eq!(tiles(&grid, (0, 15), 11), [(0, 2, 5), (10, 1, 5)]);
         assert_eq!(tiles(&grid, (0, 10), 3), [(0, 1, 3), (3, 1, 2), (5, 1, 3), (8, 1, 2)]);
@@ -166,7 +168,8 @@ mod tests {
 
     #[test]
     fn tiles_that_are_crossed_are_high() {
-        let grid = grid(&[100, 2, 80], &[160, 80, 1], &[1, 16_000, 100]);
+        let lying = layout(&[100, 2, 80], &[160, 80, 1], &[1, 16_000, 100]);
+        let grid = lying.grid();
         let found = tiles(&grid, (0, 100 * 160), 64 * 40);
         assert_eq!(found[..5], [(0, 64, 40), (40, 64, 40), (80, 64, 40), (120, 64, 40), (64 * 160, 36, 40)]);
         assert_eq!(found.iter().map(|tile| tile.1 * tile.2).sum::<usize>(), 100 * 160);
@@ -175,7 +178,7 @@ mod tests {
     #[test]
     fn nothing_has_no_tiles() {
         for (sizes, param, grad) in [([0, 4], [4, 1], [1, 2]), ([4, 0], [1, 1], [1, 4]), ([0, 0], [2, 1], [1, 2])] {
-            assert_eq!(tiles(&grid(&sizes, &param, &grad), (0, 0), 1000), []);
+            assert_eq!(tiles(&layout(&sizes, &param, &grad).grid(), (0, 0), 1000), []);
         }
     }
 }

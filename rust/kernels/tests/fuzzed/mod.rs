@@ -105,7 +105,7 @@ fn extent(u: &mut Unstructured<'_>) -> Result<()> {
         *start = if u.ratio(1, 10)? { u.arbitrary()? } else { u.int_in_range(0..=30)? };
     }
     let Some(fits) = merges(&sizes, &strides) else { return Ok(()) };
-    let layout = Layout::new(&sizes, &strides, starts);
+    let layout = Layout::new(&sizes, strides.as_flattened(), &starts);
     assert_eq!(layout.len(), sizes.iter().product::<usize>());
     for s in 0..STREAMS {
         let reach = |&(size, stride): &(usize, isize)| (size as i128 - 1) * stride as i128;
@@ -242,9 +242,9 @@ fn member(u: &mut Unstructured<'_>) -> Result<Member> {
         });
     }
     let layout = strided.then(|| {
-        let strides = (0..sizes.len()).map(|d| std::array::from_fn(|s| streams.get(s).map_or(0, |x| x.strides[d])));
-        let starts = std::array::from_fn(|s| streams.get(s).map_or(0, |x| x.start));
-        Layout::new(&sizes, &strides.collect::<Vec<_>>(), starts)
+        let strides: Vec<_> = (0..sizes.len()).flat_map(|d| streams.iter().map(move |x| x.strides[d])).collect();
+        let starts: Vec<_> = streams.iter().map(|x| x.start).collect();
+        Layout::new(&sizes, &strides, &starts)
     });
     let known = |t: &Types| (t.0, t.1) == (types.0, types.1) && (states == 0 || t.2 == types.2);
     let mut refused = !COMBINATIONS.iter().any(known);
@@ -416,8 +416,7 @@ fn norm_and_change(u: &mut Unstructured<'_>) -> Result<()> {
         let sizes = (0..dims).map(|_| u.int_in_range(0..=20)).collect::<Result<Vec<usize>>>()?;
         let ty = *u.choose(&TYPES)?;
         let stream = placed(u, ty, &sizes, false, &mut rng)?;
-        let strides: Vec<_> = stream.strides.iter().map(|&stride| [stride; STREAMS]).collect();
-        let layout = Layout::new(&sizes, &strides, [stream.start; STREAMS]);
+        let layout = Layout::new(&sizes, &stream.strides, &[stream.start]);
         streams.push((stream, sizes, layout));
     }
     let levels: Vec<_> = levels().collect();

@@ -7,7 +7,7 @@
 use numpy::npyffi::{NpyTypes, PY_ARRAY_API, get_type_object};
 use numpy::{BorrowError, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn};
 use numpy::{PyReadwriteArrayDyn, PyUntypedArray, PyUntypedArrayMethods};
-use oxistep_kernels::{Layout, MAX_SCALARS, STREAMS, Slice, SliceMut, Tensors, f16};
+use oxistep_kernels::{Layout, MAX_SCALARS, Slice, SliceMut, Tensors, f16};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
@@ -183,15 +183,17 @@ pub(crate) fn is_unchanged(array: &Bound<'_, PyUntypedArray>, view: &Bound<'_, P
 
 /// Where the arrays lie, and how their elements correspond; no layout if all lie one after the other in one order.
 fn place(arrays: &[Array<'_>]) -> (Vec<Extent>, Option<Layout>) {
-    let mut strides = vec![[0isize; STREAMS]; arrays[0].untyped().ndim()];
+    let streams = arrays.len();
+    let mut strides = vec![0isize; arrays[0].untyped().ndim() * streams];
     let mut extents = Vec::with_capacity(arrays.len());
     for (s, array) in arrays.iter().enumerate() {
         let untyped = array.untyped();
         let itemsize = untyped.dtype().itemsize();
         let (mut low, mut high) = (0, 0);
         for (d, (&n, &stride)) in untyped.shape().iter().zip(untyped.strides()).enumerate() {
-            strides[d][s] = stride / itemsize as isize;
-            let reach = strides[d][s] * (n as isize - 1);
+            let stride = stride / itemsize as isize;
+            strides[d * streams + s] = stride;
+            let reach = stride * (n as isize - 1);
             if reach < 0 { low += reach } else { high += reach }
         }
         extents.push(if untyped.len() == 0 {
@@ -206,13 +208,13 @@ fn place(arrays: &[Array<'_>]) -> (Vec<Extent>, Option<Layout>) {
     }
     let shape = arrays[0].untyped().shape();
     let len = arrays[0].untyped().len();
-    let alike = |d: usize| shape[d] == 1 || (0..arrays.len()).all(|s| strides[d][s] == strides[d][0]);
+    let of = |d: usize| &strides[d * streams..][..streams];
+    let alike = |d: usize| shape[d] == 1 || of(d).iter().all(|&stride| stride == of(d)[0]);
     if len == 0 || (extents.iter().all(|e| e.len == len && e.start == 0) && (0..shape.len()).all(alike)) {
         return (extents, None);
     }
-    let mut starts = [0; STREAMS];
-    starts.iter_mut().zip(&extents).for_each(|(start, extent)| *start = extent.start);
-    let layout = Layout::new(shape, &strides, starts);
+    let starts: Vec<_> = extents.iter().map(|extent| extent.start).collect();
+    let layout = Layout::new(shape, &strides, &starts);
     (extents, Some(layout))
 }
 
