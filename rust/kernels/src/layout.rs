@@ -14,8 +14,8 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// A layout of `sizes` whose streams start at the given places of their slices, and have the given strides: those of
-    /// all streams in one dimension after those in another.
+    /// A layout of `sizes` whose streams start at the given places of their slices, and have the given strides: those
+    /// of all streams in one dimension after those in another.
     ///
     /// Dimensions are walked with the parameter's largest stride slowest, or the gradient's where the first state is
     /// laid out as that is (SGD's buffer): then two streams are walked in their order, and one across it. Neighbours

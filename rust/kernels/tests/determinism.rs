@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use common::{
-    COMBINATIONS, Parameter, Random, TYPES, Types, Values, cases, every_rule, levels, rules_and_types, update,
+    COMBINATIONS, Parameter, Random, TYPES, Types, Values, cases, every_combination, every_rule, levels,
+    rules_and_types, update,
 };
 use oxistep_kernels::AnyRule;
 use oxistep_kernels::change::zero;
@@ -78,7 +79,7 @@ fn difference(a: &[Vec<Vec<u64>>], b: &[Vec<Vec<u64>>]) -> Option<String> {
 fn every_level_gives_the_same_bits() {
     let lengths = [257, 1, 63, 130];
     for rule in every_rule() {
-        for types in COMBINATIONS {
+        for types in every_combination() {
             for values in [Values::Scaled, Values::Wide, Values::Any] {
                 let parameters = parameters(&[rule], types, &lengths, values, 1);
                 let expected = outcome(&parameters, &Serial, Level::Baseline);
@@ -96,7 +97,7 @@ fn every_level_gives_the_same_bits() {
 fn tails_of_every_length_have_the_same_bits() {
     let lengths: Vec<usize> = (0..=130).collect();
     for rule in every_rule() {
-        for types in COMBINATIONS {
+        for types in every_combination() {
             let parameters = parameters(&[rule], types, &lengths, Values::Wide, 2);
             let expected = outcome(&parameters, &Serial, Level::Baseline);
             for level in levels() {
@@ -149,7 +150,7 @@ proptest! {
     #[test]
     fn every_level_on_every_pool_gives_the_same_bits(
         rules in prop::collection::vec(prop::sample::select(every_rule()), 1..5),
-        types in prop::sample::select(&COMBINATIONS),
+        types in prop::sample::select(every_combination()),
         short in prop::collection::vec(0..500usize, 0..20),
         long in prop::collection::vec(40_000..110_000usize, 0..3),
         values in prop::sample::select(&[Values::Scaled, Values::Wide, Values::Any]),

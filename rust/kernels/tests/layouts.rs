@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{Buffer, COMBINATIONS, Parameter, Random, Types, Values, brief, cases, every_rule, levels, update};
+use common::{
+    Buffer, COMBINATIONS, Parameter, Random, Types, Values, brief, cases, every_combination, every_rule, levels, update,
+};
 use oxistep_kernels::driver::SERIAL;
 use oxistep_kernels::pool::{Rayon, Serial};
 use oxistep_kernels::simd::Level;
@@ -123,7 +125,7 @@ proptest! {
     #[test]
     fn strided_is_as_good_as_dense(
         rule in prop::sample::select(every_rule()),
-        types in prop::sample::select(&COMBINATIONS),
+        types in prop::sample::select(every_combination()),
         sizes in sizes(),
         level in prop::sample::select(levels().collect::<Vec<_>>()),
         seed: u64,

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{COMBINATIONS, Parameter, Random, Type, Types, Values, every_rule, levels, update};
+use common::{COMBINATIONS, Parameter, Random, Type, Types, Values, every_combination, every_rule, levels, update};
 use oxistep_kernels::driver::{Measured, Moved, SERIAL};
 use oxistep_kernels::pool::{Pool, Rayon, Serial};
 use oxistep_kernels::simd::Level;
@@ -33,7 +33,7 @@ fn places(parameter: &Parameter) -> Vec<usize> {
 fn parameters(rng: &mut Random) -> Vec<Parameter> {
     let mut parameters = Vec::new();
     for rule in every_rule() {
-        for types in COMBINATIONS {
+        for types in every_combination() {
             parameters.push(Parameter::new(rule, types, 300, Values::Scaled, rng));
             let mut strided = Parameter::new(rule, types, 600, Values::Scaled, rng).aged(10, Values::Scaled, rng);
             strided.layout = Some(Layout::new(&[20, 15], [[1; STREAMS], [40; STREAMS]].as_flattened(), &[0; STREAMS]));

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Buffer, COMBINATIONS, Parameter, Random, Types, Values, cases, every_rule, update};
+use common::{Buffer, COMBINATIONS, Parameter, Random, Types, Values, cases, every_combination, every_rule, update};
 use oxistep_kernels::driver::{Refused, SERIAL};
 use oxistep_kernels::pool::{Pool, Rayon, Serial};
 use oxistep_kernels::simd::Level;
@@ -77,7 +77,7 @@ proptest! {
     #[test]
     fn named_rows_are_updated_and_others_untouched(
         rule in prop::sample::select(every_rule()),
-        types in prop::sample::select(&COMBINATIONS),
+        types in prop::sample::select(every_combination()),
         count in 0..40usize,
         width in prop_oneof![0..70usize, Just(1)],
         seed: u64,
@@ -94,7 +94,7 @@ proptest! {
     #[test]
     fn rows_that_do_not_fit_are_refused(
         rule in prop::sample::select(every_rule()),
-        types in prop::sample::select(&COMBINATIONS),
+        types in prop::sample::select(every_combination()),
         count in 3..20usize,
         width in 1..20usize,
         seed: u64,

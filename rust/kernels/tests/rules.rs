@@ -8,7 +8,9 @@ mod reference;
 use std::cell::Cell;
 use std::collections::HashMap;
 
-use common::{Buffer, COMBINATIONS, Parameter, Random, Type, Types, Values, brief, cases, every_rule, update};
+use common::{
+    Buffer, COMBINATIONS, Parameter, Random, Type, Types, Values, brief, cases, every_combination, every_rule, update,
+};
 use oxistep_kernels::arithmetic::Real;
 use oxistep_kernels::pool::Serial;
 use oxistep_kernels::rules::{
@@ -144,7 +146,7 @@ fn sharpness(ty: Type) -> f64 {
 /// is after much cancellation.
 fn check(rule: impl Strategy<Value = AnyRule>) {
     let strategy = case(rule);
-    for types in COMBINATIONS {
+    for types in every_combination() {
         let (steps, blunt) = (Cell::new(0.0), Cell::new(0.0));
         let check = |case: Case| {
             case.check(types, |share| {
@@ -308,7 +310,7 @@ fn rprop_is_its_reference() {
 }
 
 fn combination() -> impl Strategy<Value = Types> {
-    prop::sample::select(&COMBINATIONS)
+    prop::sample::select(every_combination())
 }
 
 fn variant() -> impl Strategy<Value = AnyRule> {
@@ -389,6 +391,26 @@ proptest! {
         let mut expected = sound.bits();
         expected.iter_mut().for_each(|stream| stream[at] = u64::MAX);
         prop_assert_eq!(spoiled.bits(), expected);
+    }
+}
+
+/// Three states of three types: each is rounded once, to its own, and the parameter is what it is beside wide ones.
+#[test]
+fn states_of_several_types_are_rounded_each_to_its_own() {
+    let (mut rng, len) = (Random(8), 3000);
+    let rules = every_rule().into_iter().filter(|rule| rule.states().len() == 3);
+    for rule in rules {
+        let singles = Types(Type::F32, Type::F32, Type::F32);
+        let mut wide = Parameter::new(rule, singles, len, Values::Scaled, &mut rng);
+        let mut mixed = wide.clone();
+        let types = [Type::Bf16, Type::F32, Type::F16];
+        mixed.states = types.map(|of| Buffer::zeros(of, len)).into();
+        update(std::slice::from_mut(&mut wide), &Serial, Level::best());
+        update(std::slice::from_mut(&mut mixed), &Serial, Level::best());
+        assert!(mixed.param.bits() == wide.param.bits(), "{rule:?}");
+        for ((mixed, wide), of) in mixed.states.iter().zip(&wide.states).zip(types) {
+            assert!(mixed.bits() == Buffer::new(of, wide.values()).bits(), "{rule:?} {of:?}");
+        }
     }
 }
 

@@ -6,7 +6,7 @@ mod common;
 use std::alloc::{GlobalAlloc, Layout as Memory, System};
 use std::cell::Cell;
 
-use common::{COMBINATIONS, Parameter, Random, Values, every_rule, levels};
+use common::{COMBINATIONS, Parameter, Random, Values, every_combination, every_rule, levels};
 use oxistep_kernels::driver::Measured;
 use oxistep_kernels::pool::Serial;
 use oxistep_kernels::simd::Level;
@@ -59,7 +59,7 @@ fn parameters() -> Vec<Parameter> {
     let mut rng = Random(2);
     let mut parameters = Vec::new();
     for rule in every_rule() {
-        for types in COMBINATIONS {
+        for types in every_combination() {
             parameters.push(Parameter::new(rule, types, 300, Values::Scaled, &mut rng));
             let mut strided = Parameter::new(rule, types, 600, Values::Scaled, &mut rng);
             strided.layout = Some(Layout::new(&[20, 15], [[1; STREAMS], [40; STREAMS]].as_flattened(), &[0; STREAMS]));

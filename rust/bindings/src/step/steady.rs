@@ -222,11 +222,12 @@ impl Plan {
         if met || !alike(&p) || !alike(&g) || !self.written.add_known(k, p.memory.interval()) {
             return Ok(false);
         }
-        // SAFETY: described just now. No Python code of this thread runs until the step is done: the collector rests, and
-        // what is asked here is asked of Python's own numbers, of plain tensors and of the slots of DTensors. Where other
-        // threads may run, `held` keeps alive what they drop, and that they do not resize tensors of a step under way is
-        // what torch, too, leaves to its callers. The range is the one that the general step found to overlap nothing
-        // else that is written (the step is run only if that holds for all), and the gradient meets none of those.
+        // SAFETY: described just now. No Python code of this thread runs until the step is done: the collector rests,
+        // and what is asked here is asked of Python's own numbers, of plain tensors and of the slots of DTensors. Where
+        // other threads may run, `held` keeps alive what they drop, and that they do not resize tensors of a step under
+        // way is what torch, too, leaves to its callers. The range is the one that the general step found to overlap
+        // nothing else that is written (the step is run only if that holds for all), and the gradient meets none of
+        // those.
         let (param_slice, grad_slice) = unsafe { (p.memory.slice_mut(), g.memory.slice()) };
         let mut objects = [std::ptr::null_mut(); MAX_STATES + MAX_SCALARS];
         if names.count() > 0 {
@@ -264,7 +265,8 @@ impl Plan {
         Ok(step.push(tensors, one.factor).is_ok())
     }
 
-    /// Checks the states of parameter `k`, and puts them into `slots`; `None` if one is not as it was, else their dtype.
+    /// Checks the states of parameter `k`, and puts them into `slots`; `None` if one is not as it was, else their
+    /// dtype.
     ///
     /// # Safety
     /// `objects` are the states, or null, and live. Their memory may be written as that of the parameter.

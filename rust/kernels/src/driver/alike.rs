@@ -24,8 +24,8 @@ impl Likeness {
     #[inline]
     pub(super) fn of(chunk: &Chunk<'_>) -> Option<Self> {
         let Chunk { layout, rows, body, grad_factor, types, .. } = *chunk;
-        let flat = layout.is_none() && rows.is_none();
-        flat.then_some(Self { body, grad_factor: grad_factor.to_bits(), types })
+        let types = types.filter(|_| layout.is_none() && rows.is_none())?;
+        Some(Self { body, grad_factor: grad_factor.to_bits(), types })
     }
 }
 
@@ -41,11 +41,12 @@ pub(super) fn run_alike<'a>(
     for &count in alike {
         let Some(first) = chunks.first() else { return };
         let written = first.written as usize * count;
-        if count == 1 {
-            first.run(&mut streams[..written], bodies, rows, level, None);
-        } else {
-            let body = &bodies[first.body as usize];
-            body.run(level, first.grad_factor, first.types, &mut Alike { left: count, chunks, streams });
+        match first.types {
+            Some(types) if count > 1 => {
+                let body = &bodies[first.body as usize];
+                body.run(level, first.grad_factor, types, &mut Alike { left: count, chunks, streams });
+            }
+            _ => first.run(&mut streams[..written], bodies, rows, level, None),
         }
         (streams, chunks) = (&mut std::mem::take(&mut streams)[written..], &chunks[count..]);
     }

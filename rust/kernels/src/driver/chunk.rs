@@ -1,9 +1,10 @@
 //! A part of one parameter's streams: what is handed to a thread, and which way it takes.
 
 use super::body::Body;
+use super::decoded;
 use super::measured::{Lanes, update};
 use super::rows::RowList;
-use super::source::Flat;
+use super::source::{Flat, Source};
 use super::strided;
 use super::types::Types;
 use crate::formats::{Slice, SliceMut};
@@ -27,7 +28,8 @@ pub(super) struct Chunk<'a> {
     pub(super) body: u32,
     /// Place of its rows in the step's list, if it is made of some.
     pub(super) rows: Option<u32>,
-    pub(super) types: Types,
+    /// `None`: no loop is compiled for the formats of its streams, and they are decoded.
+    pub(super) types: Option<Types>,
 }
 
 impl Chunk<'_> {
@@ -61,10 +63,19 @@ impl Chunk<'_> {
     ) {
         let Self { grad, layout, range, grad_factor: factor, types, .. } = *self;
         let body = &bodies[self.body as usize];
-        match (self.rows, layout) {
-            (Some(own), _) => update(body, level, factor, types, &mut rows.source(own, written, grad), sums),
-            (None, None) => update(body, level, factor, types, &mut Flat::new(written, grad, 0, range.1), sums),
-            (None, Some(layout)) => strided::run(body, level, factor, types, (written, grad), (layout, range), sums),
+        let together = |source: &mut dyn Source, sums| match types {
+            Some(types) => update(body, level, factor, types, source, sums),
+            None => decoded::update_all(body, level, factor, source, sums),
+        };
+        match (self.rows, layout, types) {
+            (Some(own), ..) => together(&mut rows.source(own, written, grad), sums),
+            (None, None, _) => together(&mut Flat::new(written, grad, 0, range.1), sums),
+            (None, Some(layout), Some(types)) => {
+                strided::run(body, level, factor, types, (written, grad), (layout, range), sums);
+            }
+            (None, Some(layout), None) => {
+                decoded::update_apart(body, level, factor, (written, grad), (layout, range), sums);
+            }
         }
     }
 }

@@ -87,6 +87,12 @@ impl Lanes {
         sums.map(f64::to_bits)
     }
 
+    /// Adds what became of some elements, at most a tile of them.
+    pub(super) fn add<E: Element>(&mut self, level: Level, old: &[E], new: &[E], grad: &[E]) {
+        level.run(Compare(old, new, self));
+        level.run(Squares(grad, &mut self.grad));
+    }
+
     /// Updates flat streams tile by tile.
     fn update(
         &mut self,

@@ -7,6 +7,7 @@ use super::rows::{ROWS_CHUNK, Rows, SparseRows};
 use super::step::Step;
 use super::strided;
 use super::tensors::{Tensors, check_lengths, check_types, cut, in_layout, origin, skip};
+use super::types::Types;
 use crate::chunks::{CHUNK, MEDIUM, SMALL_CHUNK};
 use crate::formats::{Refused, Slice, SliceMut};
 use crate::layout::Layout;
@@ -107,7 +108,8 @@ impl<'a> Step<'a> {
     fn chunk(&self, first: usize, grad: Slice<'a>, grad_factor: f64) -> Result<Chunk<'a>, Refused> {
         let body = self.bodies.len().checked_sub(1).ok_or(Refused::States)? as u32;
         let written = &self.streams[first..];
-        let types = check_types(written, &grad, self.states)?;
+        check_types(written, &grad, self.states)?;
+        let types = Types::of(written, &grad);
         let (first, written) = (first as u32, written.len() as u32);
         Ok(Chunk { grad, layout: None, range: (0, 0), grad_factor, first, written, body, rows: None, types })
     }

@@ -1,6 +1,5 @@
 //! What a step reads and writes for one parameter: whether it fits together, and how it is cut.
 
-use super::types::Types;
 use crate::formats::{Refused, Slice, SliceMut};
 use crate::layout::Layout;
 
@@ -28,11 +27,15 @@ pub(super) fn origin(layout: &Layout, s: usize, start: usize) -> usize {
     if start == 0 { 0 } else { layout.position(s, start) }
 }
 
-/// The storage types of streams, first those that are written, if they are as many as a body with so many states wants.
+/// Whether streams, first those that are written, have the same arithmetic, and are as many as a body with so many
+/// states wants.
 #[inline]
-pub(super) fn check_types(written: &[SliceMut<'_>], grad: &Slice<'_>, states: Option<usize>) -> Result<Types, Refused> {
-    let types = Types::of(written, grad).ok_or(Refused::Types)?;
-    if states.is_some_and(|states| written.len() == 1 + states) { Ok(types) } else { Err(Refused::States) }
+pub(super) fn check_types(written: &[SliceMut<'_>], grad: &Slice<'_>, states: Option<usize>) -> Result<(), Refused> {
+    let is_double = grad.format().is_double();
+    if written.iter().any(|stream| stream.format().is_double() != is_double) {
+        return Err(Refused::Types);
+    }
+    if states.is_some_and(|states| written.len() == 1 + states) { Ok(()) } else { Err(Refused::States) }
 }
 
 /// The lengths of streams, which must reach as far as the layout, if there is one.

@@ -1,4 +1,4 @@
-//! One number of a storage format, and the type that formulas compute in for it.
+//! One number of a storage format, and the type that formulas compute in for it; tiles of many.
 
 use std::fmt::Debug;
 
@@ -19,4 +19,28 @@ pub trait Element: Copy + Default + Debug + PartialEq + Send + Sync + 'static {
     fn widen(simd: impl Simd, from: &[Self; UNIT]) -> [Self::Arith; UNIT];
     /// [`Element::store`] of several.
     fn narrow(simd: impl Simd, from: &[Self::Arith; UNIT]) -> [Self; UNIT];
+}
+
+/// Widens numbers of any format into a tile.
+#[inline(always)]
+pub(crate) fn decode<E: Element, V: Simd>(simd: V, from: &[E], tile: &mut [E::Arith]) {
+    if V::CONVERTS && E::HALF {
+        let ((from, from_tail), (tile, tile_tail)) = (from.as_chunks::<UNIT>(), tile.as_chunks_mut::<UNIT>());
+        from.iter().zip(tile).for_each(|(from, to)| *to = E::widen(simd, from));
+        from_tail.iter().zip(tile_tail).for_each(|(from, to)| *to = from.load());
+    } else {
+        from.iter().zip(tile).for_each(|(from, to)| *to = from.load());
+    }
+}
+
+/// Rounds a tile to numbers of any format.
+#[inline(always)]
+pub(crate) fn encode<E: Element, V: Simd>(simd: V, tile: &[E::Arith], to: &mut [E]) {
+    if V::CONVERTS && E::HALF {
+        let ((tile, tile_tail), (to, to_tail)) = (tile.as_chunks::<UNIT>(), to.as_chunks_mut::<UNIT>());
+        tile.iter().zip(to).for_each(|(from, to)| *to = E::narrow(simd, from));
+        tile_tail.iter().zip(to_tail).for_each(|(&from, to)| *to = E::store(from));
+    } else {
+        tile.iter().zip(to).for_each(|(&from, to)| *to = E::store(from));
+    }
 }

@@ -89,6 +89,12 @@ macro_rules! storage {
                 match self { $(Self::$Variant(_) => Format::$Variant,)* }
             }
 
+            /// All of them, to read.
+            #[inline]
+            pub(crate) fn as_slice(&self) -> Slice<'_> {
+                match self { $(Self::$Variant(x) => Slice::$Variant(x),)* }
+            }
+
             #[inline]
             pub(crate) fn whole(&mut self) -> SliceMut<'_> {
                 match self { $(Self::$Variant(x) => SliceMut::$Variant(x),)* }
@@ -130,6 +136,14 @@ macro_rules! storage {
     };
 }
 storage!(F64(f64), F32(f32), F16(f16), Bf16(bf16));
+
+impl Format {
+    /// Whether its arithmetic is in `f64`.
+    #[inline]
+    pub(crate) fn is_double(self) -> bool {
+        self == Self::F64
+    }
+}
 
 /// No elements.
 impl Default for SliceMut<'_> {

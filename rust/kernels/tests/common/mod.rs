@@ -41,7 +41,7 @@ pub(crate) const TYPES: [Type; 4] = [F64, F32, F16, Bf16];
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Types(pub(crate) Type, pub(crate) Type, pub(crate) Type);
 
-/// Every combination that the kernels serve.
+/// Every combination that a loop is compiled for.
 pub(crate) const COMBINATIONS: [Types; 8] = [
     Types(F64, F64, F64),
     Types(F32, F32, F32),
@@ -52,6 +52,11 @@ pub(crate) const COMBINATIONS: [Types; 8] = [
     Types(F16, F16, F16),
     Types(F16, F16, F32),
 ];
+
+/// All of them, and two of the others that are updated.
+pub(crate) fn every_combination() -> Vec<Types> {
+    COMBINATIONS.into_iter().chain([Types(F32, F32, Bf16), Types(Bf16, F16, F32)]).collect()
+}
 
 /// The elements of one tensor.
 #[derive(Clone, Debug)]
