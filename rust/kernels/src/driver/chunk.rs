@@ -47,9 +47,9 @@ impl Chunk<'_> {
             return;
         }
         let lines = ((self.range.1 - self.range.0) / 16 + 1).min(4);
-        for stream in written.chain([self.grad.address()]) {
-            (0..lines).for_each(|line| prefetch_far_address(stream + 64 * line));
-        }
+        let prefetch = |stream: usize| (0..lines).for_each(|line| prefetch_far_address(stream + 64 * line));
+        written.for_each(prefetch);
+        prefetch(self.grad.address());
     }
 
     /// Updates what it writes, and measures that if sums are wanted.

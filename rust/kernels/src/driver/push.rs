@@ -26,7 +26,7 @@ impl<'a> Step<'a> {
         let Tensors { param, grad, states, layout } = tensors;
         let first = self.write(param, states);
         let added = self.add(first, grad, layout, grad_factor);
-        self.keep(first, added)
+        self.unless_refused(first, added)
     }
 
     /// Adds the rows of one parameter that a sparse gradient names, to be updated with the constants registered last.
@@ -49,7 +49,7 @@ impl<'a> Step<'a> {
         let first = self.write(param, states);
         let added =
             if layout.is_none() { self.add_rows(first, grad, named, grad_factor) } else { Err(Refused::Lengths) };
-        self.keep(first, added)
+        self.unless_refused(first, added)
     }
 
     /// Adds one contiguous parameter whose rule looks at it whole, to be updated with the constants registered last.
@@ -97,7 +97,7 @@ impl<'a> Step<'a> {
 
     /// Takes streams from the list again that were refused.
     #[inline]
-    fn keep(&mut self, first: usize, added: Result<(), Refused>) -> Result<(), Refused> {
+    fn unless_refused(&mut self, first: usize, added: Result<(), Refused>) -> Result<(), Refused> {
         if added.is_err() {
             self.streams.truncate(first);
         }
@@ -105,6 +105,7 @@ impl<'a> Step<'a> {
     }
 
     /// The last streams, from the `first` on, as a chunk to be cut.
+    #[inline(always)]
     fn chunk(&self, first: usize, grad: Slice<'a>, grad_factor: f64) -> Result<Chunk<'a>, Refused> {
         let body = self.bodies.len().checked_sub(1).ok_or(Refused::States)? as u32;
         let written = &self.streams[first..];
@@ -122,40 +123,49 @@ impl<'a> Step<'a> {
         layout: Option<&'a Layout>,
         grad_factor: f64,
     ) -> Result<(), Refused> {
-        let mut chunk = self.chunk(first, grad, grad_factor)?;
-        let written = &self.streams[first..];
-        check_lengths(written, &grad, layout)?;
-        let n = written.len();
-        if let Some(layout) = layout {
-            let len = layout.len();
-            self.elements += len;
-            chunk.layout = Some(layout);
-            let each = strided::chunk(layout, n - 1);
-            let mut start = 0;
-            while len - start > each + each / 2 {
-                let end = start + each;
-                cut(&mut self.streams, n, |k| layout.position(in_layout(k), end) - origin(layout, in_layout(k), start));
-                chunk = self.next(Chunk { range: (start, end), ..chunk });
-                start = end;
-            }
-            self.next(Chunk { range: (start, len), ..chunk });
-            return Ok(());
+        let chunk = self.chunk(first, grad, grad_factor)?;
+        check_lengths(&self.streams[first..], &grad, layout)?;
+        match layout {
+            None => self.add_flat(chunk),
+            Some(layout) => self.add_strided(chunk, layout),
         }
-        let mut len = grad.len();
+        Ok(())
+    }
+
+    /// Adds the last streams, which lie in one piece.
+    #[inline(always)]
+    fn add_flat(&mut self, mut chunk: Chunk<'a>) {
+        let mut len = chunk.grad.len();
         self.elements += len;
         let each = if self.elements <= MEDIUM { SMALL_CHUNK } else { CHUNK };
         while len > each + each / 2 {
-            cut(&mut self.streams, n, |_| each);
+            cut(&mut self.streams, chunk.written as usize, |_| each);
             let (grad, rest) = chunk.grad.split_at(each);
-            chunk = Chunk { grad: rest, ..self.next(Chunk { grad, range: (0, each), ..chunk }) };
+            self.keep(Chunk { grad, range: (0, each), ..chunk });
+            (chunk.grad, chunk.first) = (rest, chunk.first + chunk.written);
             len -= each;
         }
         if len > 0 {
-            self.next(Chunk { range: (0, len), ..chunk });
+            self.keep(Chunk { range: (0, len), ..chunk });
         } else {
-            self.streams.truncate(first);
+            self.streams.truncate(chunk.first as usize);
         }
-        Ok(())
+    }
+
+    /// Adds the last streams, which lie as a layout says.
+    fn add_strided(&mut self, mut chunk: Chunk<'a>, layout: &'a Layout) {
+        let (len, n) = (layout.len(), chunk.written as usize);
+        self.elements += len;
+        chunk.layout = Some(layout);
+        let each = strided::chunk(layout, n - 1);
+        let mut start = 0;
+        while len - start > each + each / 2 {
+            let end = start + each;
+            cut(&mut self.streams, n, |k| layout.position(in_layout(k), end) - origin(layout, in_layout(k), start));
+            self.keep(Chunk { range: (start, end), ..chunk });
+            (chunk.first, start) = (chunk.first + chunk.written, end);
+        }
+        self.keep(Chunk { range: (start, len), ..chunk });
     }
 
     /// Adds rows of the last streams, from the `first` on.
@@ -181,17 +191,17 @@ impl<'a> Step<'a> {
                 cut(&mut self.streams, n, |_| (end - base) * width);
                 let places = (place + i * each, place + i * each + part.len());
                 let rows = self.rows.add_chunk(Rows { places, base, width, sums });
-                chunk = self.next(Chunk { rows: Some(rows), range: (0, part.len() * width), ..chunk });
-                start = end;
+                self.keep(Chunk { rows: Some(rows), range: (0, part.len() * width), ..chunk });
+                (chunk.first, start) = (chunk.first + chunk.written, end);
             }
         }
         self.streams.truncate(chunk.first as usize);
         Ok(())
     }
 
-    /// Adds a chunk; returns another that begins where its streams end.
-    #[inline]
-    fn next(&mut self, chunk: Chunk<'a>) -> Chunk<'a> {
+    /// Adds a chunk to the list.
+    #[inline(always)]
+    fn keep(&mut self, chunk: Chunk<'a>) {
         let like = Likeness::of(&chunk);
         match self.alike.last_mut() {
             Some(count) if like.is_some() && self.like == like => *count += 1,
@@ -199,7 +209,6 @@ impl<'a> Step<'a> {
         }
         self.like = like;
         self.chunks.push(chunk);
-        Chunk { first: chunk.first + chunk.written, ..chunk }
     }
 }
 

@@ -251,9 +251,10 @@ impl<P: Storage, G: Storage, S: Storage> Source for Strided<'_, P, G, S> {
         }
         let [param, states @ ..] = slots else { return None };
         *param = P::wrap_mut(self.param.run_mut(tile, first, len));
-        states.iter_mut().zip(self.states.iter_mut().flatten()).for_each(|(slot, state)| {
+        for (slot, state) in states.iter_mut().zip(&mut self.states) {
+            let Some(state) = state else { break };
             *slot = S::wrap_mut(state.run_mut(tile, first, len));
-        });
+        }
         Some(G::wrap(self.grad.run(tile, first, len)))
     }
 }
