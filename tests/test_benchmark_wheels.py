@@ -13,6 +13,7 @@ import oxistep
 from oxistep.bench import wheels
 from oxistep.bench.__main__ import main
 from oxistep.bench.record import CellName
+from oxistep.cli._terminal import RefusalError
 
 CELL = CellName("two_scalars", "SGD", "float32")
 
@@ -77,6 +78,17 @@ def test_what_is_no_wheel_is_refused(tmp_path, capsys, content, told):
     assert main(["wheels", str(wheel), str(wheel)]) == 1
     errors = capsys.readouterr().err
     assert told in errors and "Traceback" not in errors
+
+
+def test_a_process_that_ends_is_told_of(monkeypatch, tmp_path):
+    monkeypatch.setattr(wheels, "WORKER", "raise SystemExit(3)")
+    workers = {name: wheels.Worker(tmp_path) for name in (wheels.BEFORE, wheels.AFTER)}
+    try:
+        with pytest.raises(RefusalError, match="ended with status 3"):
+            wheels.timed(workers, CELL, 1e-9, 1)
+    finally:
+        for worker in workers.values():
+            worker.end()
 
 
 def test_no_cell_is_refused(tmp_path, capsys):

@@ -10,6 +10,7 @@ judge their result by torch's for-loop before they are timed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -77,7 +78,8 @@ class Worker:
 
     def ask(self, *request: Any) -> Any:
         to, back = self._pipes()
-        print(json.dumps(request), file=to, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # it has ended, as its missing answer tells
+            print(json.dumps(request), file=to, flush=True)
         answer = back.readline()
         if not answer:
             raise RefusalError(f"a process ended with status {self._process.wait()} when asked to {request[0]}")
@@ -85,7 +87,8 @@ class Worker:
 
     def end(self) -> None:
         to, back = self._pipes()
-        to.close()
+        with contextlib.suppress(BrokenPipeError):
+            to.close()
         self._process.wait()
         back.close()
 
