@@ -44,11 +44,11 @@ def accumulation(optim):
     }
 
 
-def clipped(optim):
+def clipped(optim, steps=10_000):
     w, b = start()
     optimizer = optim.SGD([w, b], lr=0.0009)
     losses = []
-    for _ in range(10_000):
+    for _ in range(steps):
         logits = X @ w + b
         loss = binary_cross_entropy_with_logits(logits, TARGET)
         optimizer.zero_grad()

@@ -177,6 +177,24 @@ def test_the_console_script_is_the_same():
         assert done.stdout == f"oxistep {oxistep.__version__}\n"
 
 
+# One training instead of four, and no picture: for what has nothing to do with them.
+QUICK_DEMO = """
+from oxistep.cli import _cases, demo
+title, training = next(iter(_cases.CASES.items()))
+_cases.CASES = {title: training}
+demo._picture = lambda folder: None
+"""
+
+
+@pytest.fixture
+def quick_demo(monkeypatch):
+    from oxistep.cli import _cases, demo
+
+    monkeypatch.setattr(_cases, "CASES", _cases.CASES)
+    monkeypatch.setattr(demo, "_picture", demo._picture)
+    exec(QUICK_DEMO)
+
+
 # ---- the documentation ----
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -190,7 +208,7 @@ COMMANDS_SHOWN = [
 
 
 @pytest.mark.parametrize("line", dict.fromkeys(COMMANDS_SHOWN))
-def test_commands_of_the_pages(line, capsys, tmp_path, monkeypatch):
+def test_commands_of_the_pages(line, capsys, tmp_path, monkeypatch, quick_demo):
     """All are understood; all are run but measurements, and animations, which have a test of their own."""
     monkeypatch.chdir(tmp_path)
     torch.save(torch.optim.Adam([torch.nn.Parameter(torch.ones(2))]).state_dict(), "checkpoint.pt")
@@ -264,13 +282,16 @@ def test_demo(capsys, tmp_path):
     assert code == 0 and errors == "" and ESCAPE not in output
     assert output.count("as torch") == 4 and "DIFFERS" not in output
     assert (tmp_path / "made" / "bowl.png").stat().st_size > 10_000
+
+
+def test_demo_as_json(capsys, tmp_path, quick_demo):
     code, output, _ = here(capsys, "demo", "--json", "--output", tmp_path / "made")
-    assert json_of(output)["agree"] is True
+    assert code == 0 and json_of(output)["agree"] is True
     code, _, errors = here(capsys, "demo", "--output", __file__)
     assert code == 1 and "is not a folder" in errors
 
 
-def test_demo_sees_a_wrong_result(capsys, tmp_path, monkeypatch):
+def test_demo_sees_a_wrong_result(capsys, tmp_path, monkeypatch, quick_demo):
     from oxistep.cli import _cases
 
     right = _cases.CASES["a straight line, SGD with momentum"]
@@ -311,7 +332,7 @@ def test_trajectories_of_every_function(capsys, tmp_path, function):
 
 def test_no_colour_where_it_is_not_a_terminal(tmp_path):
     """Nor bars: neither stream has an escape code, even where the environment asks for a terminal's width."""
-    done = python("demo", "--no-benchmark", "--output", tmp_path, TERM="xterm-256color")
+    done = python("demo", "--no-benchmark", "--output", tmp_path, code=QUICK_DEMO, TERM="xterm-256color")
     assert done.returncode == 0 and "as torch" in done.stdout
     assert ESCAPE not in done.stdout + done.stderr
     assert done.stderr == ""

@@ -264,7 +264,8 @@ def test_a_fork_in_the_middle_of_a_step_of_this_very_thread(monkeypatch):
 
 
 @pytest.mark.parametrize("locked", [True, False], ids=["in turns", "without locks"])
-@pytest.mark.parametrize("how", ["fork", "spawn"])
+# Each child that is spawned imports torch anew: left to the whole run.
+@pytest.mark.parametrize("how", ["fork", pytest.param("spawn", marks=pytest.mark.whole)])
 def test_shared_parameters_stepped_by_several_processes(how, locked):
     """Hogwild. Without locks steps may get lost, element by element; nothing else may happen."""
     warm = make(oxistep.optim, "Adam", draw((LARGE,)))

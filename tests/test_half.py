@@ -57,6 +57,11 @@ def run(optim, name, dtype, seed, arithmetic=None, steps=STEPS, **extra):
     return {"parameter": p.detach(), **optimizer.state[p]}
 
 
+@functools.lru_cache(2 * len(SEEDS))
+def run_by_torch(name, dtype, seed, arithmetic=None):
+    return run(torch.optim, name, dtype, seed, arithmetic, foreach=False)
+
+
 OURS = {"ours": {}, "state_dtype": {"state_dtype": torch.float32}}
 
 
@@ -65,8 +70,8 @@ def mean_errors(name, dtype, who):
     """Mean absolute errors against torch in float64 where torch's for-loop is finite, over all seeds."""
     errors = {}
     for seed in SEEDS:
-        exact = run(torch.optim, name, dtype, seed, torch.float64, foreach=False)
-        theirs = run(torch.optim, name, dtype, seed, foreach=False)
+        exact = run_by_torch(name, dtype, seed, torch.float64)
+        theirs = run_by_torch(name, dtype, seed)
         judged = theirs if who == "torch" else run(oxistep.optim, name, dtype, seed, **OURS[who])
         assert judged.keys() == exact.keys()
         for key, value in exact.items():
