@@ -93,14 +93,17 @@ FUZZ_FLAGS := $(UNSTABLE) RUSTFLAGS="-Zsanitizer=address -Cpasses=sancov-module 
 	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
 	-Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing -Ccodegen-units=1"
 SECONDS := 60
+# Which target: programs on the public API, or descriptions of programs that users write.
+FUZZ := programs
 
 .PHONY: fuzz
-fuzz: ## arbitrary programs on the kernels' public API: make fuzz SECONDS=600; what is found goes to target/fuzz/found
+fuzz: ## arbitrary programs on the kernels' public API: make fuzz SECONDS=600 [FUZZ=descriptions]; what is found goes to target/fuzz/found
 	@$(NEED_CARGO)
 	@$(NEED_LINUX)
 	$(FUZZ_FLAGS) $(call OUTLYING,build,fuzz) --release --target $(HOST)
 	@mkdir -p target/fuzz/found target/fuzz/corpus
-	ASAN_OPTIONS=detect_leaks=0 target/fuzz/$(HOST)/release/programs target/fuzz/corpus rust/kernels/tests/fuzzed/corpus \
+	ASAN_OPTIONS=detect_leaks=0 target/fuzz/$(HOST)/release/$(FUZZ) target/fuzz/corpus \
+		$(if $(filter programs,$(FUZZ)),rust/kernels/tests/fuzzed/corpus) \
 		-artifact_prefix=target/fuzz/found/ -max_total_time=$(SECONDS) -max_len=1000 -timeout=20
 
 .PHONY: fuzz-corpus

@@ -9,7 +9,8 @@
 //! - No allocation in the steady state, no temporary the size of a tensor, no panic in a formula.
 //! - `unsafe` stands only in `simd.rs` (running code compiled for a processor feature that was detected, prefetching,
 //!   the denormal mode), `simd/halves.rs` (conversions by the processor), `driver/streaming.rs` (writing past the
-//!   caches) and `pool.rs` (handing the items of a slice to several threads).
+//!   caches), `program/vectors.rs` and its one caller `program/machine.rs` (gradients as operands that are only read)
+//!   and `pool.rs` (handing the items of a slice to several threads).
 
 pub mod arithmetic;
 mod chunks;
@@ -28,6 +29,7 @@ pub mod overlap;
 mod passes;
 pub mod pool;
 pub mod probe;
+pub mod program;
 pub mod rule;
 pub mod rules;
 pub mod simd;

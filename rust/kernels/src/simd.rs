@@ -129,6 +129,80 @@ impl Level {
     }
 }
 
+/// A function that is compiled for each level, and called through a pointer. `run` must be `#[inline(always)]`, and so
+/// must all that it calls in its loops.
+pub(crate) trait Kernel {
+    /// What it works on.
+    type Job<'j>;
+    /// Does it, at the level that `simd` stands for.
+    fn run(job: Self::Job<'_>, simd: impl Simd);
+}
+
+/// A level that the processor has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Available(usize);
+
+impl Level {
+    /// This level, or the best one below it, as one that the processor has.
+    pub(crate) fn at_hand(self) -> Available {
+        Available(match self.min(Self::best_cached()) {
+            Self::Baseline | Self::Neon => 0,
+            Self::Avx2 => 1,
+            Self::Avx512 => 2,
+        })
+    }
+}
+
+/// A function as it was compiled for each level: it is given out only for one that the processor has.
+#[derive(Clone, Copy)]
+pub(crate) struct Compiled<F>([F; 3]);
+
+impl<F: Copy> Compiled<F> {
+    /// The function for a level.
+    #[inline(always)]
+    pub(crate) fn at(&self, level: Available) -> F {
+        self.0[level.0]
+    }
+}
+
+/// Compiles a function for each level.
+#[cfg(target_arch = "x86_64")]
+pub(crate) const fn compiled<K: Kernel>() -> Compiled<for<'j> fn(K::Job<'j>)> {
+    fn baseline<K: Kernel>(job: K::Job<'_>) {
+        K::run(job, halves::Plain);
+    }
+    fn avx2<K: Kernel>(job: K::Job<'_>) {
+        // SAFETY: `Compiled` gives this function out only where the processor has the level: see `Available`.
+        unsafe { kernel_avx2::<K>(job) }
+    }
+    fn avx512<K: Kernel>(job: K::Job<'_>) {
+        // SAFETY: as above.
+        unsafe { kernel_avx512::<K>(job) }
+    }
+    Compiled([baseline::<K>, avx2::<K>, avx512::<K>])
+}
+
+/// Compiles a function: the architecture has one level.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) const fn compiled<K: Kernel>() -> Compiled<for<'j> fn(K::Job<'j>)> {
+    fn baseline<K: Kernel>(job: K::Job<'_>) {
+        K::run(job, halves::Plain);
+    }
+    Compiled([baseline::<K>, baseline::<K>, baseline::<K>])
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2")]
+fn kernel_avx512<K: Kernel>(job: K::Job<'_>) {
+    K::run(job, halves::Avx512::new());
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn kernel_avx2<K: Kernel>(job: K::Job<'_>) {
+    K::run(job, halves::Avx2::new());
+}
+
 const UNSET: u8 = u8::MAX;
 static CURRENT: AtomicU8 = AtomicU8::new(UNSET);
 static BEST: AtomicU8 = AtomicU8::new(UNSET);

@@ -2,6 +2,7 @@
 //! ones.
 
 mod common;
+mod described;
 mod fuzzed;
 
 use std::path::Path;
@@ -34,4 +35,22 @@ fn random_programs_are_judged_well() {
         println!("seed {seed}");
         fuzzed::run(&data);
     }
+}
+
+#[test]
+fn random_descriptions_are_judged_well() {
+    let seeds = match (common::under_valgrind(), common::brief()) {
+        (true, _) => 20,
+        (false, true) => 2_000,
+        (false, false) => 20_000,
+    };
+    let mut programs = 0;
+    for seed in 0..seeds {
+        let mut rng = Random(seed);
+        let len = 60 + rng.below(150);
+        // small numbers more often than not: many of them are operations and their operands
+        let data: Vec<u8> = (0..len).map(|_| (rng.bits() >> rng.below(3)) as u8 >> rng.below(4)).collect();
+        programs += u64::from(described::run(&data));
+    }
+    assert!(programs > seeds / 100, "{programs} of {seeds}");
 }

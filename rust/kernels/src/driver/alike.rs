@@ -1,7 +1,7 @@
 //! Chunks of the same types, updated with the same constants: what they have in common is prepared once. For many
 //! small tensors that is as much work as the arithmetic.
 
-use super::body::Body;
+use super::bodies::Bodies;
 use super::chunk::Chunk;
 use super::rows::RowList;
 use super::source::Source;
@@ -34,7 +34,7 @@ pub(super) fn run_alike<'a>(
     mut streams: &mut [SliceMut<'a>],
     mut chunks: &[Chunk<'a>],
     alike: &[usize],
-    bodies: &[Body],
+    bodies: &Bodies<'_>,
     rows: &RowList<'_>,
     level: Level,
 ) {
@@ -43,8 +43,9 @@ pub(super) fn run_alike<'a>(
         let written = first.written as usize * count;
         match first.types {
             Some(types) if count > 1 => {
-                let body = &bodies[first.body as usize];
-                body.run(level, first.grad_factor, types, &mut Alike { left: count, chunks, streams });
+                if let Some(body) = bodies.body(first.body) {
+                    body.run(level, first.grad_factor, types, &mut Alike { left: count, chunks, streams });
+                }
             }
             _ => first.run(&mut streams[..written], bodies, rows, level, None),
         }

@@ -1,14 +1,18 @@
 //! A part of one parameter's streams: what is handed to a thread, and which way it takes.
 
+use super::bodies::Bodies;
 use super::body::Body;
 use super::decoded;
 use super::measured::{Lanes, update};
+use super::programmed::{self, Gathered};
 use super::rows::RowList;
 use super::source::{Flat, Source};
 use super::strided;
 use super::types::Types;
 use crate::formats::{Slice, SliceMut};
 use crate::layout::Layout;
+use crate::program::{Lanes as Reduced, Pass};
+use crate::rule::MAX_STATES;
 use crate::simd::{Level, prefetch_far_address};
 
 /// A part of one parameter's streams. Those that are written stand in the step's list.
@@ -56,26 +60,80 @@ impl Chunk<'_> {
     pub(super) fn run(
         &self,
         written: &mut [SliceMut<'_>],
-        bodies: &[Body],
+        bodies: &Bodies<'_>,
         rows: &RowList<'_>,
         level: Level,
         sums: Option<&mut Lanes>,
     ) {
         let Self { grad, layout, range, grad_factor: factor, types, .. } = *self;
-        let body = &bodies[self.body as usize];
+        let Some(body) = bodies.body(self.body) else { return };
+        if let Body::Program(pass, ..) = body {
+            return self.run_program(&body, pass, written, rows, level, sums);
+        }
         let together = |source: &mut dyn Source, sums| match types {
-            Some(types) => update(body, level, factor, types, source, sums),
-            None => decoded::update_all(body, level, factor, source, sums),
+            Some(types) => update(&body, level, factor, types, source, sums),
+            None => decoded::update_all(&body, level, factor, source, sums),
         };
         match (self.rows, layout, types) {
             (Some(own), ..) => together(&mut rows.source(own, written, grad), sums),
             (None, None, _) => together(&mut Flat::new(written, grad, 0, range.1), sums),
             (None, Some(layout), Some(types)) => {
-                strided::run(body, level, factor, types, (written, grad), (layout, range), sums);
+                strided::run(&body, level, factor, types, (written, grad), (layout, range), sums);
             }
             (None, Some(layout), None) => {
-                decoded::update_apart(body, level, factor, (written, grad), (layout, range), sums);
+                decoded::update_apart(&body, level, factor, (written, grad), (layout, range), sums);
             }
+        }
+    }
+
+    /// Runs the walk of a program that writes, and measures that if sums are wanted: streams of any formats.
+    fn run_program(
+        &self,
+        body: &Body<'_>,
+        pass: &Pass,
+        written: &mut [SliceMut<'_>],
+        rows: &RowList<'_>,
+        level: Level,
+        sums: Option<&mut Lanes>,
+    ) {
+        let Self { grad, layout, range, grad_factor: factor, types, .. } = *self;
+        // a program asks only whether they are of `f64`
+        let any = if grad.format().is_double() { Types::F64 } else { Types::F32 };
+        match (self.rows, layout, types) {
+            (Some(own), ..) => update(body, level, factor, any, &mut rows.source(own, written, grad), sums),
+            (None, None, _) => update(body, level, factor, any, &mut Flat::new(written, grad, 0, range.1), sums),
+            (None, Some(layout), Some(types)) if written.len() <= 1 + MAX_STATES => {
+                strided::run(body, level, factor, types, (written, grad), (layout, range), sums);
+            }
+            (None, Some(layout), _) if any == Types::F64 => {
+                let mut source = Gathered::<f64>::new(pass, (written, grad), (layout, range));
+                update(body, level, factor, any, &mut source, sums);
+            }
+            (None, Some(layout), _) => {
+                let mut source = Gathered::<f32>::new(pass, (written, grad), (layout, range));
+                update(body, level, factor, any, &mut source, sums);
+            }
+        }
+    }
+
+    /// Finds the reductions of a walk of a program, which writes nothing.
+    pub(super) fn find(
+        &self,
+        program: (&Pass, &[f64], usize),
+        (streams, rows): (&mut [SliceMut<'_>], &RowList<'_>),
+        level: Level,
+        lanes: &mut [Reduced],
+    ) {
+        let Self { grad, layout, range, grad_factor: factor, .. } = *self;
+        let double = grad.format().is_double();
+        let mut found = |source: &mut dyn Source| programmed::run(program, level, factor, double, source, lanes);
+        match (self.rows, layout) {
+            (Some(own), _) => found(&mut rows.source(own, streams, grad)),
+            (None, None) => found(&mut Flat::new(streams, grad, 0, range.1)),
+            (None, Some(layout)) if double => {
+                found(&mut Gathered::<f64>::new(program.0, (streams, grad), (layout, range)));
+            }
+            (None, Some(layout)) => found(&mut Gathered::<f32>::new(program.0, (streams, grad), (layout, range))),
         }
     }
 }

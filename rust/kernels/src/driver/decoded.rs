@@ -20,7 +20,7 @@ const TILE: usize = 1024;
 
 /// Updates what a source hands out, and measures that if sums are wanted.
 pub(super) fn update_all(
-    body: &Body,
+    body: &Body<'_>,
     level: Level,
     factor: f64,
     source: &mut dyn Source,
@@ -34,7 +34,7 @@ pub(super) fn update_all(
 
 /// Updates a range of elements that lie apart, and measures that if sums are wanted.
 pub(super) fn update_apart(
-    body: &Body,
+    body: &Body<'_>,
     level: Level,
     factor: f64,
     streams: (&mut [SliceMut<'_>], Slice<'_>),
@@ -70,7 +70,7 @@ impl Default for Tiles {
 impl Tiles {
     fn update(
         &mut self,
-        body: &Body,
+        body: &Body<'_>,
         level: Level,
         factor: f64,
         (written, grad): (&mut [SliceMut<'_>], Slice<'_>),

@@ -56,7 +56,7 @@ impl Measured {
 
 /// Updates what a source hands out as [`Body::run`] does, and measures that if sums are wanted.
 pub(super) fn update(
-    body: &Body,
+    body: &Body<'_>,
     level: Level,
     factor: f64,
     types: Types,
@@ -96,7 +96,7 @@ impl Lanes {
     /// Updates flat streams tile by tile.
     fn update(
         &mut self,
-        body: &Body,
+        body: &Body<'_>,
         level: Level,
         factor: f64,
         types: Types,

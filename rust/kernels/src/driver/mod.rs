@@ -10,12 +10,15 @@
 
 mod alike;
 mod apart;
+mod bodies;
 mod body;
 mod chunk;
 mod decoded;
+mod finding;
 mod gather;
 mod measured;
 mod pass;
+mod programmed;
 mod push;
 mod rows;
 mod source;
@@ -28,6 +31,7 @@ mod types;
 
 pub use crate::chunks::SERIAL;
 pub use crate::formats::Refused;
+pub use finding::Stopped;
 pub use measured::{Measured, Moved};
 pub use rows::SparseRows;
 pub use step::Step;

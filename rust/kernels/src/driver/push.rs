@@ -1,7 +1,6 @@
 //! How a step is filled: tensors are checked, cut into chunks, and noted.
 
 use super::alike::Likeness;
-use super::body::Body;
 use super::chunk::Chunk;
 use super::rows::{ROWS_CHUNK, Rows, SparseRows};
 use super::step::Step;
@@ -69,7 +68,7 @@ impl<'a> Step<'a> {
     where
         S: IntoIterator<Item = SliceMut<'a>>,
     {
-        let Some(&Body::Rule(Constants::Adafactor(constants))) = self.bodies.last() else {
+        let Some(&Constants::Adafactor(constants)) = self.bodies.last_rule() else {
             return Err(Refused::States);
         };
         let Tensors { param, grad, states, layout } = tensors;
@@ -107,12 +106,11 @@ impl<'a> Step<'a> {
     /// The last streams, from the `first` on, as a chunk to be cut.
     #[inline(always)]
     fn chunk(&self, first: usize, grad: Slice<'a>, grad_factor: f64) -> Result<Chunk<'a>, Refused> {
-        let body = self.bodies.len().checked_sub(1).ok_or(Refused::States)? as u32;
         let written = &self.streams[first..];
-        check_types(written, &grad, self.states)?;
+        check_types(written, &grad, self.bodies.states)?;
         let types = Types::of(written, &grad);
         let (first, written) = (first as u32, written.len() as u32);
-        Ok(Chunk { grad, layout: None, range: (0, 0), grad_factor, first, written, body, rows: None, types })
+        Ok(Chunk { grad, layout: None, range: (0, 0), grad_factor, first, written, body: 0, rows: None, types })
     }
 
     /// Adds the last streams, from the `first` on.
@@ -123,8 +121,9 @@ impl<'a> Step<'a> {
         layout: Option<&'a Layout>,
         grad_factor: f64,
     ) -> Result<(), Refused> {
-        let chunk = self.chunk(first, grad, grad_factor)?;
+        let mut chunk = self.chunk(first, grad, grad_factor)?;
         check_lengths(&self.streams[first..], &grad, layout)?;
+        chunk.body = self.bodies.next(layout.map_or(grad.len(), Layout::len)).ok_or(Refused::States)?;
         match layout {
             None => self.add_flat(chunk),
             Some(layout) => self.add_strided(chunk, layout),
@@ -178,6 +177,7 @@ impl<'a> Step<'a> {
     ) -> Result<(), Refused> {
         let mut chunk = self.chunk(first, grad, grad_factor)?;
         named.check(&self.streams[first..], &grad)?;
+        chunk.body = self.bodies.next(self.streams[first].len()).ok_or(Refused::States)?;
         let n = self.streams.len() - first;
         let SparseRows { rows, width, .. } = named;
         if width > 0 {

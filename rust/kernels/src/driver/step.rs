@@ -3,15 +3,17 @@
 use std::sync::atomic::Ordering;
 
 use super::alike::{Likeness, run_alike};
-use super::body::Body;
+use super::bodies::Bodies;
 use super::chunk::Chunk;
+use super::finding::{Finding, Stopped};
 use super::measured::{Lanes, Measured};
 use super::pass::Walk;
 use super::rows::RowList;
 use crate::chunks::{SERIAL, recycled};
 use crate::factored::Factored;
-use crate::formats::SliceMut;
+use crate::formats::{Refused, SliceMut};
 use crate::pool::{Panic, Pool, Serial, for_each};
+use crate::program::Program;
 use crate::rules::Constants;
 use crate::simd::Level;
 
@@ -21,7 +23,7 @@ pub struct Step<'a> {
     /// What is written, chunk after chunk: its parameter, its states.
     pub(super) streams: Vec<SliceMut<'a>>,
     pub(super) chunks: Vec<Chunk<'a>>,
-    pub(super) bodies: Vec<Body>,
+    pub(super) bodies: Bodies<'a>,
     pub(super) elements: usize,
     /// Parameters whose rule looks at them whole.
     pub(super) factored: Factored<'a>,
@@ -29,18 +31,50 @@ pub struct Step<'a> {
     pub(super) alike: Vec<usize>,
     /// What the last ones of them have in common.
     pub(super) like: Option<Likeness>,
-    /// How many states the body registered last keeps, if it takes streams as they are pushed.
-    pub(super) states: Option<usize>,
     pub(super) rows: RowList<'a>,
     walk: Walk,
+    finding: Finding,
 }
 
 impl<'a> Step<'a> {
     /// Registers constants; tensors pushed from now on use them.
     pub fn constants(&mut self, constants: Constants) {
-        let body = Body::Rule(constants);
-        self.states = body.states();
-        self.bodies.push(body);
+        self.bodies.rule(constants);
+    }
+
+    /// Registers a program with the numbers of its inputs; tensors pushed from now on are updated by it. The same again
+    /// costs nothing.
+    ///
+    /// # Errors
+    /// If the program has another number of inputs.
+    #[inline]
+    pub fn program(&mut self, program: &'a Program, inputs: &[f64]) -> Result<(), Refused> {
+        self.bodies.program(program, inputs)
+    }
+
+    /// Finds what programs need to know before they write: reductions of each tensor, and totals over all of them.
+    /// Writes nothing. A second call does nothing.
+    ///
+    /// # Errors
+    /// If totals wait for each other, or for a panic in a kernel, which would be a defect of this crate.
+    pub fn reduce(&mut self, pool: &dyn Pool, level: Level) -> Result<(), Stopped> {
+        let Self { streams, chunks, bodies, elements, rows, walk, finding, .. } = self;
+        let pool = if *elements < SERIAL { &Serial } else { pool };
+        finding.run(bodies, (chunks, streams), rows, walk, pool, level)
+    }
+
+    /// A number of a tensor that has a program; those tensors are counted in the order in which they were pushed.
+    /// `None`: it is not known yet, or the program does not compute it.
+    pub fn value(&self, tensor: usize, node: usize) -> Option<f64> {
+        self.bodies.value(tensor, node)
+    }
+
+    /// Finds what is still to be found before anything is written.
+    fn be_ready(&mut self, pool: &dyn Pool, level: Level) -> Result<(), Panic> {
+        self.reduce(pool, level).map_err(|stopped| match stopped {
+            Stopped::Panic(panic) => panic,
+            stopped @ Stopped::Totals => Box::new(stopped.to_string()),
+        })
     }
 
     /// How many elements are to be updated.
@@ -58,8 +92,9 @@ impl<'a> Step<'a> {
     /// # Errors
     /// The payload of a panic in a kernel, which would be a defect of this crate: some tensors are then half written.
     pub fn run(&mut self, pool: &dyn Pool, level: Level) -> Result<(), Panic> {
+        self.be_ready(pool, level)?;
         let Self { streams, chunks, bodies, elements, factored, rows, alike, walk, .. } = self;
-        let (chunks, bodies, rows) = (chunks.as_slice(), bodies.as_slice(), &*rows);
+        let (chunks, bodies, rows) = (chunks.as_slice(), &*bodies, &*rows);
         if *elements < SERIAL {
             for_each(
                 &Serial,
@@ -78,9 +113,10 @@ impl<'a> Step<'a> {
     /// # Errors
     /// As [`Step::run`].
     pub fn run_measured(&mut self, measured: &mut Measured, pool: &dyn Pool, level: Level) -> Result<(), Panic> {
+        self.be_ready(pool, level)?;
         let Self { streams, chunks, bodies, elements, factored, rows, walk, .. } = self;
         measured.chunks.resize_with(chunks.len(), Default::default);
-        let (bodies, rows, found) = (bodies.as_slice(), &*rows, measured.chunks.as_slice());
+        let (bodies, rows, found) = (&*bodies, &*rows, measured.chunks.as_slice());
         let pool = if *elements < SERIAL { &Serial } else { pool };
         walk.each(pool, chunks, streams, |i, chunk, written| {
             let mut lanes = Lanes::default();
@@ -93,20 +129,19 @@ impl<'a> Step<'a> {
 
     /// Empties the step, keeping its memory for tensors of any lifetime.
     pub fn recycle<'b>(mut self) -> Step<'b> {
-        self.bodies.clear();
         self.alike.clear();
         let factored = self.factored.recycle();
         Step {
             streams: recycled(self.streams),
             chunks: recycled(self.chunks),
-            bodies: self.bodies,
+            bodies: self.bodies.recycle(),
             elements: 0,
             factored,
             alike: self.alike,
             like: None,
-            states: None,
             rows: self.rows.recycle(),
             walk: self.walk,
+            finding: self.finding,
         }
     }
 }

@@ -40,7 +40,7 @@ pub(super) fn chunk(layout: &Layout, states: usize) -> usize {
 
 /// Updates a range of elements.
 pub(super) fn run(
-    body: &Body,
+    body: &Body<'_>,
     level: Level,
     factor: f64,
     types: Types,
@@ -70,7 +70,7 @@ pub(super) fn run(
 
 /// Tries to update a range without tiles, where that is the better way.
 fn one_by_one<P, G, S>(
-    body: &Body,
+    body: &Body<'_>,
     level: Level,
     factor: f64,
     (param, grad, state): (&mut [P], &[G], &mut [S]),
@@ -81,7 +81,7 @@ where
     G: Element<Arith = P::Arith>,
     S: Element<Arith = P::Arith>,
 {
-    let Body::Rule(constants) = body;
+    let Body::Rule(constants) = body else { return false };
     let (grid, streams) = (layout.grid(), if state.is_empty() { 2 } else { 3 });
     if (0..streams).all(|s| in_place(&grid, s)) {
         return false;

@@ -33,6 +33,7 @@ macro_rules! match_types {
 pub(super) use match_types;
 
 impl Types {
+    pub(super) const F64: Self = Self { param: Format::F64, grad: Format::F64, state: Format::F64 };
     pub(super) const F32: Self = Self { param: Format::F32, grad: Format::F32, state: Format::F32 };
 
     /// The formats of a parameter's streams, first those that are written; `None`: no loop is compiled for them, or

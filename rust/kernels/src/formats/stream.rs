@@ -143,6 +143,16 @@ impl Format {
     pub(crate) fn is_double(self) -> bool {
         self == Self::F64
     }
+
+    /// Bytes of an element.
+    #[inline]
+    pub(crate) fn size(self) -> usize {
+        match self {
+            Self::F64 => 8,
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
 }
 
 /// No elements.
@@ -178,6 +188,8 @@ pub enum Refused {
     Lengths,
     /// The rule keeps another number of states.
     States,
+    /// The program has another number of inputs.
+    Inputs,
 }
 
 impl fmt::Display for Refused {
@@ -186,6 +198,7 @@ impl fmt::Display for Refused {
             Self::Types => "no kernel for these storage types",
             Self::Lengths => "tensors of different lengths",
             Self::States => "wrong number of states",
+            Self::Inputs => "wrong number of inputs",
         })
     }
 }

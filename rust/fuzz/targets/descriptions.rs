@@ -1,0 +1,13 @@
+//! Arbitrary bytes are descriptions of programs that users write; the tests of the kernels judge them.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../../kernels/tests/common/mod.rs"]
+mod common;
+#[path = "../../kernels/tests/described/mod.rs"]
+mod described;
+
+fuzz_target!(|data: &[u8]| {
+    described::run(data);
+});

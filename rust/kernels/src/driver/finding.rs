@@ -1,0 +1,194 @@
+//! The walks of programs before the one that writes: reductions of each tensor, and totals over all of them.
+//!
+//! Each tensor goes on as far as what it needs is known. A total is known when every tensor that adds to it has done
+//! so. Sums are added in the order of tensors, chunks and lanes: the same bits for any number of threads.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::bodies::Bodies;
+use super::chunk::Chunk;
+use super::pass::Walk;
+use super::rows::RowList;
+use crate::formats::SliceMut;
+use crate::pool::{Panic, Pool};
+use crate::program::{Joined, Lanes, Pass};
+use crate::simd::Level;
+
+/// Why the numbers of a step were not found.
+#[derive(Debug)]
+pub enum Stopped {
+    /// A kernel panicked, which would be a defect of this crate. Nothing has been written.
+    Panic(Panic),
+    /// Some totals wait for each other: a tensor adds to one what it computes with another, and a second one the other
+    /// way round.
+    Totals,
+}
+
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Panic(_) => "a kernel panicked",
+            Self::Totals => "expected totals that can be computed one after the other, but some wait for each other",
+        })
+    }
+}
+
+impl std::error::Error for Stopped {}
+
+/// A sum over all tensors.
+#[derive(Clone, Copy, Debug)]
+struct Sum {
+    key: u32,
+    /// How many tensors have still to add to it.
+    waiting: usize,
+    sum: f64,
+}
+
+/// What was found; kept for its memory.
+#[derive(Debug, Default)]
+pub(super) struct Finding {
+    totals: Vec<Sum>,
+    /// Of each of the things done, whether it goes on in this round.
+    going: Vec<bool>,
+    /// For each chunk so many numbers as bits: threads write them where they belong.
+    found: Vec<AtomicU64>,
+}
+
+/// The reductions that are found at a time by a chunk without more memory.
+const FEW: usize = 4;
+
+impl Finding {
+    /// Finds all numbers of all programs.
+    pub(super) fn run<'a>(
+        &mut self,
+        bodies: &mut Bodies<'a>,
+        (chunks, streams): (&[Chunk<'a>], &mut [SliceMut<'a>]),
+        rows: &RowList<'a>,
+        walk: &mut Walk,
+        pool: &dyn Pool,
+        level: Level,
+    ) -> Result<(), Stopped> {
+        if bodies.runs().all(|run| run.known >= run.program.levels()) {
+            return Ok(());
+        }
+        self.totals.clear();
+        for total in bodies.runs().flat_map(|run| run.program.totals()) {
+            self.total(total.key).waiting += 1;
+        }
+        let stride = bodies.runs().map(|run| run.program.most_reductions()).max().unwrap_or(0);
+        self.found.resize_with(chunks.len() * stride, AtomicU64::default);
+        loop {
+            self.tell(bodies);
+            if !self.choose(bodies) {
+                let done = bodies.runs().all(|run| run.known >= run.program.levels());
+                return if done { Ok(()) } else { Err(Stopped::Totals) };
+            }
+            let (going, found, known) = (&self.going, &self.found, &*bodies);
+            let pass_of = |chunk: &Chunk<'_>| {
+                let run = known.run(chunk.body as usize).filter(|_| going[chunk.body as usize])?;
+                Some((run.program.finding(run.known - 1)?, known.row_of(run), run.program.states()))
+            };
+            if chunks.iter().any(|chunk| pass_of(chunk).is_some()) {
+                walk.each(pool, chunks, streams, |i, chunk, written| {
+                    if let Some(program) = pass_of(chunk) {
+                        find(chunk, program, (written, rows), level, &found[i * stride..][..stride]);
+                    }
+                })
+                .map_err(Stopped::Panic)?;
+            }
+            self.join(bodies, chunks, stride);
+            self.go_on(bodies);
+        }
+    }
+
+    /// The total of a call.
+    fn total(&mut self, key: u32) -> &mut Sum {
+        let place = self.totals.iter().position(|total| total.key == key).unwrap_or_else(|| {
+            self.totals.push(Sum { key, waiting: 0, sum: 0.0 });
+            self.totals.len() - 1
+        });
+        &mut self.totals[place]
+    }
+
+    /// Adds to totals what has become known.
+    fn tell(&mut self, bodies: &mut Bodies<'_>) {
+        for place in 0..bodies.len() {
+            let Some(&run) = bodies.run(place) else { continue };
+            for total in run.program.totals().iter().filter(|total| (run.told..run.known).contains(&total.level)) {
+                let own = bodies.row_of(&run)[total.of];
+                let sum = self.total(total.key);
+                (sum.sum, sum.waiting) = (sum.sum + own, sum.waiting - 1);
+            }
+            if let Some(run) = bodies.run_mut(place) {
+                run.told = run.known;
+            }
+        }
+    }
+
+    /// Chooses what can go on; `false`: nothing can.
+    fn choose(&mut self, bodies: &Bodies<'_>) -> bool {
+        self.going.clear();
+        for place in 0..bodies.len() {
+            let going = bodies.run(place).is_some_and(|run| {
+                let ready = |key| self.totals.iter().any(|total| total.key == key && total.waiting == 0);
+                run.known < run.program.levels()
+                    && run.program.totals().iter().filter(|total| total.level + 1 == run.known).all(|t| ready(t.key))
+            });
+            self.going.push(going);
+        }
+        self.going.contains(&true)
+    }
+
+    /// Brings what was found in chunks together.
+    fn join(&self, bodies: &mut Bodies<'_>, chunks: &[Chunk<'_>], stride: usize) {
+        for (i, chunk) in chunks.iter().enumerate().filter(|(_, chunk)| self.going[chunk.body as usize]) {
+            let Some(&run) = bodies.run(chunk.body as usize) else { continue };
+            let Some(pass) = run.program.finding(run.known - 1) else { continue };
+            let row = bodies.row_mut(&run);
+            for (&(joined, place), found) in pass.reductions.iter().zip(&self.found[i * stride..]) {
+                let found = f64::from_bits(found.load(Ordering::Relaxed));
+                row[place as usize] = joined.both(row[place as usize], found);
+            }
+        }
+    }
+
+    /// Computes the next numbers of all that goes on.
+    fn go_on(&mut self, bodies: &mut Bodies<'_>) {
+        for place in 0..bodies.len() {
+            let Some(&run) = bodies.run(place).filter(|_| self.going[place]) else { continue };
+            for total in run.program.totals().iter().filter(|total| total.level + 1 == run.known) {
+                let sum = self.total(total.key).sum;
+                bodies.row_mut(&run)[total.place] = sum;
+            }
+            run.program.compute(run.known, bodies.row_mut(&run), &[], 0.0);
+            if let Some(run) = bodies.run_mut(place) {
+                run.known += 1;
+            }
+        }
+    }
+}
+
+/// Finds the reductions of a chunk.
+fn find(
+    chunk: &Chunk<'_>,
+    program: (&Pass, &[f64], usize),
+    streams: (&mut [SliceMut<'_>], &RowList<'_>),
+    level: Level,
+    found: &[AtomicU64],
+) {
+    let reductions = &program.0.reductions;
+    let (mut few, mut many);
+    let lanes: &mut [Lanes] = if reductions.len() <= FEW {
+        few = [[0.0; _]; FEW];
+        &mut few
+    } else {
+        many = [[0.0; _]; crate::program::MAX_REDUCTIONS];
+        &mut many
+    };
+    chunk.find(program, streams, level, lanes);
+    for ((&(joined, _), lanes), found) in reductions.iter().zip(lanes).zip(found) {
+        let joined: Joined = joined;
+        found.store(joined.lanes(*lanes).to_bits(), Ordering::Relaxed);
+    }
+}
