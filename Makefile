@@ -113,6 +113,7 @@ bench: $(INSTALLED) ## the whole benchmark (about 30 minutes): target/bench/benc
 	-$(call BENCH,memory --into bench.json)
 	-$(call BENCH,threads --into bench.json)
 	-$(call BENCH,end-to-end --into bench.json)
+	-$(call BENCH,rules --into bench.json)
 	$(call BENCH,page bench.json bench.html)
 
 .PHONY: bench-peers
@@ -198,7 +199,8 @@ test-brief: $(INSTALLED) ## the Python tests of `make test`: each value of each 
 	$(call PYTESTS,--brief)
 
 # The files that judge results, and not which path led to them.
-FALLBACK := $(patsubst %,tests/test_%.py,autograd checkpoints clients cuda every_class grad_scaler groups hooks optim_db schedules)
+FALLBACK := $(patsubst %,tests/test_%.py,autograd checkpoints clients cuda every_class grad_scaler groups hooks optim_db schedules \
+	rules_optimizer rules_errors rules_random)
 
 .PHONY: test-fallback
 test-fallback: ## Python tests of behaviour once more, with everything left to torch (OXISTEP_BACKEND=torch)

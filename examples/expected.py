@@ -248,6 +248,19 @@ SCRIPTS = (
         ),
     ),
     Script(
+        "own_rules",
+        "E",
+        "six rules of one's own",
+        (
+            end("Gradient descent, lr 0.01", [0.53048, 0.0]),
+            end("Momentum 0.9, lr 0.01", [0.01691, -0.00855]),
+            end("Nesterov 0.9, lr 0.01", [0.00722, -0.0]),
+            end("AdaGrad, lr 0.1", [2.32355, 1.39497]),
+            end("RMSProp, lr 0.1", [-0.0, -0.0]),
+            end("Adam, lr 0.1", [-0.02143, 0.01934]),
+        ),
+    ),
+    Script(
         "batches",
         "all",
         "batch, mini-batch, sample",

@@ -133,8 +133,9 @@ def test_script_runs(scripts_run, name, monkeypatch, capsys):
         script.main()
         output = capsys.readouterr().out
     assert len(output.splitlines()) >= 2
-    if name == "case_e_bowl":
-        assert (folder / "bowl.png").stat().st_size > 10_000
+    pictures = {"case_e_bowl": "bowl.png", "own_rules": "own_rules.png"}
+    if name in pictures:
+        assert (folder / pictures[name]).stat().st_size > 10_000
 
 
 def test_numpy_line_runs_without_torch(tmp_path):

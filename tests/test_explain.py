@@ -206,7 +206,8 @@ def test_one_line_at_the_first_step_of_each_optimizer():
     far = torch.nn.Parameter(torch.ones(3, device="meta"))
     far.grad = torch.ones_like(far)
     definition = oxistep.optim._definition.definition_of(oxistep.optim.SGD)
-    ((*_, reason),) = definition.new_plan().explain(oxistep.optim.SGD([far], lr=0.1))
+    other = oxistep.optim.SGD([far], lr=0.1)
+    ((*_, reason),) = definition.new_plan(other).explain(other)
     assert said(SEVERAL, OXISTEP_EXPLAIN="1") == [
         "AdamW: 2 of 2 native",
         f"SGD: 1 of 3 native; far is torch's: {reason}",

@@ -80,7 +80,8 @@ for ask in vars, dir, lambda module: dict(inspect.getmembers(module, inspect.isc
 
 
 @pytest.mark.parametrize(
-    "module", ["oxistep", "oxistep.numpy", "oxistep.diagnostics", "oxistep.integrations", "oxistep.viz"]
+    "module",
+    ["oxistep", "oxistep.numpy", "oxistep.diagnostics", "oxistep.integrations", "oxistep.rules", "oxistep.viz"],
 )
 def test_namespaces_hold_what_is_listed_and_modules_of_the_package(module):
     report = python(
@@ -210,9 +211,10 @@ def test_importing_oxistep_imports_no_torch():
     assert python("import sys, oxistep; print('torch' in sys.modules)") == "False"
     assert python("import sys, oxistep.numpy; print('torch' in sys.modules)") == "False"
     assert python("import sys, oxistep.integrations; print('torch' in sys.modules)") == "False"
+    assert python("import sys, oxistep.rules; oxistep.rule; print('torch' in sys.modules)") == "False"
 
 
-@pytest.mark.parametrize("module", ["optim", "numpy", "diagnostics", "integrations", "viz"])
+@pytest.mark.parametrize("module", ["optim", "numpy", "diagnostics", "integrations", "rules", "viz"])
 def test_modules_are_reachable_after_importing_the_package(module):
     program = f"import oxistep; print(oxistep.{module}.__name__)"
     assert python(program, torch_may_be_there=True) == f"oxistep.{module}"

@@ -127,6 +127,21 @@ def test_torch_and_numpy_take_one_path():
     np.testing.assert_allclose(*(track.points for track in tracks), rtol=1e-4)
 
 
+def test_rules_of_ones_own():
+    @oxistep.rule
+    def momentum(p, g, s, lr=0.01, beta=0.9):
+        s.v = beta * s.v + g
+        return p - lr * s.v
+
+    surface, start = Surface(bowl), np.array([4.0, 3.0])
+    plain = track_of("theirs", eight(oxistep.numpy)["Momentum 0.9, lr 0.01"], surface, start, 20)
+    own = {"a rule": momentum, "for tensors": momentum.torch, "set": lambda p: momentum(p, lr=0.01)}
+    for name, make in own.items():
+        track = track_of(name, make, surface, start, 20)
+        np.testing.assert_allclose(track.points, plain.points, rtol=1e-5, atol=1e-6)
+    assert [axes.get_title().splitlines()[0] for axes in trajectories(own, steps=5).axes] == list(own)
+
+
 def test_an_optimizer_that_wants_a_closure():
     made = {"LBFGS": lambda p: torch.optim.LBFGS(p, line_search_fn="strong_wolfe")}
     figure = trajectories(made, rosenbrock, start=(-1.5, 2), steps=5)

@@ -21,6 +21,7 @@ if _typing.TYPE_CHECKING:
     from oxistep import integrations as integrations
     from oxistep import numpy as numpy
     from oxistep import optim as optim
+    from oxistep import rules as rules
     from oxistep import viz as viz
     from oxistep._clip import clip_grad_norm_ as clip_grad_norm_
     from oxistep._clip import clip_grad_value_ as clip_grad_value_
@@ -43,6 +44,7 @@ if _typing.TYPE_CHECKING:
     from oxistep.optim import RMSprop as RMSprop
     from oxistep.optim import Rprop as Rprop
     from oxistep.optim import SparseAdam as SparseAdam
+    from oxistep.rules._rule import rule as rule
 
 # Where each name lives that is loaded when first touched.
 _LAZY = {
@@ -66,6 +68,7 @@ _LAZY = {
     "explain": "oxistep._explain",
     "Explanation": "oxistep._explain",
     "get_total_norm": "oxistep._clip",
+    "rule": "oxistep.rules._rule",
     "swap": "oxistep._swap",
 }
 
@@ -95,6 +98,8 @@ __all__ = [
     "get_num_threads",
     "get_total_norm",
     "integrations",
+    "rule",
+    "rules",
     "set_num_threads",
     "swap",
 ]
@@ -122,7 +127,7 @@ if _level := _os.environ.get("OXISTEP_SIMD"):
 
 
 # Modules that are loaded when first touched.
-_MODULES = ("diagnostics", "integrations", "numpy", "optim", "viz")
+_MODULES = ("diagnostics", "integrations", "numpy", "optim", "rules", "viz")
 
 
 if not _typing.TYPE_CHECKING:  # a type checker would believe that every name is there

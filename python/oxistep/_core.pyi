@@ -43,8 +43,11 @@ __version__: str
 class KernelError(RuntimeError): ...
 
 @final
+class Tree:
+    def __new__(cls, tracer: Any, names: list[str]) -> Tree: ...
+
 class Plan:
-    def __new__(cls, rule: str, definition: Any) -> Plan: ...
+    def __new__(cls, rule: str | Tree, definition: Any) -> Plan: ...
     def step(
         self,
         optimizer: Any,
@@ -96,11 +99,11 @@ def muon_update(params: list[Any], products: list[Any], decays: list[float], alp
 def probe(param: NDArray[Any], grad: NDArray[Any], states: list[NDArray[Any]]) -> None: ...
 def rule_states(rule: str, group: dict[str, Any]) -> list[str]: ...
 def step_arrays(
-    rule: str,
+    rule: str | Tree,
     groups: list[dict[str, Any]],
     lrs: list[float],
     grads: list[list[NDArray[Any] | np.generic | None]],
     state: list[list[dict[str, NDArray[Any]]]],
-    new_state: Callable[[NDArray[Any], dict[str, Any]], dict[str, NDArray[Any]]],
+    new_state: Callable[..., dict[str, NDArray[Any]]],
     updates: NDArray[np.float64] | None = None,
-) -> None: ...
+) -> str | None: ...

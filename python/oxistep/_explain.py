@@ -75,7 +75,7 @@ def explain(optimizer: Any) -> Explanation:
         >>> oxistep.explain(optimizer)[0].path
         'native'
     """
-    if type(optimizer).__module__.startswith("oxistep.numpy"):
+    if any(base.__module__.startswith("oxistep.numpy") for base in type(optimizer).__mro__):
         raise TypeError(
             f"expected an optimizer of oxistep.optim or torch.optim, got oxistep.numpy's {type(optimizer).__name__}: "
             "all of its arrays are native, what is not raises"

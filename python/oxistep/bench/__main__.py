@@ -6,6 +6,7 @@ threads     does it gain from threads as much as torch's fused?
 end-to-end  the share of the step when a small GPT and an MLP are trained
 distributed steps on DTensors under FSDP2, in two processes
 offload     a step inside DeepSpeed beside DeepSpeedCPUAdam
+rules       rules that users write beside compiled ones and torch's operations
 watching    what the monitors of oxistep.diagnostics cost
 page        one HTML page from a file of results
 compare     did anything become slower, relative to its peer, between two files of results?
@@ -27,6 +28,7 @@ COMMANDS = {
     "end-to-end": "end_to_end",
     "distributed": "distributed",
     "offload": "offload",
+    "rules": "rules",
     "watching": "watching",
     "page": "page",
     "compare": "compare",

@@ -185,7 +185,7 @@ class Optimizer:
         first = 0
         for group, states in zip(self.param_groups, self.state, strict=True):
             packed = {key: value for key, value in group.items() if key != "params"}
-            if callable(packed["lr"]):
+            if callable(packed.get("lr")):
                 packed["lr"] = None
             packed["params"] = list(range(first, first + len(group["params"])))
             packed_groups.append(packed)
@@ -401,7 +401,7 @@ class Optimizer:
             )
 
         hyper = {key: _plain(saved[key]) for key in self._oxistep_checks}
-        was_function = hyper["lr"] is None
+        was_function = "lr" in hyper and hyper["lr"] is None
         hyper = self._oxistep_checked({**hyper, "lr": 0.0} if was_function else hyper, where)
         if was_function:
             hyper["lr"] = ours["lr"] if callable(ours["lr"]) else None
@@ -425,7 +425,7 @@ class Optimizer:
             )
         if missing := [key for key in self._oxistep_required_state(group) if key not in saved]:
             raise ValueError(f"loaded state of {name} lacks {_short(missing)}")
-        return {key: _loaded_array(value, key, array, name) for key, value in saved.items()}
+        return {key: loaded_array(value, key, array, name) for key, value in saved.items()}
 
     def _oxistep_name(self, group: Group, k: int, i: int) -> str:
         if "param_names" in group:
@@ -514,7 +514,7 @@ def _plain(value: Any) -> Any:
     return value.item() if getattr(value, "shape", None) == () else value
 
 
-def _loaded_array(value: Any, key: str, parameter: Array, name: str) -> Array:
+def loaded_array(value: Any, key: str, parameter: Array, name: str) -> Array:
     """Return a copy of a loaded state, for a step counter or else in the parameter's dtype and layout."""
     what = f"loaded {key} of {name}"
     try:

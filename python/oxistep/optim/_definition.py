@@ -72,7 +72,7 @@ def plan_of(optimizer: Any) -> Any:
             return kept.torn
         if kept.guarded:
             refuse_unsaid_parts(optimizer)
-        plan = kept.plans.setdefault(cls, definition_of(cls).new_plan())
+        plan = kept.plans.setdefault(cls, definition_of(cls).new_plan(optimizer))
     return plan
 
 
@@ -104,8 +104,12 @@ class Definition:
         """What torch's step calls of its class, as our class has it: a subclass that has other methods under these
         names wants them to be called."""
 
-    def new_plan(self) -> Any:
-        """What takes the steps of one optimizer."""
+    def scalars_of(self, optimizer: Any) -> tuple[str, ...]:
+        """States of one number, besides ``step``, that are not kept in the parameter's dtype."""
+        return self.scalars
+
+    def new_plan(self, optimizer: Any) -> Any:
+        """What takes the steps of an optimizer."""
         return _core.Plan(self.rule, self)
 
     def torchs_step(self, optimizer: Any, *closure: Any) -> Any:
@@ -114,7 +118,7 @@ class Definition:
 
     def explain(self, optimizer: Any) -> Rows:
         """Rows for ``oxistep.explain``."""
-        plan = self.new_plan()
+        plan = self.new_plan(optimizer)
         everything = _modes.because() or plan.because(optimizer)
         rows = all_torchs(plan.explain(optimizer), everything)
         return rows if any(path != "skipped" for _, _, path, _ in rows) else self.last_step(optimizer, rows)

@@ -77,7 +77,7 @@ class DropIn(_Base):
             ValueError: if its groups are not those of this optimizer. The optimizer is then as it was.
         """
         load = super().load_state_dict
-        scalars = definition_of(type(self)).scalars
+        scalars = definition_of(type(self)).scalars_of(self)
         loaded_whole(self, lambda: loaded_in_their_dtypes(self, scalars, lambda: load(state_dict)))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class DropIn(_Base):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        restore_dtypes(self, definition_of(type(self)).scalars)
+        restore_dtypes(self, definition_of(type(self)).scalars_of(self))
 
 
 class NativeStep(DropIn):

@@ -127,7 +127,7 @@ def _new_state(optimizer: Any, p: Tensor, grad: Tensor, group: dict[str, Any]) -
 class _MuonDefinition(Definition):
     """Muon looks at whole matrices, between whose products its native work is done: its steps are no plan's."""
 
-    def new_plan(self) -> Any:
+    def new_plan(self, optimizer: Any) -> Any:
         return _Steps(self)
 
     def explain(self, optimizer: Any) -> Rows:

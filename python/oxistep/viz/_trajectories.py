@@ -54,8 +54,8 @@ def trajectories(
     Args:
         optimizers: name -> a function that makes an optimizer of a list with one parameter of two elements
             (``lambda params: torch.optim.Adam(params, lr=0.1)``; classes of torch, of ``oxistep.optim`` and of
-            ``oxistep.numpy``), or a path that was recorded: an array of shape (points, 2) (default: None, those
-            of `eight`).
+            ``oxistep.numpy``, or a rule of ``oxistep.rule``), or a path that was recorded: an array of shape (points,
+            2) (default: None, those of `eight`).
         function: of two numbers, tensors or arrays, to one (default: None, the `bowl`).
         start: where all begin, two numbers (default: (4.0, 3.0)).
         steps: how many steps each takes. It stops early where a coordinate becomes NaN or infinite (default: 100).

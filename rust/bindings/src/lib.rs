@@ -22,6 +22,8 @@ mod _core {
     use pyo3::prelude::*;
 
     #[pymodule_export]
+    use super::optimizer::traced::Tree;
+    #[pymodule_export]
     use super::processor::{cpu_features, force_simd, simd_levels};
     #[pymodule_export]
     use super::services::clip::{clamp, clip_factor, grad_norm, grad_norm_in_double, scale};

@@ -248,17 +248,17 @@ unsafe fn raw_mut<'a, T>(data: *mut c_void, len: usize) -> &'a mut [T] {
 }
 
 /// Where the elements of the streams of a step lie; `None` if simply one after the other, in the same order in each.
-pub(crate) fn layout(described: &[Option<Described<'_>>]) -> Option<Layout> {
-    let first = described.first().copied().flatten()?;
+pub(crate) fn layout(described: &[Described<'_>]) -> Option<Layout> {
+    let first = described.first()?;
     let alike = |d: &Described<'_>| d.is_dense && first.shape.same_order(&d.shape);
-    if first.memory.len == 0 || described.iter().flatten().all(alike) {
+    if first.memory.len == 0 || described.iter().all(alike) {
         return None;
     }
     let reals = if first.memory.complex { 2 } else { 1 };
     let mut sizes: Vec<usize> = first.shape.sizes.iter().map(|&n| n as usize).collect();
-    let streams = described.iter().flatten().count();
+    let streams = described.len();
     let mut strides = vec![0; sizes.len() * streams];
-    for (s, stream) in described.iter().flatten().enumerate() {
+    for (s, stream) in described.iter().enumerate() {
         let of_stream = strides.iter_mut().skip(s).step_by(streams);
         of_stream.zip(stream.shape.strides).for_each(|(to, &stride)| *to = stride as isize * reals);
     }

@@ -36,13 +36,15 @@ pub(crate) struct Group<'a, 'py> {
     pub(crate) single_lr: bool,
     /// Set when a value turns out to be an object of which reading may run Python code.
     pub(crate) foreign: bool,
+    /// Which group it is.
+    pub(crate) index: usize,
     /// Reads an `lr` that is a plain tensor without running Python code. Not while a torch function mode is active.
     pub(crate) torch: Option<&'a Torch>,
 }
 
 impl<'a, 'py> Group<'a, 'py> {
     pub(crate) fn of(values: &'a Bound<'py, PyDict>, keys: &'a mut Keys) -> Self {
-        Self { values, keys, lr: None, single_lr: false, foreign: false, torch: None }
+        Self { values, keys, lr: None, single_lr: false, foreign: false, index: 0, torch: None }
     }
 
     /// The value under `key`, if there is one.
@@ -50,7 +52,7 @@ impl<'a, 'py> Group<'a, 'py> {
         self.values.get_item(self.keys.get(self.values.py(), key))
     }
 
-    fn value(&mut self, key: &'static str) -> PyResult<Bound<'py, PyAny>> {
+    pub(crate) fn value(&mut self, key: &'static str) -> PyResult<Bound<'py, PyAny>> {
         self.find(key)?.ok_or_else(|| PyKeyError::new_err(key))
     }
 
@@ -72,6 +74,24 @@ impl<'a, 'py> Group<'a, 'py> {
         let rule = kind.read(self)?;
         let factor = if self.is_set("maximize")? { -1.0 } else { 1.0 };
         Ok((rule, factor))
+    }
+}
+
+impl Group<'_, '_> {
+    /// The number that stands under `key`, a hyperparameter.
+    pub(crate) fn number_of(&mut self, key: &'static str, value: &Bound<'_, PyAny>) -> PyResult<f64> {
+        let plain = self.torch.filter(|_| key == "lr").and_then(|torch| torch.read_number(value));
+        if let Some((lr, dtype)) = plain {
+            self.single_lr = dtype != DType::F64;
+            return Ok(lr);
+        }
+        let foreign = !is_number(value);
+        self.foreign |= foreign;
+        if key == "lr" && foreign {
+            let size = value.getattr_opt(pyo3::intern!(value.py(), "element_size"))?;
+            self.single_lr = size.map_or(Ok(8), |size| size.call0()?.extract::<usize>())? < 8;
+        }
+        number(value, key)
     }
 }
 
@@ -128,8 +148,8 @@ pub(crate) const FLAGS: [(&str, &str); 2] = [
     ("capturable", "capturable=True: the step may be captured in a graph"),
 ];
 
-/// Reads a group's rule, or says why the whole group is torch's.
-pub(crate) fn read_rule(group: &mut Group<'_, '_>, kind: Kind) -> PyResult<Result<(AnyRule, f64), Reason>> {
+/// Reads a group's compiled rule, or says why the whole group is torch's.
+pub(crate) fn read_compiled(group: &mut Group<'_, '_>, kind: Kind) -> PyResult<Result<(AnyRule, f64), Reason>> {
     for (flag, reason) in FLAGS {
         if group.is_set(flag)? {
             return Ok(Err(reason.into()));
@@ -149,18 +169,7 @@ impl Hyperparameters for Group<'_, '_> {
             Some(lr) if key == "lr" => Ok(lr),
             _ => {
                 let value = self.value(key)?;
-                let plain = self.torch.filter(|_| key == "lr").and_then(|torch| torch.read_number(&value));
-                if let Some((lr, dtype)) = plain {
-                    self.single_lr = dtype != DType::F64;
-                    return Ok(lr);
-                }
-                let foreign = !is_number(&value);
-                self.foreign |= foreign;
-                if key == "lr" && foreign {
-                    let size = value.getattr_opt(pyo3::intern!(value.py(), "element_size"))?;
-                    self.single_lr = size.map_or(Ok(8), |size| size.call0()?.extract::<usize>())? < 8;
-                }
-                number(&value, key)
+                self.number_of(key, &value)
             }
         }
     }

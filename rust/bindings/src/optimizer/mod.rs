@@ -2,4 +2,6 @@
 
 pub(crate) mod dicts;
 pub(crate) mod group;
+pub(crate) mod rule;
 pub(crate) mod state_map;
+pub(crate) mod traced;

@@ -114,7 +114,7 @@ fn change(tensors: &Bound<'_, PyList>, change: Change, complex: bool) -> PyResul
                     && within_range(change, d.memory.dtype) =>
             {
                 parts.push(d);
-                layouts.push(layout(&[Some(d)]));
+                layouts.push(layout(&[d]));
             }
             _ => return Ok(false),
         }

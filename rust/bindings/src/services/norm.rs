@@ -29,7 +29,7 @@ impl Gradients {
     }
 
     pub(crate) fn push(&mut self, described: &Described<'_>) {
-        self.add(described.memory, layout(&[Some(*described)]).map(Box::new));
+        self.add(described.memory, layout(&[*described]).map(Box::new));
     }
 
     /// Adds a tensor whose elements lie one after the other, in some order.

@@ -68,7 +68,7 @@ impl GradientStatistics {
             match torch.plain(gradient)? {
                 Some(described) => {
                     found.push(described);
-                    parts.push((i, layout(&[Some(described)])));
+                    parts.push((i, layout(&[described])));
                 }
                 None => left.push(i),
             }

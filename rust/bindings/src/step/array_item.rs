@@ -1,9 +1,11 @@
 //! One parameter of a step over arrays: its states, and what is wrong with any of them.
 
+use std::sync::Arc;
+
 use numpy::{
     PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadwriteArrayDyn, PyUntypedArray, PyUntypedArrayMethods,
 };
-use oxistep_kernels::{AnyRule, MAX_SCALARS, Precision, Scalars};
+use oxistep_kernels::Precision;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -12,7 +14,13 @@ use crate::fault;
 use crate::memory::numpy::accept::{accept, gradient, plain};
 use crate::memory::numpy::array::{Set, private_view};
 use crate::memory::python::has_plain_keys;
+use crate::memory::unfit::Reason;
 use crate::optimizer::group::Keys;
+use crate::optimizer::rule::GroupRule;
+use crate::optimizer::traced::{Known, Leaf, Tree};
+use crate::step::lists::{Counted, Counters};
+use crate::step::matched::Names;
+use crate::step::traced::Traced;
 
 /// One parameter with a gradient: what a step needs to know of it beside its arrays.
 pub(super) struct Item<'py> {
@@ -21,7 +29,9 @@ pub(super) struct Item<'py> {
     pub(super) param: Bound<'py, PyAny>,
     pub(super) first: bool,
     pub(super) scalars: Vec<Scalar<'py>>,
-    pub(super) scalar_values: Scalars,
+    pub(super) counters: Counted,
+    /// Of a rule that a user wrote.
+    pub(super) traced: Option<Traced>,
     pub(super) entry: Bound<'py, PyDict>,
     pub(super) fresh: Option<Bound<'py, PyDict>>,
 }
@@ -29,20 +39,22 @@ pub(super) struct Item<'py> {
 /// What checking a parameter needs to know.
 pub(super) struct Look<'a, 'py> {
     pub(super) name: String,
-    pub(super) rule: &'a AnyRule,
+    pub(super) rule: &'a GroupRule,
+    /// Of a rule that a user wrote.
+    pub(super) tree: Option<&'a Bound<'py, Tree>>,
     pub(super) values: &'a Bound<'py, PyDict>,
     pub(super) new_state: &'a Bound<'py, PyAny>,
     pub(super) keys: &'a mut Keys,
 }
 
 impl<'py> Look<'_, 'py> {
-    /// Checks a parameter with its gradient and states, and borrows them.
+    /// Checks a parameter with its gradient and states, and borrows them; or says why kernels cannot update it.
     pub(super) fn item(
         self,
         param: &Bound<'py, PyAny>,
         grad: &Bound<'py, PyAny>,
         entry: Bound<'py, PyDict>,
-    ) -> PyResult<(Item<'py>, Set<'py>)> {
+    ) -> PyResult<Result<(Item<'py>, Set<'py>), Reason>> {
         let py = param.py();
         let name = self.name.as_str();
         let param_array = accept(param, name, true)?;
@@ -53,9 +65,28 @@ impl<'py> Look<'_, 'py> {
         let grad = &gradient(grad)?;
         // the state is made before the gradient is borrowed, which may be what `new_state` looks at
         plain(grad, &grad_name)?;
-        let fresh = self.fresh_states(param, &entry)?;
-        let source = fresh.as_ref().unwrap_or(&entry);
-        if !has_plain_keys(source) {
+        let leaf = match self.leaf(param, &entry)? {
+            Ok(leaf) => leaf,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let names = match self.rule {
+            GroupRule::Compiled(rule) => Names { states: rule.states(), counters: rule.scalars() },
+            GroupRule::Traced(_) => Names {
+                states: leaf.as_ref().map_or(&[], |leaf| &leaf.states),
+                counters: leaf.as_ref().map_or(&[], |leaf| &leaf.counters),
+            },
+        };
+        let fresh = self.fresh_states(param, &entry, names, leaf.as_deref())?;
+        let source = match &fresh {
+            Some(fresh) if leaf.is_some() => {
+                let all = entry.copy()?;
+                all.update(fresh.as_mapping())?;
+                all
+            }
+            Some(fresh) => fresh.clone(),
+            None => entry.clone(),
+        };
+        if !has_plain_keys(&source) {
             return Err(strange_keys(name));
         }
 
@@ -63,7 +94,7 @@ impl<'py> Look<'_, 'py> {
         let mut arrays = vec![param_array, accept(grad, &grad_name, false)?];
         let untyped = |array: &Bound<'py, PyAny>| Ok::<_, PyErr>(array.cast::<PyUntypedArray>()?.clone());
         let mut given = vec![untyped(param)?, untyped(grad)?];
-        for state_name in self.rule.states() {
+        for state_name in names.states {
             let what = format!("state {state_name:?} of {name}");
             let state = source.get_item(self.keys.get(py, state_name))?.ok_or_else(|| {
                 PyValueError::new_err(format!("{what} is missing: load a state dict that has it, or start afresh"))
@@ -74,18 +105,18 @@ impl<'py> Look<'_, 'py> {
             given.push(untyped(&state)?);
         }
         let mut set = Set::of(arrays, given);
-        let (scalars, scalar_values) = borrow_counters(name, self.rule.scalars(), source, self.keys, &mut set)?;
-        if let Some(counter) = self.rule.scalars().first()
-            && !scalar_values.is_counted()
+        let (scalars, counters) = borrow_counters(name, names.counters, &source, self.keys, &mut set)?;
+        if let (Some(counter), Some((count, _))) = (names.counters.first(), counters.first())
+            && !is_counted(*count)
         {
             // no constructor checks it, but a state can be replaced, and the corrections would divide by zero
             return Err(PyValueError::new_err(format!(
-                "state {counter:?} of {name} must be a number of steps, got {}",
-                scalar_values.get(0)
+                "state {counter:?} of {name} must be a number of steps, got {count}"
             )));
         }
         let (name, param, first) = (self.name, param.clone(), fresh.is_some());
-        Ok((Item { name, param, first, scalars, scalar_values, entry, fresh }, set))
+        let traced = leaf.map(|leaf| Traced::new(leaf, &counters));
+        Ok(Ok((Item { name, param, first, scalars, counters, traced, entry, fresh }, set)))
     }
 
     /// New states, if `entry` has none.
@@ -93,8 +124,22 @@ impl<'py> Look<'_, 'py> {
         &self,
         param: &Bound<'py, PyAny>,
         entry: &Bound<'py, PyDict>,
+        names: Names<'_>,
+        leaf: Option<&Leaf>,
     ) -> PyResult<Option<Bound<'py, PyDict>>> {
-        let absent = match (self.rule.states().first(), self.rule.scalars().is_empty()) {
+        if let Some(leaf) = leaf {
+            let missing = leaf.missing(Some(entry));
+            if missing.is_empty() {
+                return Ok(None);
+            }
+            fault::point("make arrays")?;
+            return Ok(Some(
+                self.new_state
+                    .call1((param, self.values, missing, &leaf.begins, entry, &self.name))?
+                    .cast_into::<PyDict>()?,
+            ));
+        }
+        let absent = match (names.states.first(), names.counters.is_empty()) {
             (None, _) => false,
             (Some(buffer), true) => entry.get_item(buffer)?.is_none_or(|value| value.is_none()),
             (Some(_), false) => entry.is_empty(),
@@ -104,6 +149,18 @@ impl<'py> Look<'_, 'py> {
         }
         fault::point("make arrays")?;
         Ok(Some(self.new_state.call1((param, self.values))?.cast_into::<PyDict>()?))
+    }
+
+    /// The program, if the rule is one that a user wrote. May run the rule's function.
+    fn leaf(
+        &self,
+        param: &Bound<'py, PyAny>,
+        entry: &Bound<'py, PyDict>,
+    ) -> PyResult<Result<Option<Arc<Leaf>>, Reason>> {
+        let (GroupRule::Traced(numbers), Some(tree)) = (self.rule, self.tree) else { return Ok(Ok(None)) };
+        let array = param.cast::<PyUntypedArray>()?;
+        let known = OfEntry { entry, sizes: array.shape().iter().map(|&n| n as i64).collect() };
+        Ok(numbers.leaf(tree.get(), param.py(), &known)?.map(Some))
     }
 }
 
@@ -126,6 +183,35 @@ fn refuse_unlike(what: &str, array: &Bound<'_, PyAny>, param: &Bound<'_, PyAny>,
     Ok(())
 }
 
+/// What is known of an array before its program is.
+struct OfEntry<'a, 'py> {
+    entry: &'a Bound<'py, PyDict>,
+    sizes: Vec<i64>,
+}
+
+impl Known for OfEntry<'_, '_> {
+    fn step(&self) -> f64 {
+        self.number("step").unwrap_or(0.0) + 1.0
+    }
+
+    fn number(&self, name: &'static str) -> Option<f64> {
+        let value = self.entry.get_item(name).ok().flatten()?;
+        if let Ok(array) = value.cast::<PyArrayDyn<f32>>() {
+            return array.try_readonly().ok()?.as_array().first().map(|&x| f64::from(x));
+        }
+        value.cast::<PyArrayDyn<f64>>().ok()?.try_readonly().ok()?.as_array().first().copied()
+    }
+
+    fn sizes(&self) -> &[i64] {
+        &self.sizes
+    }
+}
+
+/// Whether a counter stands where counting from zero leads.
+fn is_counted(count: f64) -> bool {
+    (0.0..1e15).contains(&count)
+}
+
 /// The arrays of the parameter's counters, borrowed, and their values. `set` watches them.
 fn borrow_counters<'py>(
     name: &str,
@@ -133,9 +219,9 @@ fn borrow_counters<'py>(
     source: &Bound<'py, PyDict>,
     keys: &mut Keys,
     set: &mut Set<'py>,
-) -> PyResult<(Vec<Scalar<'py>>, Scalars)> {
-    let (mut scalars, mut values) = (Vec::new(), [0.0; MAX_SCALARS]);
-    for (k, counter) in counters.iter().enumerate() {
+) -> PyResult<(Vec<Scalar<'py>>, Counted)> {
+    let (mut scalars, mut values) = (Vec::new(), Counters::new());
+    for counter in counters {
         let what = format!("state {counter:?} of {name}");
         let wrong =
             || PyTypeError::new_err(format!("{what} must be a writeable, aligned array of one float32 or float64"));
@@ -153,14 +239,11 @@ fn borrow_counters<'py>(
             Scalar::Double(array.try_readwrite().map_err(|_| wrong())?)
         };
         set.watch(array.clone(), view.cast_into::<PyUntypedArray>()?);
-        values[k] = scalar.get().ok_or_else(wrong)?;
+        let precision = if matches!(scalar, Scalar::Single(_)) { Precision::F32 } else { Precision::F64 };
+        values.push((scalar.get().ok_or_else(wrong)?, precision));
         scalars.push(scalar);
     }
-    let mut precisions = [Precision::F32; MAX_SCALARS];
-    for (precision, scalar) in precisions.iter_mut().zip(&scalars) {
-        *precision = if matches!(scalar, Scalar::Single(_)) { Precision::F32 } else { Precision::F64 };
-    }
-    Ok((scalars, Scalars::new(values, precisions)))
+    Ok((scalars, values))
 }
 
 /// A scalar state.

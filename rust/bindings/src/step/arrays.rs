@@ -1,9 +1,9 @@
 //! A step over NumPy arrays. Everything is checked, over all groups, before the first write.
 
 use numpy::{PyReadwriteArray2, PyUntypedArrayMethods};
-use oxistep_kernels::driver::{Measured, Moved};
+use oxistep_kernels::driver::{Measured, Moved, Refused};
 use oxistep_kernels::simd::Level;
-use oxistep_kernels::{AnyRule, Kind, Scalars, SliceMut, Step, Tensors, driver};
+use oxistep_kernels::{SliceMut, Step, Tensors, driver};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -12,15 +12,20 @@ use crate::error::panicked_over;
 use crate::fault;
 use crate::memory::numpy::array::{Apart, Set};
 use crate::memory::python::{CollectorRests, has_plain_keys};
+use crate::memory::unfit::Reason;
 use crate::optimizer::group::{Group, Keys};
+use crate::optimizer::rule::{ClassRule, GroupRule, compiled};
 use crate::step::array_item::{Item, Look, strange_keys};
+use crate::step::counters::scalars;
+use crate::step::lists::Counters;
+use crate::step::traced::Traced;
 use crate::threads::with_pool;
 
 /// The names of the state arrays that `rule` keeps with the hyperparameters of `group`.
 #[pyfunction]
 pub(crate) fn rule_states(rule: &str, group: &Bound<'_, PyDict>) -> PyResult<Vec<&'static str>> {
     let mut keys = Keys::default();
-    let (rule, _) = Group { lr: Some(0.0), ..Group::of(group, &mut keys) }.read(kind(rule)?)?;
+    let (rule, _) = Group { lr: Some(0.0), ..Group::of(group, &mut keys) }.read(compiled(rule)?)?;
     Ok(rule.states().to_vec())
 }
 
@@ -30,21 +35,27 @@ pub(crate) fn rule_states(rule: &str, group: &Bound<'_, PyDict>) -> PyResult<Vec
 /// per group, with one entry per parameter; a gradient of None skips its parameter. `new_state(array, group)` makes the
 /// states of a parameter that has none yet. The norms of update, parameter and gradient go into the rows of `updates`,
 /// if there is one: a row for each parameter of all groups, NaN for those without a gradient.
+///
+/// `rule` is the name of a compiled rule, or the `Tree` of one that a user wrote. Returns why kernels cannot take the
+/// step, and then nothing was changed; `None` if it was taken.
 #[pyfunction]
 #[pyo3(signature = (rule, groups, lrs, grads, state, new_state, updates=None))]
 pub(crate) fn step_arrays(
-    rule: &str,
+    rule: &Bound<'_, PyAny>,
     groups: &Bound<'_, PyList>,
     lrs: Vec<f64>,
     grads: &Bound<'_, PyList>,
     state: &Bound<'_, PyList>,
     new_state: &Bound<'_, PyAny>,
     updates: Option<PyReadwriteArray2<'_, f64>>,
-) -> PyResult<()> {
+) -> PyResult<Option<String>> {
     let py = groups.py();
-    let kind = kind(rule)?;
+    let rule = ClassRule::of(rule)?;
     let mut keys = Keys::default();
-    let surveyed = survey(kind, (groups, lrs), grads, state, new_state, &mut keys)?;
+    let surveyed = match survey(&rule, (groups, lrs), grads, state, new_state, &mut keys)? {
+        Ok(surveyed) => surveyed,
+        Err(reason) => return Ok(Some(reason.into_owned())),
+    };
     let Surveyed { mut items, sets, rules, rows, params } = surveyed;
     let rests = CollectorRests::new(py);
     let mut measuring = updates.map(|out| Measuring::new(out, params)).transpose()?;
@@ -55,7 +66,8 @@ pub(crate) fn step_arrays(
         return Err(strange_keys(&item.name));
     }
     let mut step = Step::default();
-    let advanced = fill(&mut step, &items, arrays.each(), &rules, measuring.as_mut())?;
+    let traced: Vec<Option<Traced>> = items.iter_mut().map(|(_, item)| item.traced.take()).collect();
+    let mut advanced = fill(&mut step, (&items, &traced), arrays.each(), &rules, measuring.as_mut())?;
     store_fresh_states(&items)?;
     let small = step.elements() < driver::SERIAL;
     drop(rests);
@@ -67,15 +79,17 @@ pub(crate) fn step_arrays(
         })
     };
     let done = if small { run() } else { py.detach(&mut run) };
+    let programs = traced.iter().zip(&mut advanced).filter_map(|(traced, after)| Some((traced.as_ref()?, after)));
+    programs.enumerate().for_each(|(place, (traced, after))| *after = traced.after(&step, place));
     drop(step);
     if let Some(measuring) = &mut measuring {
         measuring.report(&rows);
     }
     arrays.write_back();
-    for ((_, item), scalars) in items.iter_mut().zip(&advanced) {
-        item.scalars.iter_mut().enumerate().for_each(|(k, scalar)| scalar.set(scalars.get(k)));
+    for ((_, item), after) in items.iter_mut().zip(&advanced) {
+        item.scalars.iter_mut().zip(after).for_each(|(scalar, &x)| scalar.set(x));
     }
-    let Err(panic) = done else { return Ok(()) };
+    let Err(panic) = done else { return Ok(None) };
     Err(panicked_over(&*panic, PyList::new(py, items.iter().map(|(_, item)| &item.param))?))
 }
 
@@ -86,7 +100,7 @@ struct Surveyed<'py> {
     /// The arrays of each item.
     sets: Vec<Set<'py>>,
     /// Of each group.
-    rules: Vec<(AnyRule, f64)>,
+    rules: Vec<(GroupRule, f64)>,
     /// The place of each item among all parameters.
     rows: Vec<usize>,
     /// How many parameters there are.
@@ -95,13 +109,13 @@ struct Surveyed<'py> {
 
 /// Reads all groups, and checks and borrows all arrays. Nothing is written.
 fn survey<'py>(
-    kind: Kind,
+    class: &ClassRule,
     (groups, lrs): (&Bound<'py, PyList>, Vec<f64>),
     grads: &Bound<'py, PyList>,
     state: &Bound<'py, PyList>,
     new_state: &Bound<'py, PyAny>,
     keys: &mut Keys,
-) -> PyResult<Surveyed<'py>> {
+) -> PyResult<Result<Surveyed<'py>, Reason>> {
     let (mut items, mut sets) = (Vec::new(), Vec::new());
     let mut rules = Vec::new();
     let (mut rows, mut first_row) = (Vec::new(), 0);
@@ -115,8 +129,23 @@ fn survey<'py>(
         let (grads, states) = (list(Some(grads.get_item(g)?), "grads")?, list(Some(state.get_item(g)?), "state")?);
         same_length(&format!("grads[{g}]"), grads.len(), "its params", params.len())?;
         same_length(&format!("state[{g}]"), states.len(), "its params", params.len())?;
-        let rule = Group { lr: Some(lr), ..Group::of(&values, keys) }.read(kind)?;
-        rules.push(rule);
+        let rule = match class {
+            ClassRule::Compiled(kind) => {
+                let (rule, factor) = Group { lr: Some(lr), ..Group::of(&values, keys) }.read(*kind)?;
+                (GroupRule::Compiled(rule), factor)
+            }
+            ClassRule::Traced(_) => {
+                match class.read(&mut Group { lr: Some(lr), index: g, ..Group::of(&values, keys) })? {
+                    Ok(rule) => rule,
+                    Err(reason) => return Ok(Err(reason)),
+                }
+            }
+        };
+        let tree = match class {
+            ClassRule::Compiled(_) => None,
+            ClassRule::Traced(tree) => Some(tree.bind(groups.py())),
+        };
+        rules.push(rule.clone());
         for (i, ((param, grad), entry)) in params.iter().zip(&grads).zip(&states).enumerate() {
             if grad.is_none() {
                 continue;
@@ -124,34 +153,47 @@ fn survey<'py>(
             fault::point("array")?;
             let name = name_of(&values, groups.len(), g, i)?;
             let entry = entry.cast_into::<PyDict>()?;
-            let look = Look { name, rule: &rule.0, values: &values, new_state, keys: &mut *keys };
-            let (item, set) = look.item(&param, &grad, entry)?;
+            let look = Look { name, rule: &rule.0, tree, values: &values, new_state, keys: &mut *keys };
+            let (item, set) = match look.item(&param, &grad, entry)? {
+                Ok(found) => found,
+                Err(reason) => return Ok(Err(reason)),
+            };
             items.push((g, item));
             sets.push(set);
             rows.push(first_row + i);
         }
         first_row += params.len();
     }
-    Ok(Surveyed { items, sets, rules, rows, params: first_row })
+    Ok(Ok(Surveyed { items, sets, rules, rows, params: first_row }))
 }
 
 /// Adds the items, whose `arrays` these are, to a step with their constants, and returns their counters after it.
 fn fill<'a>(
     step: &mut Step<'a>,
-    items: &[(usize, Item<'_>)],
+    (items, traced): (&[(usize, Item<'_>)], &'a [Option<Traced>]),
     arrays: impl Iterator<Item = Tensors<'a, impl Iterator<Item = SliceMut<'a>>>>,
-    rules: &[(AnyRule, f64)],
+    rules: &[(GroupRule, f64)],
     mut measuring: Option<&mut Measuring<'_>>,
-) -> PyResult<Vec<Scalars>> {
+) -> PyResult<Vec<Counters<f64>>> {
     let mut advanced = Vec::with_capacity(items.len());
-    for ((g, item), tensors) in items.iter().zip(arrays) {
+    let mut numbers = Vec::new();
+    let refused = |refused: Refused| PyRuntimeError::new_err(format!("oxistep: {refused}; this is a defect"));
+    for (((g, item), traced), tensors) in items.iter().zip(traced).zip(arrays) {
         let (rule, factor) = &rules[*g];
-        let mut scalars = item.scalar_values;
-        step.constants(rule.constants(&mut scalars, item.first));
-        advanced.push(scalars);
+        advanced.push(match (rule, traced) {
+            (GroupRule::Compiled(rule), _) => {
+                let mut after = scalars(&item.counters);
+                step.constants(rule.constants(&mut after, item.first));
+                (0..item.counters.len()).map(|k| after.get(k)).collect()
+            }
+            (GroupRule::Traced(of_group), Some(traced)) => {
+                traced.register(step, of_group, &mut numbers).map_err(refused)?;
+                Counters::new() // known when the step is done
+            }
+            (GroupRule::Traced(_), None) => return Err(PyRuntimeError::new_err("oxistep: no program; a defect")),
+        });
         fault::point("push array")?;
-        let pushed = step.push(tensors, *factor);
-        pushed.map_err(|refused| PyRuntimeError::new_err(format!("oxistep: {refused}; this is a defect")))?;
+        step.push(tensors, *factor).map_err(refused)?;
         if let Some(measuring) = &mut measuring {
             measuring.measured.pushed(step);
         }
@@ -205,11 +247,6 @@ impl<'py> Measuring<'py> {
             all[3 * row..3 * row + 3].copy_from_slice(&[update.sqrt(), param.sqrt(), grad.sqrt()]);
         }
     }
-}
-
-fn kind(rule: &str) -> PyResult<Kind> {
-    let known = || PyValueError::new_err(format!("unknown rule {rule:?}; there are {}", Kind::NAMES.join(", ")));
-    Kind::from_name(rule).ok_or_else(known)
 }
 
 fn list<'py>(object: Option<Bound<'py, PyAny>>, what: &str) -> PyResult<Bound<'py, PyList>> {

@@ -1,12 +1,12 @@
 //! What Python sees of a plan.
 
 use numpy::PyReadwriteArray2;
-use oxistep_kernels::Kind;
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 
 use crate::optimizer::dicts::FOREIGN_DICT;
+use crate::optimizer::rule::ClassRule;
 use crate::step::guard::Guard;
 use crate::step::item::Route;
 use crate::step::plan::Plan;
@@ -18,11 +18,8 @@ type Rows = Vec<(u32, u32, &'static str, String)>;
 #[pymethods]
 impl Plan {
     #[new]
-    fn new(rule: &str, definition: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let kind = Kind::from_name(rule).ok_or_else(|| {
-            PyValueError::new_err(format!("unknown rule {rule:?}; there are {}", Kind::NAMES.join(", ")))
-        })?;
-        Self::of(kind, definition)
+    fn new(rule: &Bound<'_, PyAny>, definition: &Bound<'_, PyAny>) -> PyResult<Self> {
+        Self::of(ClassRule::of(rule)?, definition)
     }
 
     /// Takes one step of `optimizer`: natively where possible, the rest through the definition's `torch_step`. Returns

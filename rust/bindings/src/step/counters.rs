@@ -9,7 +9,18 @@ use crate::memory::torch::describe::Torch;
 use crate::memory::unfit::Unfit;
 use crate::optimizer::group::Keys;
 use crate::step::item::Item;
+use crate::step::lists::{Counted, Counters};
 use crate::step::look::{Going, Look};
+
+/// The counters of a compiled rule.
+pub(super) fn scalars(counters: &[(f64, Precision)]) -> Scalars {
+    let mut values = [0.0; MAX_SCALARS];
+    let mut precisions = [Precision::F64; MAX_SCALARS];
+    for ((value, precision), counter) in values.iter_mut().zip(&mut precisions).zip(counters) {
+        (*value, *precision) = *counter;
+    }
+    Scalars::new(values, precisions)
+}
 
 impl Item {
     /// Reads the counters that stand in `source`, and notes where.
@@ -18,17 +29,19 @@ impl Item {
         py: Python<'py>,
         look: &Look<'_, 'py>,
         source: Option<&Bound<'py, PyDict>>,
+        names: &[&'static str],
         keys: &mut Keys,
-    ) -> Going<()> {
-        let names = look.rule.scalars();
-        let mut values = [0.0; MAX_SCALARS];
-        let mut precisions = [Precision::F64; MAX_SCALARS];
-        for (k, name) in names.iter().enumerate() {
+    ) -> Going<Counted> {
+        let mut counters = Counters::new();
+        for name in names {
             let value = source.map(|s| s.get_item(keys.get(py, name))).transpose()?.flatten();
             let count = value.as_ref().and_then(|value| value.cast_exact::<PyInt>().ok()?.extract::<u32>().ok());
             if let (Some(count), Gradients::Sparse) = (count, look.rule.gradients()) {
                 // SparseAdam alone counts in Python integers
-                (values[k], self.python_counter) = (f64::from(count), Some(*name));
+                self.python_counter = Some(*name);
+                counters.push((f64::from(count), Precision::F64));
+                self.scalar_memory.push(None);
+                self.scalars.push(None);
                 continue;
             }
             // torch computes with an integer as with a float, but for what it makes a tensor of the counter's dtype
@@ -45,12 +58,11 @@ impl Item {
             let Some((number, memory)) = counter else {
                 return Err(format!("its state {name:?} is no CPU tensor of one number").into());
             };
-            (values[k], precisions[k]) = (number, memory.dtype.precision());
-            self.scalar_memory[k] = Some(memory);
-            self.scalars[k] = value.map(Bound::unbind);
+            counters.push((number, memory.dtype.precision()));
+            self.scalar_memory.push(Some(memory));
+            self.scalars.push(value.map(Bound::unbind));
         }
-        self.scalar_values = Scalars::new(values, precisions);
-        Ok(())
+        Ok(counters)
     }
 
     /// Whether a counter that is a Python integer, if there is one, can still be set without running Python code.

@@ -1,6 +1,6 @@
 //! The tensors of a parameter described: parameter and gradient, the states, and all of them again.
 
-use oxistep_kernels::{Gradients, MAX_STATES, STREAMS};
+use oxistep_kernels::Gradients;
 use pyo3::prelude::*;
 
 use crate::memory::stream::{Described, layout};
@@ -8,6 +8,7 @@ use crate::memory::torch::describe::Torch;
 use crate::memory::unfit::{Reason, Unfit};
 use crate::optimizer::group::is_fused;
 use crate::step::item::Item;
+use crate::step::lists::Streams;
 use crate::step::look::{Going, Look};
 
 const GRAD_SHAPE: &str = "the gradient has another shape than the parameter";
@@ -85,11 +86,10 @@ impl Item {
         look: &Look<'_, '_>,
         (param, grad): Pair<'t>,
         names: &[&str],
-        plain: &'t [Option<Bound<'_, PyAny>>; MAX_STATES],
-    ) -> Going<[Option<Described<'t>>; STREAMS]> {
-        let mut described = [Some(param), Some(grad), None, None, None];
-        for (k, name) in names.iter().enumerate() {
-            let Some(object) = &plain[k] else { continue };
+        plain: &'t [Bound<'_, PyAny>],
+    ) -> Going<Streams<Described<'t>>> {
+        let mut described: Streams<_> = [param, grad].into_iter().collect();
+        for (k, (name, object)) in names.iter().zip(plain).enumerate() {
             match look.torch.describe(object) {
                 Ok(state) if !self.whole.fits(k, &state.shape, &param.shape) => {
                     return Err(format!("its state {name:?} has another shape than the parameter").into());
@@ -100,7 +100,7 @@ impl Item {
                 Ok(state) if !state.is_dense && !state.shape.is_free_of_overlap() => {
                     return Err(format!("several elements of its state {name:?} share memory").into());
                 }
-                Ok(state) => described[2 + k] = Some(state),
+                Ok(state) => described.push(state),
                 Err(Unfit::Outside(bytes)) => return Err(self.outside(bytes).into()),
                 Err(unfit) => return Err(format!("its state {name:?} {}", unfit.reason()).into()),
             }
@@ -110,30 +110,30 @@ impl Item {
 
     /// Describes everything again; `false` if more than pointers has changed.
     pub(super) fn describe_again(&mut self, py: Python<'_>, torch: &Torch) -> bool {
-        let mut again: [Option<Described<'_>>; STREAMS] = [None; STREAMS];
+        let mut again: Streams<Described<'_>> = Streams::new();
         let mut same = self.has_its_shards(py, torch);
-        let mut memories = self.memory;
-        for (stream, (memory, again)) in memories.iter_mut().zip(&mut again).enumerate() {
-            let (Some(object), Some(memory)) = (self.tensor(stream), memory) else { continue };
+        let mut memories = self.memory.clone();
+        for (stream, memory) in memories.iter_mut().enumerate() {
+            let Some(object) = self.tensor(stream) else { continue };
             match torch.describe(object.bind(py)) {
                 Ok(now) if now.memory.dtype == memory.dtype && now.memory.extent == memory.extent => {
                     *memory = now.memory;
-                    *again = Some(now);
+                    again.push(now);
                 }
                 _ => same = false,
             }
         }
-        let streams = again.iter().take_while(|d| d.is_some()).count();
-        let mut all = again[..streams].iter().flatten();
+        let mut all = again.iter();
         same = same
             && if self.rows.is_some() {
                 all.all(|d| d.shape.is_contiguous())
             } else {
                 self.whole.holds(&again)
-                    || all.all(|d| Some(d.shape.sizes) == again[0].map(|p| p.shape.sizes))
-                        && layout(&again[..streams]).as_ref() == self.layout.as_deref()
+                    || all.all(|d| d.shape.sizes == again[0].shape.sizes)
+                        && layout(&again).as_ref() == self.layout.as_deref()
             };
         same = same && self.python_counter_is_plain(py);
+        drop(again);
         same &= self.describe_counters_again(py, torch);
         self.memory = memories;
         same

@@ -145,7 +145,7 @@ fn add<'py>(
     torch: &Torch,
     gradients: &mut Gradients,
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
-    match (&item.route, item.memory[1], &item.layout) {
+    match (&item.route, item.memory.get(1).copied(), &item.layout) {
         (Route::Native, Some(memory), None) => gradients.push_dense(memory),
         (Route::Native, _, _) => match item.tensor(1).map(|grad| torch.describe(grad.bind(py))) {
             Some(Ok(grad)) => gradients.push(&grad),

@@ -1,6 +1,6 @@
 //! One parameter of a step: what is known of it, and what its update reads and writes.
 
-use oxistep_kernels::{Layout, MAX_SCALARS, MAX_STATES, Precision, STREAMS, Scalars};
+use oxistep_kernels::{Layout, MAX_SCALARS, Precision, Scalars};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
@@ -9,7 +9,9 @@ use crate::memory::stream::Memory;
 use crate::memory::torch::describe::Torch;
 use crate::memory::torch::dtensors::Held;
 use crate::memory::unfit::{Reason, outside};
+use crate::step::lists::{Counters, States, Streams};
 use crate::step::sparse::NamedRows;
+use crate::step::traced::Traced;
 use crate::whole::adafactor::Whole;
 
 /// Who updates a parameter.
@@ -48,16 +50,19 @@ pub(crate) struct Item {
     pub(crate) foreach: bool,
     pub(crate) param: Py<PyAny>,
     pub(crate) grad: Py<PyAny>,
-    pub(crate) states: [Option<Py<PyAny>>; MAX_STATES],
+    pub(crate) states: States<Py<PyAny>>,
     /// The local shards of parameter, gradient and states, if these are DTensors.
-    pub(crate) shards: Option<Box<[Option<Held>; STREAMS]>>,
+    pub(crate) shards: Option<Vec<Held>>,
     /// Place of its specification among those of the step's DTensors, if it is one.
     pub(crate) spec: Option<u32>,
-    pub(crate) scalars: [Option<Py<PyAny>>; MAX_SCALARS],
-    /// Parameter, gradient, states.
-    pub(crate) memory: [Option<Memory>; STREAMS],
-    pub(crate) scalar_memory: [Option<Memory>; MAX_SCALARS],
+    /// A counter that is a Python integer has no tensor.
+    pub(crate) scalars: Counters<Option<Py<PyAny>>>,
+    /// Parameter, gradient, states: as far as kernels are to update it.
+    pub(crate) memory: Streams<Memory>,
+    pub(crate) scalar_memory: Counters<Option<Memory>>,
     pub(crate) scalar_values: Scalars,
+    /// Of a rule that a user wrote.
+    pub(crate) traced: Option<Box<Traced>>,
     pub(crate) layout: Option<Box<Layout>>,
     /// The rows that a sparse gradient names. `grad` then holds its values.
     pub(crate) rows: Option<Box<NamedRows>>,
@@ -92,13 +97,14 @@ impl Item {
             foreach: false,
             param: param.unbind(),
             grad: grad.unbind(),
-            states: [const { None }; MAX_STATES],
+            states: Default::default(),
             shards: None,
             spec: None,
-            scalars: [const { None }; MAX_SCALARS],
-            memory: [None; STREAMS],
-            scalar_memory: [None; MAX_SCALARS],
+            scalars: Default::default(),
+            memory: Default::default(),
+            scalar_memory: Default::default(),
             scalar_values: Scalars::new([0.0; MAX_SCALARS], [Precision::F64; MAX_SCALARS]),
+            traced: None,
             layout: None,
             rows: None,
             whole: Whole::No,
@@ -112,10 +118,10 @@ impl Item {
     /// The object with the memory of a stream: of parameter, gradient, states. (Where they are DTensors, their shards.)
     pub(crate) fn tensor(&self, stream: usize) -> Option<&Py<PyAny>> {
         match (&self.shards, stream) {
-            (Some(shards), _) => shards[stream].as_ref().map(|held| &held.local),
+            (Some(shards), _) => shards.get(stream).map(|held| &held.local),
             (None, 0) => Some(&self.param),
             (None, 1) => Some(&self.grad),
-            (None, _) => self.states[stream - 2].as_ref(),
+            (None, _) => self.states.get(stream - 2),
         }
     }
 
@@ -132,8 +138,7 @@ impl Item {
             // where parameters take turns, that they overlap is known
             let streams =
                 self.memory.iter().enumerate().filter(|(stream, _)| *stream > 1 || (*stream == 0 && !self.tied));
-            let memories =
-                streams.filter_map(|(_, memory)| *memory).chain(self.scalar_memory.iter().copied().flatten());
+            let memories = streams.map(|(_, memory)| *memory).chain(self.scalar_memory.iter().copied().flatten());
             memories.for_each(|memory| f(memory.interval()));
         } else if let Some(interval) = torch.interval(self.param.bind(py)) {
             f(interval);
@@ -143,16 +148,17 @@ impl Item {
     /// The range of memory that it only reads.
     pub(crate) fn read(&self, py: Python<'_>, torch: &Torch) -> Option<(usize, usize)> {
         match &self.route {
-            Route::Native => self.memory[1].map(|memory| memory.interval()),
+            Route::Native => self.memory.get(1).map(Memory::interval),
             Route::Torch(_) => torch.interval(self.grad.bind(py)),
         }
     }
 
     /// Every plain tensor that a native update touches, with its memory.
     pub(crate) fn tensors_and_memory(&self) -> impl Iterator<Item = (&Py<PyAny>, Memory)> {
-        let objects = (0..STREAMS).map(|stream| self.tensor(stream));
-        let streams = objects.zip(&self.memory).chain(self.scalars.iter().map(Option::as_ref).zip(&self.scalar_memory));
-        streams.filter_map(|(object, memory)| Some((object?, (*memory)?)))
+        let streams =
+            self.memory.iter().enumerate().filter_map(|(stream, memory)| Some((self.tensor(stream)?, *memory)));
+        let counters = self.scalars.iter().zip(&self.scalar_memory);
+        streams.chain(counters.filter_map(|(object, memory)| Some((object.as_ref()?, (*memory)?))))
     }
 
     /// Whether it is known without asking torch's Python that parameter, gradient and states (or their shards) lie
@@ -180,13 +186,14 @@ impl Item {
 
     /// The tensors that a native update writes.
     pub(crate) fn written_tensors(&self) -> impl Iterator<Item = &Py<PyAny>> {
-        let shards = (0..STREAMS).filter(|&stream| stream != 1 && self.shards.is_some()).flat_map(|s| self.tensor(s));
-        std::iter::once(&self.param).chain(self.states.iter().chain(&self.scalars).flatten()).chain(shards)
+        let shards = self.shards.iter().flatten().enumerate().filter(|(stream, _)| *stream != 1);
+        let shards = shards.map(|(_, held)| &held.local);
+        std::iter::once(&self.param).chain(&self.states).chain(self.scalars.iter().flatten()).chain(shards)
     }
 
     /// Where its states' Python objects lie; another address is another object.
     pub(crate) fn state_addresses(&self) -> impl Iterator<Item = usize> {
-        self.states.iter().chain(&self.scalars).flatten().map(|object| object.as_ptr() as usize)
+        self.states.iter().chain(self.scalars.iter().flatten()).map(|object| object.as_ptr() as usize)
     }
 
     /// Where Python and torch keep the objects that looking this parameter up touches.

@@ -1,9 +1,12 @@
 //! What a steady step keeps, and what tells whether the next one may be one.
 
+use std::sync::Arc;
+
 use pyo3::prelude::*;
 
 use crate::memory::stream::Memory;
 use crate::memory::torch::describe::Torch;
+use crate::optimizer::traced::Leaf;
 
 /// How many steps in a row may begin as steady ones and turn out not to be, before it is tried but once in a while.
 pub(super) const PATIENCE: u32 = 4;
@@ -31,6 +34,15 @@ pub(super) struct Steady {
     pub(super) held: Vec<Py<PyAny>>,
     /// Counters with their values after the step.
     pub(super) counters: Vec<(Memory, f64)>,
+    /// The programs of rules that users wrote, parameter by parameter: as of the last step, and held for this one.
+    pub(super) leaves: Vec<Arc<Leaf>>,
+    /// Counters that are known when the step is done: which of them, which program of the step tells, and which of its
+    /// numbers.
+    pub(super) awaited: Vec<(usize, usize, usize)>,
+    /// How many programs the step has.
+    pub(super) programs: usize,
+    /// The numbers that a program is given.
+    pub(super) inputs: Vec<f64>,
     /// The specifications of the DTensors among gradients and states, in order: those that the general step found to be
     /// like their parameters'.
     pub(super) specs: Vec<Py<PyAny>>,
@@ -65,6 +77,8 @@ impl Steady {
         self.holding = holding;
         self.held.clear();
         self.counters.clear();
+        self.awaited.clear();
+        self.programs = 0;
     }
 
     /// Whether this is the state that the last step met in this place.

@@ -1,16 +1,19 @@
 //! What looking a parameter up needs to know, and how it may end early.
 
-use oxistep_kernels::AnyRule;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::memory::torch::describe::Torch;
 use crate::memory::unfit::Reason;
+use crate::optimizer::rule::GroupRule;
+use crate::optimizer::traced::Tree;
 
 /// What looking up an item needs to know.
 pub(crate) struct Look<'a, 'py> {
     pub(crate) torch: &'a Torch,
-    pub(crate) rule: &'a AnyRule,
+    pub(crate) rule: &'a GroupRule,
+    /// Of a rule that a user wrote.
+    pub(crate) tree: Option<&'a Bound<'py, Tree>>,
     /// What is asked of Python about the class.
     pub(crate) definition: &'a Bound<'py, PyAny>,
     pub(crate) optimizer: &'a Bound<'py, PyAny>,

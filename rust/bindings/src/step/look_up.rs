@@ -5,12 +5,26 @@ use pyo3::prelude::*;
 
 use crate::memory::unfit::Unfit;
 use crate::optimizer::group::Keys;
+use crate::optimizer::rule::GroupRule;
+use crate::optimizer::traced::Leaf;
+use crate::step::counters::scalars;
 use crate::step::described::{Pair, Refused, describe_pair};
 use crate::step::item::{Item, Route};
 use crate::step::look::{Going, Look, Stop};
-use crate::step::matched::{are_absent, states_in};
+use crate::step::matched::{Names, are_absent, states_in};
 use crate::step::sparse::take_rows;
+use crate::step::traced::Traced;
 use crate::whole::adafactor::Whole;
+
+/// The names of what is kept for a parameter of so many dimensions.
+fn names_of<'n>(look: &Look<'_, '_>, leaf: Option<&'n Leaf>, dims: usize) -> Names<'n> {
+    match (look.rule, leaf) {
+        (GroupRule::Compiled(rule), _) => Names { states: rule.states_of(dims), counters: rule.scalars() },
+        (GroupRule::Traced(_), leaf) => {
+            Names { states: leaf.map_or(&[], |leaf| &leaf.states), counters: leaf.map_or(&[], |leaf| &leaf.counters) }
+        }
+    }
+}
 
 impl Item {
     /// Finds the states and describes all tensors. Makes missing states, but does not store them.
@@ -35,16 +49,26 @@ impl Item {
             self.refuse_outside(&pair)?;
         }
         let mut pair = self.accepted(look, pair)?;
-        self.whole = Whole::of(look.rule, &pair.0, &pair.1)?;
+        self.whole = Whole::of(look.rule.compiled(), &pair.0, &pair.1)?;
 
-        let names = look.rule.states_of(pair.0.shape.sizes.len());
         let mut source = self.plain_entry(py)?;
-        if are_absent(look, names, source.as_ref(), keys)? {
+        let leaf = self.leaf(py, look, &pair.0, source.as_ref())?;
+        if shard.is_some() && leaf.as_ref().is_some_and(|leaf| leaf.is_whole) {
+            return Err("the parameter is a DTensor, and its rule looks at more than single elements".into());
+        }
+        let names = names_of(look, leaf.as_deref(), pair.0.shape.sizes.len());
+        if leaf.is_some() {
+            // Python code may have run
+            let again = describe_pair(look.torch, &param, &grad, false);
+            pair = again.map_err(|refused: Refused| refused.reason())?;
+        }
+        let missing = leaf.as_ref().map_or_else(Vec::new, |leaf| leaf.missing(source.as_ref()));
+        if !missing.is_empty() || (leaf.is_none() && are_absent(names, source.as_ref(), keys)?) {
             self.first = true;
             if !look.make_states {
                 return self.route_before_its_states(look, &pair.0, &pair.1);
             }
-            source = Some(self.make_states(look, shard.is_some(), source.as_ref())?);
+            source = Some(self.make_states(look, shard.is_some(), source.as_ref(), (leaf.as_deref(), &missing))?);
             // Python code has run: what was described may have changed
             let again = describe_pair(look.torch, &param, &grad, self.rows.is_some());
             pair = again.map_err(|refused: Refused| refused.reason())?;
@@ -52,12 +76,16 @@ impl Item {
         self.still_whole(look, &pair)?;
 
         self.unsure = true; // if one of the next is torch's, a state does not fit
-        let states = states_in(py, source.as_ref(), names, keys)?;
-        let plain = self.shards_of_states(look, shard.as_ref(), names, &states)?;
-        let described = self.describe_states(look, pair, names, &plain)?;
-        let (dtype, one_dtype) = self.settle_types(look, &described, names.len())?;
-        self.states = states.map(|state| state.map(Bound::unbind));
-        self.read_counters(py, look, source.as_ref(), keys)?;
+        let states = states_in(py, source.as_ref(), names.states, keys)?;
+        let plain = self.shards_of_states(look, shard.as_ref(), names.states, &states)?;
+        let described = self.describe_states(look, pair, names.states, &plain)?;
+        let (dtype, one_dtype) = self.settle_types(look, &described)?;
+        self.states = states.into_iter().map(Bound::unbind).collect();
+        let counters = self.read_counters(py, look, source.as_ref(), names.counters, keys)?;
+        match leaf {
+            None => self.scalar_values = scalars(&counters),
+            Some(leaf) => self.traced = Some(Box::new(Traced::new(leaf, &counters))),
+        }
         self.unsure = false;
         Ok(self.settle_unusual(look, dtype, one_dtype))
     }
@@ -88,7 +116,7 @@ impl Item {
 
     /// Ends it if parameter or gradient are no longer what they were before their states were made.
     fn still_whole(&self, look: &Look<'_, '_>, (param, grad): &Pair<'_>) -> Going<()> {
-        if Whole::of(look.rule, param, grad).as_ref() != Ok(&self.whole) {
+        if Whole::of(look.rule.compiled(), param, grad).as_ref() != Ok(&self.whole) {
             return Err("the parameter or its gradient changed while its states were made".into());
         }
         Ok(())

@@ -1,6 +1,5 @@
 //! The states of a parameter: found in its entry, or made.
 
-use oxistep_kernels::MAX_STATES;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -8,18 +7,22 @@ use pyo3::types::{PyDict, PyList};
 use crate::fault;
 use crate::memory::python::has_plain_keys;
 use crate::optimizer::group::Keys;
+use crate::optimizer::traced::Leaf;
 use crate::step::item::Item;
+use crate::step::lists::States;
 use crate::step::look::{Going, Look};
+
+/// The names of what a rule keeps for a parameter.
+#[derive(Clone, Copy)]
+pub(super) struct Names<'n> {
+    pub(super) states: &'n [&'static str],
+    pub(super) counters: &'n [&'static str],
+}
 
 /// Whether there are no states yet: torch asks whether the entry is empty; SGD, which keeps no step, whether there is a
 /// buffer.
-pub(super) fn are_absent(
-    look: &Look<'_, '_>,
-    names: &[&'static str],
-    entry: Option<&Bound<'_, PyDict>>,
-    keys: &mut Keys,
-) -> PyResult<bool> {
-    Ok(match (names.first(), look.rule.scalars().is_empty()) {
+pub(super) fn are_absent(names: Names<'_>, entry: Option<&Bound<'_, PyDict>>, keys: &mut Keys) -> PyResult<bool> {
+    Ok(match (names.states.first(), names.counters.is_empty()) {
         (None, _) => false,
         (Some(name), true) => match entry {
             Some(entry) => entry.get_item(keys.get(entry.py(), name))?.is_none_or(|value| value.is_none()),
@@ -35,11 +38,11 @@ pub(super) fn states_in<'py>(
     source: Option<&Bound<'py, PyDict>>,
     names: &[&'static str],
     keys: &mut Keys,
-) -> Going<[Option<Bound<'py, PyAny>>; MAX_STATES]> {
-    let mut states: [Option<Bound<'_, PyAny>>; MAX_STATES] = Default::default();
-    for (state, name) in states.iter_mut().zip(names) {
+) -> Going<States<Bound<'py, PyAny>>> {
+    let mut states = States::new();
+    for name in names {
         let value = source.map(|source| source.get_item(keys.get(py, name))).transpose()?.flatten();
-        *state = Some(value.ok_or_else(|| format!("its state lacks {name:?}"))?);
+        states.push(value.ok_or_else(|| format!("its state lacks {name:?}"))?);
     }
     Ok(states)
 }
@@ -60,18 +63,30 @@ impl Item {
         look: &Look<'_, 'py>,
         is_dtensor: bool,
         entry: Option<&Bound<'py, PyDict>>,
+        (leaf, missing): (Option<&Leaf>, &[&'static str]),
     ) -> PyResult<Bound<'py, PyDict>> {
         let py = look.optimizer.py();
         fault::point("make states")?;
         let of_item = (look.optimizer, &self.param, &self.grad, look.values);
         let make = if is_dtensor { pyo3::intern!(py, "make_shards") } else { pyo3::intern!(py, "make_state") };
-        let made = look.definition.call_method1(make, of_item)?;
+        let made = match leaf {
+            None => look.definition.call_method1(make, of_item)?,
+            Some(leaf) => {
+                let (optimizer, param, grad, values) = of_item;
+                look.definition.call_method1(make, (optimizer, param, grad, values, missing, &leaf.begins))?
+            }
+        };
         let made = made.cast_into::<PyDict>().map_err(|_| PyTypeError::new_err("make_state must return a dict"))?;
         self.fresh = Some(made.clone().unbind());
         if let Some(entry) = entry.filter(|entry| !entry.is_empty()) {
             let mut names = made.keys().iter().collect::<Vec<_>>();
             names.retain(|name| entry.contains(name).unwrap_or(false));
             self.nothing_under = Some(PyList::new(py, names)?.unbind());
+            if !missing.is_empty() {
+                let all = entry.copy()?;
+                all.update(made.as_mapping())?;
+                return Ok(all);
+            }
         }
         Ok(made)
     }

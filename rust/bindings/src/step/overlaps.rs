@@ -37,7 +37,7 @@ impl Plan {
                     meet(range, &mut hint);
                 }
                 if item.tied
-                    && let Some(param) = item.memory[0]
+                    && let Some(&param) = item.memory.first()
                 {
                     meet(param.interval(), &mut 0);
                 }
@@ -78,7 +78,7 @@ impl Plan {
     /// Adds items of which one reads what the other, which takes turns, writes.
     fn find_gradients_in_tied(&self, py: Python<'_>, torch: &Torch, found: &mut Vec<usize>) {
         for (t, tied) in self.items.iter().enumerate().filter(|(_, item)| item.tied) {
-            let Some((start, end)) = tied.memory[0].map(|memory| memory.interval()) else { continue };
+            let Some((start, end)) = tied.memory.first().map(|memory| memory.interval()) else { continue };
             for (k, item) in self.items.iter().enumerate() {
                 if item.read(py, torch).is_some_and(|(first, last)| first < end && start < last) {
                     found.extend([t, k]);

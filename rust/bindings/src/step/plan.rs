@@ -7,7 +7,7 @@
 use std::any::Any;
 
 use oxistep_kernels::overlap::Written;
-use oxistep_kernels::{AnyRule, Kind, Scalars, Step};
+use oxistep_kernels::{Scalars, Step};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyString};
 
@@ -15,6 +15,7 @@ use crate::error::panicked_over;
 use crate::memory::nearby::Nearby;
 use crate::memory::python::Place;
 use crate::optimizer::group::Keys;
+use crate::optimizer::rule::{ClassRule, GroupRule};
 use crate::optimizer::state_map::StateMap;
 use crate::services::norm::Gradients;
 use crate::step::guard::Guard;
@@ -27,7 +28,7 @@ use crate::step::watch::Watch;
 /// Looks up and runs the native steps of one optimizer.
 #[pyclass(module = "oxistep._core", weakref)]
 pub(crate) struct Plan {
-    pub(super) kind: Kind,
+    pub(super) rule: ClassRule,
     /// How the class of the optimizer steps: what is asked of Python.
     pub(super) definition: Py<PyAny>,
     /// What torch's step calls of its class, by name, as our class has it.
@@ -37,7 +38,7 @@ pub(crate) struct Plan {
     pub(super) items: Vec<Item>,
     /// Where in `optimizer.state` each item was found.
     pub(super) places: Vec<Place>,
-    pub(super) rules: Vec<(AnyRule, f64)>,
+    pub(super) rules: Vec<(GroupRule, f64)>,
     /// The scalar states after the step, item by item.
     pub(super) advanced: Vec<Scalars>,
     pub(super) written: Written,
@@ -73,9 +74,9 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    pub(super) fn of(kind: Kind, definition: &Bound<'_, PyAny>) -> PyResult<Self> {
+    pub(super) fn of(rule: ClassRule, definition: &Bound<'_, PyAny>) -> PyResult<Self> {
         Ok(Self {
-            kind,
+            rule,
             definition: definition.clone().unbind(),
             methods: definition.getattr("methods")?.extract()?,
             keys: Keys::default(),

@@ -1,6 +1,6 @@
 //! Who updates a parameter, as far as its types and numbers tell.
 
-use oxistep_kernels::STREAMS;
+use oxistep_kernels::AnyRule;
 
 use crate::memory::dtype::DType;
 use crate::memory::stream::{Described, layout};
@@ -41,48 +41,40 @@ impl Item {
         if param.complex != grad.complex {
             return Err(NOT_ALL_COMPLEX.into());
         }
-        (self.memory[0], self.memory[1]) = (Some(param), Some(grad));
+        self.memory = [param, grad].into_iter().collect();
         if !served(param.dtype, grad.dtype, Some(param.dtype)) {
             return Err(NO_KERNEL.into());
         }
         Ok(self.settle_unusual(look, param.dtype, grad.dtype == param.dtype))
     }
 
-    /// Notes where everything lies, if kernels serve these types. `described` has parameter, gradient, and as many
-    /// states as that. Returns the parameter's dtype, and whether it is that of all.
-    pub(super) fn settle_types(
-        &mut self,
-        look: &Look<'_, '_>,
-        described: &[Option<Described<'_>>; STREAMS],
-        states: usize,
-    ) -> Going<(DType, bool)> {
-        let dtype = |k: usize| described[k].map(|d| d.memory.dtype);
-        let complex = |k: usize| described[k].map(|d| d.memory.complex);
-        let (Some(param), Some(grad)) = (dtype(0), dtype(1)) else { return Err(NO_KERNEL.into()) };
+    /// Notes where everything lies, if kernels serve these types. `described` has parameter, gradient and
+    /// states. Returns the parameter's dtype, and whether it is that of all.
+    pub(super) fn settle_types(&mut self, look: &Look<'_, '_>, described: &[Described<'_>]) -> Going<(DType, bool)> {
+        let [param, others @ ..] = described else { return Err(NO_KERNEL.into()) };
+        let [grad, states @ ..] = others else { return Err(NO_KERNEL.into()) };
+        let (complex, param, grad) = (param.memory.complex, param.memory.dtype, grad.memory.dtype);
         if look.single_lr && param == DType::F64 {
             self.unsure = false;
             return Err(SINGLE_LR.into());
         }
-        if (1..2 + states).any(|k| complex(k) != complex(0)) {
+        if others.iter().any(|d| d.memory.complex != complex) {
             return Err(NOT_ALL_COMPLEX.into());
         }
-        if (2..2 + states).any(|k| dtype(k) != dtype(2)) || !served(param, grad, dtype(2)) {
+        let of_states = states.first().map(|d| d.memory.dtype);
+        if states.iter().any(|d| Some(d.memory.dtype) != of_states) || !served(param, grad, of_states) {
             return Err(NO_KERNEL.into());
         }
-        self.layout = if self.rows.is_some() || self.whole != Whole::No {
-            None
-        } else {
-            layout(&described[..2 + states]).map(Box::new)
-        };
-        for (memory, described) in self.memory.iter_mut().zip(described) {
-            *memory = described.map(|d| d.memory);
-        }
-        Ok((param, (1..2 + states).all(|k| dtype(k) == dtype(0))))
+        self.layout =
+            if self.rows.is_some() || self.whole != Whole::No { None } else { layout(described).map(Box::new) };
+        self.memory = described.iter().map(|d| d.memory).collect();
+        Ok((param, others.iter().all(|d| d.memory.dtype == param)))
     }
 
     /// Native, if torch could not possibly refuse the numbers of this step; else torch's, where it takes these dtypes.
     pub(super) fn settle_unusual(&mut self, look: &Look<'_, '_>, dtype: DType, one_dtype: bool) -> Route {
-        self.unusual = !look.rule.is_usual(&self.scalar_values, dtype.largest_usual());
+        let is_usual = |rule: &AnyRule| rule.is_usual(&self.scalar_values, dtype.largest_usual());
+        self.unusual = !look.rule.compiled().is_none_or(is_usual);
         if self.unusual && one_dtype { Route::Torch(UNUSUAL.into()) } else { Route::Native }
     }
 }

@@ -1,11 +1,12 @@
 //! DTensors among parameter, gradient and states: their local shards.
 
-use oxistep_kernels::{Gradients, MAX_STATES};
+use oxistep_kernels::Gradients;
 use pyo3::prelude::*;
 
 use crate::memory::torch::describe::Torch;
-use crate::memory::torch::dtensors::Shard;
+use crate::memory::torch::dtensors::{Held, Shard};
 use crate::step::item::Item;
+use crate::step::lists::States;
 use crate::step::look::{Going, Look};
 use crate::whole::adafactor;
 
@@ -20,15 +21,14 @@ impl Item {
         }
         let dtensors = &look.torch.dtensors;
         let Some(shard) = dtensors.shard(param) else { return Ok(None) };
-        if look.rule.gradients() == Gradients::Sparse || adafactor::is_whole(look.rule) {
+        if look.rule.gradients() == Gradients::Sparse || look.rule.compiled().is_some_and(adafactor::is_whole) {
             return Err(WHOLE_RULE.into());
         }
         let grad = dtensors.shard(self.grad.bind(py));
         if let Some(reason) = dtensors.differs("the gradient", &shard, grad.as_ref())? {
             return Err(reason.into());
         }
-        let locals = [Some(&shard), grad.as_ref(), None, None, None];
-        self.shards = Some(Box::new(locals.map(|shard| shard.map(Shard::hold))));
+        self.shards = Some([Some(&shard), grad.as_ref()].into_iter().flatten().map(Shard::hold).collect());
         Ok(Some(shard))
     }
 
@@ -38,20 +38,21 @@ impl Item {
         look: &Look<'_, 'py>,
         shard: Option<&Shard<'py>>,
         names: &[&str],
-        states: &[Option<Bound<'py, PyAny>>; MAX_STATES],
-    ) -> Going<[Option<Bound<'py, PyAny>>; MAX_STATES]> {
-        let mut plain = states.clone();
-        let (Some(shard), Some(shards)) = (shard, &mut self.shards) else { return Ok(plain) };
-        for (k, name) in names.iter().enumerate() {
-            let Some(object) = &states[k] else { continue };
+        states: &[Bound<'py, PyAny>],
+    ) -> Going<States<Bound<'py, PyAny>>> {
+        let (Some(shard), Some(shards)) = (shard, &mut self.shards) else {
+            return Ok(states.iter().cloned().collect());
+        };
+        let mut plain = States::new();
+        for (name, object) in names.iter().zip(states) {
             let state = look.torch.dtensors.shard(object);
             let differs = look.torch.dtensors.differs(&format!("its state {name:?}"), shard, state.as_ref())?;
             if let Some(reason) = differs {
                 self.unsure = false; // torch moves what is placed otherwise
                 return Err(reason.into());
             }
-            shards[2 + k] = state.as_ref().map(Shard::hold);
-            plain[k] = state.map(|state| state.local);
+            shards.extend(state.as_ref().map(Shard::hold));
+            plain.extend(state.map(|state| state.local));
         }
         Ok(plain)
     }
@@ -59,15 +60,15 @@ impl Item {
     /// Whether the shards are still those of their DTensors.
     pub(super) fn has_its_shards(&self, py: Python<'_>, torch: &Torch) -> bool {
         let Some(shards) = &self.shards else { return true };
-        let objects = [Some(&self.param), Some(&self.grad)].into_iter().chain(self.states.iter().map(Option::as_ref));
-        objects.zip(shards.iter()).all(|(object, shard)| match (object, shard) {
-            (Some(object), Some(held)) => torch.dtensors.shard(object.bind(py)).is_some_and(|shard| held.is(&shard)),
-            _ => true,
-        })
+        let objects = [&self.param, &self.grad].into_iter().chain(&self.states);
+        let is_its = |(object, held): (&Py<PyAny>, &Held)| {
+            torch.dtensors.shard(object.bind(py)).is_some_and(|shard| held.is(&shard))
+        };
+        objects.zip(shards).all(is_its)
     }
 
     /// The specifications of gradient and states, if they are DTensors.
     pub(crate) fn specs(&self) -> impl Iterator<Item = &Py<PyAny>> {
-        self.shards.iter().flat_map(|shards| shards.iter().skip(1).flatten()).map(|held| &held.spec)
+        self.shards.iter().flat_map(|shards| shards.iter().skip(1)).map(|held| &held.spec)
     }
 }

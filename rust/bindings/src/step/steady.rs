@@ -11,12 +11,16 @@
 //! step uses alive where the interpreter is released.
 #![allow(unsafe_code)]
 
+use std::sync::Arc;
+
 use oxistep_kernels::pool::Serial;
+use oxistep_kernels::program::Program;
 use oxistep_kernels::simd::Level;
-use oxistep_kernels::{AnyRule, MAX_SCALARS, MAX_STATES, Precision, Scalars, SliceMut, Step, Tensors, driver};
+use oxistep_kernels::{MAX_SCALARS, MAX_STATES, Scalars, SliceMut, Step, Tensors, driver};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
+use smallvec::SmallVec;
 
 use crate::fault;
 use crate::memory::dtype::DType;
@@ -25,10 +29,16 @@ use crate::memory::python::{Attribute, CollectorRests, entry_at, has_plain_keys,
 use crate::memory::stream::Described;
 use crate::memory::torch::describe::{Torch, warns_of_missing_grad};
 use crate::memory::torch::modules::modules;
-use crate::optimizer::group::{Group, Keys, is_fused, read_rule};
+use crate::optimizer::group::{Group, Keys, is_fused};
+use crate::optimizer::rule::GroupRule;
+use crate::optimizer::traced::Known;
+use crate::optimizer::traced::{Leaf, Numbers};
+use crate::step::counters::scalars;
 use crate::step::guard::Guard;
+use crate::step::lists::{Counted, Counters};
 use crate::step::plan::Plan;
 use crate::step::routed::served;
+use crate::step::traced::OfCounters;
 use crate::threads::with_pool;
 
 /// How trying a steady step ended.
@@ -104,12 +114,16 @@ impl Plan {
             let Some(params) = values.get_item(pyo3::intern!(py, "params"))? else { return Ok(false) };
             let Ok(params) = params.cast_into::<PyList>() else { return Ok(false) };
             let mut group = Group { torch: Some(torch), ..Group::of(&values, &mut self.keys) };
-            let Ok((rule, factor)) = read_rule(&mut group, self.kind)? else { return Ok(false) };
+            let Some((rule, factor)) = self.rule.read_again(&mut group)? else { return Ok(false) };
             if group.foreign {
                 return Ok(false);
             }
             let single_lr = group.single_lr;
-            let mut one = One { rule, factor, single_lr, names: Names::of(py, &rule, &mut self.keys), last: None };
+            let names = match &rule {
+                GroupRule::Compiled(rule) => Names::of(py, rule.states(), rule.scalars(), &mut self.keys),
+                GroupRule::Traced(_) => Names::default(),
+            };
+            let mut one = One { rule, factor, single_lr, names, last: None, leaf: None };
             for i in 0..params.len() {
                 // SAFETY: the index is below the list's length. The item is borrowed from the list, which is not
                 // changed while it is used: no Python code runs.
@@ -205,23 +219,27 @@ impl Plan {
         step: &mut Step<'static>,
     ) -> PyResult<bool> {
         let py = state.py();
-        let names = &one.names;
         let Some(p) = torch.describe_known(shard.unwrap_or(param)) else { return Ok(false) };
         if let Some(shard) = shard {
             self.steady.hold(shard);
         }
-        let alike = |d: &Described<'_>| {
-            d.is_dense
-                && d.memory.complex == p.memory.complex
-                && p.shape.same_sizes(&d.shape)
-                && p.shape.same_order(&d.shape)
-        };
         let mut met = false;
         let Some(hint) = self.hints.get_mut(k) else { return Ok(false) };
         self.written.meeting(g.memory.interval(), hint, |_| met = true);
-        if met || !alike(&p) || !alike(&g) || !self.written.add_known(k, p.memory.interval()) {
+        if met || !p.is_dense || !alike(&p, &g) || !self.written.add_known(k, p.memory.interval()) {
             return Ok(false);
         }
+        if let GroupRule::Traced(numbers) = &one.rule {
+            let numbers = numbers.clone();
+            if !self.gather_traced(torch, (one, &numbers), k, state, (param, shard.is_some()), (&p, &g), step)? {
+                return Ok(false);
+            }
+            if let Some(grad) = grad {
+                self.steady.hold(grad);
+            }
+            return Ok(true);
+        }
+        let names = &one.names;
         // SAFETY: described just now. No Python code of this thread runs until the step is done: the collector rests,
         // and what is asked here is asked of Python's own numbers, of plain tensors and of the slots of DTensors. Where
         // other threads may run, `held` keeps alive what they drop, and that they do not resize tensors of a step under
@@ -242,7 +260,7 @@ impl Plan {
         let mut states: [SliceMut<'static>; MAX_STATES] = Default::default();
         let (states, known) = (&mut states[..names.states], &objects[..names.states]);
         // SAFETY: borrowed from the dict, as above, or null.
-        let dtype = unsafe { self.gather_states(torch, py, k, known, shard.is_some(), alike, states) };
+        let dtype = unsafe { self.gather_states(torch, py, k, known, shard.is_some(), &p, states) };
         let Some(states_dtype) = dtype? else { return Ok(false) };
         if !served(p.memory.dtype, g.memory.dtype, states_dtype) || (one.single_lr && p.memory.dtype == DType::F64) {
             return Ok(false);
@@ -251,7 +269,7 @@ impl Plan {
         // SAFETY: as above.
         let before = unsafe { self.read_counters(torch, py, k, &objects[names.states..names.count()]) };
         let Some((before, first_counter)) = before? else { return Ok(false) };
-        if !self.advance_counters(one, before, p.memory.dtype, first_counter, step) {
+        if !self.advance_counters(one, scalars(&before), p.memory.dtype, first_counter, step) {
             return Ok(false);
         }
         if self.measuring {
@@ -263,6 +281,74 @@ impl Plan {
         let states = states.iter_mut().map(std::mem::take);
         let tensors = Tensors { param: param_slice, grad: grad_slice, states, layout: None };
         Ok(step.push(tensors, one.factor).is_ok())
+    }
+
+    /// As [`Plan::gather_one`], where the rule is one that a user wrote; parameter and gradient have been met.
+    fn gather_traced(
+        &mut self,
+        torch: &Torch,
+        (one, numbers): (&mut One, &Numbers),
+        k: usize,
+        state: &Bound<'_, PyDict>,
+        (param, is_dtensor): (&Bound<'_, PyAny>, bool),
+        (p, g): (&Described<'_>, &Described<'_>),
+        step: &mut Step<'static>,
+    ) -> PyResult<bool> {
+        let py = state.py();
+        let Some(leaf) = self.steady.leaves.get(k).cloned() else { return Ok(false) };
+        if leaf.states.len() + leaf.counters.len() > LARGEST_NAMES || (leaf.is_whole && is_dtensor) || p.memory.complex
+        {
+            return Ok(false);
+        }
+        if !one.leaf.as_ref().is_some_and(|known| Arc::ptr_eq(known, &leaf)) {
+            one.names = Names::of(py, &leaf.states, &leaf.counters, &mut self.keys);
+            one.leaf = Some(leaf.clone());
+        }
+        let Some(&place) = self.places.get(k) else { return Ok(false) };
+        let names = &one.names;
+        // SAFETY: as in `gather_one`.
+        let objects: [_; LARGEST_NAMES] = unsafe {
+            let Some(entry) = entry_at(state, place, param) else { return Ok(false) };
+            values_under(entry, names.all())
+        };
+        let mut states: [SliceMut<'static>; LARGEST_NAMES] = Default::default();
+        let (states, known) = (&mut states[..names.states], &objects[..names.states]);
+        // SAFETY: as in `gather_one`.
+        let dtype = unsafe { self.gather_states(torch, py, k, known, is_dtensor, p, states) };
+        let Some(states_dtype) = dtype? else { return Ok(false) };
+        if !served(p.memory.dtype, g.memory.dtype, states_dtype) {
+            return Ok(false);
+        }
+        // SAFETY: as in `gather_one`.
+        let before = unsafe { self.read_counters(torch, py, k, &objects[names.states..names.count()]) };
+        let Some((before, first_counter)) = before? else { return Ok(false) };
+        let values: Counters<f64> = before.iter().map(|(value, _)| *value).collect();
+        let of_counters = OfCounters { names: &leaf.counters, values: &values, sizes: p.shape.sizes };
+        let Some(now) = numbers.known_leaf(&of_counters) else { return Ok(false) };
+        if !Arc::ptr_eq(&now, &leaf) && (now.states != leaf.states || now.counters != leaf.counters) {
+            return Ok(false);
+        }
+        numbers.inputs(&now.inputs, &of_counters, &mut self.steady.inputs);
+        self.steady.counters[first_counter].1 = of_counters.step();
+        for (i, becomes) in now.becomes.iter().enumerate() {
+            self.steady.counters[first_counter + 1 + i].1 = values[1 + i];
+            self.steady.awaited.extend(becomes.map(|node| (first_counter + 1 + i, self.steady.programs, node)));
+        }
+        self.steady.programs += 1;
+        if self.measuring {
+            self.gradients.push_dense(g.memory);
+        }
+        // SAFETY: `leaves` holds the program until the step is done: it is the only one that this place of it holds in
+        // this step.
+        let program: &'static Program = unsafe { &*Arc::as_ptr(&now.program) };
+        self.steady.leaves[k] = now;
+        if step.program(program, &self.steady.inputs).is_err() {
+            return Ok(false);
+        }
+        // SAFETY: as in `gather_one`.
+        let (param, grad) = unsafe { (p.memory.slice_mut(), g.memory.slice()) };
+        let states = states.iter_mut().map(std::mem::take);
+        Ok(step.push(Tensors { param, grad, states, layout: None }, one.factor).is_ok())
     }
 
     /// Checks the states of parameter `k`, and puts them into `slots`; `None` if one is not as it was, else their
@@ -278,7 +364,7 @@ impl Plan {
         k: usize,
         objects: &[*mut ffi::PyObject],
         is_dtensor: bool,
-        alike: impl Fn(&Described<'_>) -> bool,
+        param: &Described<'_>,
         slots: &mut [SliceMut<'static>],
     ) -> PyResult<Option<Option<DType>>> {
         let mut states_dtype = None;
@@ -299,7 +385,7 @@ impl Plan {
             };
             let Some(state) = torch.describe_known(object) else { return Ok(None) };
             let dtype = state.memory.dtype;
-            if !alike(&state)
+            if !alike(param, &state)
                 || *states_dtype.get_or_insert(dtype) != dtype
                 || !self.written.add_known(k, state.memory.interval())
             {
@@ -324,11 +410,10 @@ impl Plan {
         py: Python<'_>,
         k: usize,
         objects: &[*mut ffi::PyObject],
-    ) -> PyResult<Option<(Scalars, usize)>> {
-        let mut values = [0.0; MAX_SCALARS];
-        let mut precisions = [Precision::F64; MAX_SCALARS];
+    ) -> PyResult<Option<(Counted, usize)>> {
+        let mut counters = Counters::new();
         let first_counter = self.steady.counters.len();
-        for (i, &object) in objects.iter().enumerate() {
+        for &object in objects {
             fault::point("steady counter")?;
             // SAFETY: the contract.
             let Some(object) = (unsafe { Borrowed::from_ptr_or_opt(py, object) }) else { return Ok(None) };
@@ -340,11 +425,11 @@ impl Plan {
             if !self.written.add_known(k, counter.memory.interval()) {
                 return Ok(None);
             }
-            (values[i], precisions[i]) = (value, counter.memory.dtype.precision());
+            counters.push((value, counter.memory.dtype.precision()));
             self.steady.counters.push((counter.memory, 0.0));
             self.steady.hold(&object);
         }
-        Ok(Some((Scalars::new(values, precisions), first_counter)))
+        Ok(Some((counters, first_counter)))
     }
 
     /// Computes the constants of a parameter with these counters, or finds them computed, and notes the counters after
@@ -361,11 +446,12 @@ impl Plan {
         let after = match one.last {
             Some((known, of, after)) if known == before && of == dtype => after,
             _ => {
-                if !one.rule.is_usual(&before, dtype.largest_usual()) {
+                let Some(rule) = one.rule.compiled().filter(|rule| rule.is_usual(&before, dtype.largest_usual()))
+                else {
                     return false;
-                }
+                };
                 let mut scalars = before;
-                step.constants(one.rule.constants(&mut scalars, false));
+                step.constants(rule.constants(&mut scalars, false));
                 one.last = Some((before, dtype, scalars));
                 scalars
             }
@@ -406,6 +492,11 @@ impl Plan {
         } else {
             step.run(&Serial, level) // as it would with any pool, which would have to be asked for
         };
+        for &(counter, program, node) in &self.steady.awaited {
+            if let Some(value) = step.value(program, node) {
+                self.steady.counters[counter].1 = value;
+            }
+        }
         for (memory, value) in &self.steady.counters {
             // SAFETY: as for the slices in `gather_one`.
             unsafe { memory.write_scalar(*value) };
@@ -414,38 +505,48 @@ impl Plan {
     }
 }
 
+/// Whether the elements of a tensor lie like those of its parameter, without gaps.
+#[inline(always)]
+fn alike(param: &Described<'_>, tensor: &Described<'_>) -> bool {
+    tensor.is_dense
+        && tensor.memory.complex == param.memory.complex
+        && param.shape.same_sizes(&tensor.shape)
+        && param.shape.same_order(&tensor.shape)
+}
+
+/// So many states and counters are looked up in this way.
+const LARGEST_NAMES: usize = 24;
+
 /// What the parameters of a group have in common.
 struct One {
-    rule: AnyRule,
+    rule: GroupRule,
     factor: f64,
     single_lr: bool,
     names: Names,
     /// The counters of the last parameter, its dtype, and its counters after the step: mostly those of the next one.
     last: Option<(Scalars, DType, Scalars)>,
+    /// The program of the last parameter, of which `names` are the names.
+    leaf: Option<Arc<Leaf>>,
 }
 
 /// The names of states, then those of counters, as Python's strings, which `Keys` keeps alive.
+#[derive(Default)]
 struct Names {
-    strings: [*mut ffi::PyObject; MAX_STATES + MAX_SCALARS],
+    strings: SmallVec<[*mut ffi::PyObject; LARGEST_NAMES]>,
     states: usize,
-    counters: usize,
 }
 
 impl Names {
-    fn of(py: Python<'_>, rule: &AnyRule, keys: &mut Keys) -> Self {
-        let (states, counters) = (rule.states(), rule.scalars());
-        let mut strings = [std::ptr::null_mut(); MAX_STATES + MAX_SCALARS];
-        for (string, name) in strings.iter_mut().zip(states.iter().chain(counters)) {
-            *string = keys.get(py, name).as_ptr();
-        }
-        Self { strings, states: states.len(), counters: counters.len() }
+    fn of(py: Python<'_>, states: &[&'static str], counters: &[&'static str], keys: &mut Keys) -> Self {
+        let strings = states.iter().chain(counters).map(|name| keys.get(py, name).as_ptr()).collect();
+        Self { strings, states: states.len() }
     }
 
     fn count(&self) -> usize {
-        self.states + self.counters
+        self.strings.len()
     }
 
     fn all(&self) -> &[*mut ffi::PyObject] {
-        &self.strings[..self.count()]
+        &self.strings
     }
 }

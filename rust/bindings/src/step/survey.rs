@@ -1,6 +1,5 @@
 //! Looking up and checking all parameters of a step, and again after Python code has run. Nothing is written.
 
-use oxistep_kernels::AnyRule;
 use pyo3::exceptions::{PyKeyError, PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -11,7 +10,9 @@ use crate::memory::python::has_plain_keys;
 use crate::memory::torch::describe::{Torch, warns_of_missing_grad};
 use crate::memory::torch::modules::modules;
 use crate::memory::unfit::Reason;
-use crate::optimizer::group::{FLAGS, Group, asks_for_foreach, read_rule};
+use crate::optimizer::group::{FLAGS, Group, asks_for_foreach};
+use crate::optimizer::rule::{ClassRule, GroupRule};
+use crate::optimizer::traced::Tree;
 use crate::step::item::{Item, Route};
 use crate::step::look::Look;
 use crate::step::plan::Plan;
@@ -24,7 +25,9 @@ struct OfGroup<'a, 'py> {
     values: &'a Bound<'py, PyDict>,
     index: usize,
     /// As it was read: not settled by what the first parameter is.
-    rule: Result<(AnyRule, f64), Reason>,
+    rule: Result<(GroupRule, f64), Reason>,
+    /// Of a rule that a user wrote.
+    tree: Option<Py<Tree>>,
     single_lr: bool,
     foreach: bool,
     make_states: bool,
@@ -74,16 +77,20 @@ impl Plan {
         let params = params
             .cast_into::<PyList>()
             .or_else(|other| PyList::new(py, other.into_inner().try_iter()?.collect::<PyResult<Vec<_>>>()?))?;
-        let mut group = Group::of(values, &mut self.keys);
-        let rule = read_rule(&mut group, self.kind)?;
+        let mut group = Group { index: g, ..Group::of(values, &mut self.keys) };
+        let rule = self.rule.read(&mut group)?;
+        let tree = match &self.rule {
+            ClassRule::Compiled(_) => None,
+            ClassRule::Traced(tree) => Some(tree.clone_ref(py)),
+        };
         let single_lr = group.single_lr;
         let foreach = asks_for_foreach(group.find("foreach")?.as_ref());
         self.foreign |= group.foreign;
         if let Ok(rule) = &rule {
-            self.rules.push(*rule);
+            self.rules.push(rule.clone());
         }
         fault::point("group")?;
-        let of_group = OfGroup { optimizer, values, index: g, rule, single_lr, foreach, make_states };
+        let of_group = OfGroup { optimizer, values, index: g, rule, tree, single_lr, foreach, make_states };
         for (i, param) in params.iter().enumerate() {
             if !self.survey_param(torch, &of_group, i, param)? && !make_states {
                 skipped.push((g as u32, i as u32));
@@ -118,7 +125,7 @@ impl Plan {
         if let Some(nearby) = self.nearby.get(self.items.len() + ITEMS_AHEAD) {
             nearby.prefetch();
         }
-        if let (Ok(_), Some((rule, _))) = (&of_group.rule, self.rules.last_mut()) {
+        if let (Ok(_), Some((GroupRule::Compiled(rule), _))) = (&of_group.rule, self.rules.last_mut()) {
             adafactor::settle(rule, &param)?;
         }
         let found = of_group.rule.as_ref().map_err(Reason::clone);
@@ -139,6 +146,7 @@ impl Plan {
                 let look = Look {
                     torch,
                     rule,
+                    tree: of_group.tree.as_ref().map(|tree| tree.bind(py)),
                     definition: self.definition.bind(py),
                     optimizer: of_group.optimizer,
                     values: of_group.values,
@@ -158,7 +166,7 @@ impl Plan {
         let py = optimizer.py();
         let mut last = None;
         for item in self.items.iter().filter(|item| item.unusual) {
-            let this = (item.rule, item.scalar_values, item.memory[0].map(|memory| memory.dtype));
+            let this = (item.rule, item.scalar_values, item.memory.first().map(|memory| memory.dtype));
             if last != Some(this) {
                 let of_item = (optimizer, item.group, &item.param, item.entry.as_ref());
                 self.definition.call_method1(py, pyo3::intern!(py, "rehearse"), of_item)?;

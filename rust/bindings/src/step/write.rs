@@ -1,13 +1,15 @@
 //! Updating the native parameters, once everything has been checked: the general way.
 #![allow(unsafe_code)]
 
+use oxistep_kernels::driver::Refused;
 use oxistep_kernels::simd::Level;
-use oxistep_kernels::{AnyRule, Scalars, Slice, SliceMut, Step, Tensors, driver};
+use oxistep_kernels::{Scalars, Slice, SliceMut, Step, Tensors, driver};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
 use crate::fault;
 use crate::memory::python::CollectorRests;
+use crate::optimizer::rule::GroupRule;
 use crate::step::item::{Item, Route};
 use crate::step::known::PATIENCE;
 use crate::step::plan::Plan;
@@ -60,11 +62,18 @@ impl Plan {
             })
         };
         let done = if small { run() } else { py.detach(&mut run) };
+        let (mut programs, mut tied) = (0, turns.iter());
         for (item, advanced) in self.items.iter().zip(&self.advanced) {
+            let traced = item.traced.as_ref().map(|traced| {
+                let (step, place) = if item.tied { (tied.next().unwrap_or(&step), 0) } else { (&step, programs) };
+                programs += usize::from(!item.tied);
+                traced.after(step, place)
+            });
             for (i, memory) in item.scalar_memory.iter().enumerate() {
                 if let Some(memory) = memory {
+                    let after = traced.as_ref().map_or_else(|| advanced.get(i), |traced| traced[i]);
                     // SAFETY: as in `fill`; the kernels are done.
-                    unsafe { memory.write_scalar(advanced.get(i)) };
+                    unsafe { memory.write_scalar(after) };
                 }
             }
         }
@@ -86,9 +95,11 @@ impl Plan {
         };
         self.steady.objects.clear();
         self.steady.objects.extend(self.items.iter().flat_map(Item::state_addresses));
+        self.steady.leaves.clear();
+        self.steady.leaves.extend(self.items.iter().filter_map(|item| Some(item.traced.as_ref()?.leaf.clone())));
         self.steady.specs.clear();
         self.steady.specs.extend(self.items.iter().flat_map(Item::specs).map(|spec| spec.clone_ref(py)));
-        self.steady.complex = self.items.iter().any(|item| item.memory[0].is_some_and(|memory| memory.complex));
+        self.steady.complex = self.items.iter().any(|item| item.memory.first().is_some_and(|memory| memory.complex));
         self.steady.large = elements >= driver::SERIAL;
         self.steady.general += 1;
         self.steady.ready = (self.steady.failures < PATIENCE || self.steady.general.is_multiple_of(64))
@@ -105,25 +116,29 @@ fn fill<'a>(
     step: &mut Step<'a>,
     items: &'a [Item],
     wanted: impl Fn(&Item) -> bool,
-    rules: &[(AnyRule, f64)],
+    rules: &[(GroupRule, f64)],
     advanced: &mut [Scalars],
     mut watch: Option<&mut Watch>,
 ) -> PyResult<()> {
     let mut last = None;
+    let mut numbers = Vec::new();
+    let refused = |refused: Refused| PyRuntimeError::new_err(format!("oxistep: {refused}; this is a defect"));
     for (item, advanced) in items.iter().zip(advanced).filter(|(item, _)| wanted(item)) {
         let (rule, factor) = &rules[item.rule as usize];
         // parameters of a group nearly always stand at the same step: their constants are computed once
         let before = (item.rule, item.scalar_values, item.first);
-        let after = match last {
-            Some((known, after)) if known == before => after,
-            _ => {
-                let mut scalars = item.scalar_values;
-                step.constants(rule.constants(&mut scalars, item.first));
-                last = Some((before, scalars));
-                scalars
+        match (rule, &item.traced, last) {
+            (GroupRule::Compiled(_), _, Some((known, after))) if known == before => *advanced = after,
+            (GroupRule::Compiled(rule), _, _) => {
+                *advanced = item.scalar_values;
+                step.constants(rule.constants(advanced, item.first));
+                last = Some((before, *advanced));
             }
-        };
-        *advanced = after;
+            (GroupRule::Traced(of_group), Some(traced), _) => {
+                traced.register(step, of_group, &mut numbers).map_err(refused)?;
+            }
+            (GroupRule::Traced(_), None, _) => return Err(PyRuntimeError::new_err("oxistep: no program; a defect")),
+        }
         fault::point("push")?;
         // SAFETY: the tensors were described after the last Python code that could change them ran (counting versions
         // and setting Python integers runs none), and are kept alive by the items until the step is done.
@@ -137,7 +152,7 @@ fn fill<'a>(
             (None, Whole::Matrix(rows, cols)) => step.push_factored(tensors, Some((rows, cols)), *factor),
             (Some(rows), _) => step.push_rows(tensors, rows.named(), *factor),
         };
-        pushed.map_err(|refused| PyRuntimeError::new_err(format!("oxistep: {refused}; this is a defect")))?;
+        pushed.map_err(refused)?;
         if let Some(watch) = &mut watch {
             watch.pushed(item, step);
         }
@@ -152,14 +167,16 @@ fn fill<'a>(
 /// meanwhile.
 #[inline]
 unsafe fn tensors(item: &Item) -> Tensors<'_, impl Iterator<Item = SliceMut<'_>>> {
-    let [param, grad, states @ ..] = &item.memory;
+    let states = item.memory.get(2..).unwrap_or_default();
     // SAFETY: the caller's contract is that of `slice` and `slice_mut`.
-    let (param, grad) = unsafe { (param.map(|memory| memory.slice_mut()), grad.map(|memory| memory.slice())) };
+    let (param, grad) = unsafe {
+        (item.memory.first().map(|memory| memory.slice_mut()), item.memory.get(1).map(|memory| memory.slice()))
+    };
     Tensors {
         param: param.unwrap_or_default(),
         grad: grad.unwrap_or(Slice::F32(&[])),
         // SAFETY: as above.
-        states: states.iter().flatten().map(|memory| unsafe { memory.slice_mut() }),
+        states: states.iter().map(|memory| unsafe { memory.slice_mut() }),
         layout: item.layout.as_deref(),
     }
 }

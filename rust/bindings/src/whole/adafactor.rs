@@ -1,7 +1,7 @@
 //! What is different about a rule that looks at whole tensors (Adafactor): its states have other shapes than the
 //! parameter, and everything must be contiguous.
 
-use oxistep_kernels::{AnyRule, STREAMS};
+use oxistep_kernels::AnyRule;
 use pyo3::prelude::*;
 
 use crate::memory::shape::Shape;
@@ -26,8 +26,8 @@ pub(crate) enum Whole {
 
 impl Whole {
     /// How `rule` updates a parameter and its gradient, or why that is left to torch.
-    pub(crate) fn of(rule: &AnyRule, param: &Described<'_>, grad: &Described<'_>) -> Result<Self, Reason> {
-        if !is_whole(rule) {
+    pub(crate) fn of(rule: Option<&AnyRule>, param: &Described<'_>, grad: &Described<'_>) -> Result<Self, Reason> {
+        if !rule.is_some_and(is_whole) {
             return Ok(Self::No);
         }
         for (tensor, name) in [(param, "parameter"), (grad, "gradient")] {
@@ -63,17 +63,15 @@ impl Whole {
     }
 
     /// Whether what was described again is what it was.
-    pub(crate) fn holds(self, again: &[Option<Described<'_>>; STREAMS]) -> bool {
-        let [Some(param), Some(grad), states @ ..] = again else { return false };
+    pub(crate) fn holds(self, again: &[Described<'_>]) -> bool {
+        let [param, grad, states @ ..] = again else { return false };
         let same = match (self, param.shape.sizes) {
             (Self::No, _) => return false,
             (Self::Vector, sizes) => sizes.len() < 2,
             (Self::Matrix(rows, cols), sizes) => sizes.ends_with(&[rows as i64, cols as i64]),
         };
         let plain = contiguous(&param.shape) && contiguous(&grad.shape) && grad.shape.same_sizes(&param.shape);
-        let fit = |(k, state): (usize, &Option<Described<'_>>)| {
-            state.as_ref().is_none_or(|state| self.fits(k, &state.shape, &param.shape))
-        };
+        let fit = |(k, state): (usize, &Described<'_>)| self.fits(k, &state.shape, &param.shape);
         same && plain && states.iter().enumerate().all(fit)
     }
 }

@@ -1,0 +1,93 @@
+"""What a step over arrays by NumPy's own operations takes: the same as the native step, with the same words."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["accepted", "gradient_of", "refuse_overlaps"]
+
+Array = NDArray[Any]
+
+
+def gradient_of(gradient: Any, param: Array, name: str) -> Array:
+    """A gradient as an array.
+
+    Raises:
+        TypeError: if it is none, or of another dtype.
+        ValueError: if it is of another shape.
+    """
+    if isinstance(gradient, np.generic):
+        gradient = np.asarray(gradient)
+    return accepted(gradient, f"the gradient of {name}", param, name)
+
+
+def accepted(array: Any, what: str, param: Array, name: str, *, write: bool = False) -> Array:
+    """A gradient, a state or the parameter itself, if a step can take it."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{what} must be a numpy.ndarray, got {type(array).__name__}: convert it with np.asarray")
+    if type(array) is not np.ndarray and isinstance(array, np.ma.MaskedArray):
+        raise TypeError(
+            f"{what} is a masked array, whose mask a step would ignore: pass its .data, or .filled(0) for a gradient"
+        )
+    if array.dtype != param.dtype:
+        raise TypeError(
+            f"{what} has dtype {array.dtype}, expected {param.dtype} like {name}: convert it with "
+            f".astype({param.dtype})"
+        )
+    if array.shape != param.shape:
+        raise ValueError(f"{what} has shape {array.shape}, expected {param.shape} like {name}")
+    if write and not array.flags.writeable:
+        raise ValueError(f"{what} is read-only, but a step changes it in place: pass a copy, .copy()")
+    if not array.flags.aligned:
+        size = array.dtype.itemsize
+        raise ValueError(f"{what} is not aligned to its element size of {size} bytes: pass a copy, .copy()")
+    if write and _overlaps_itself(array):
+        raise ValueError(f"several elements of {what} share memory (a broadcast or window view): pass a copy, .copy()")
+    return array
+
+
+def refuse_overlaps(written: Iterable[tuple[str, Array]], read: Iterable[tuple[str, Array]]) -> None:
+    """Refuses arrays of which one is written and shares memory with another.
+
+    Raises:
+        ValueError: naming one of them.
+    """
+    spans = [(*_span(array), True, name, array) for name, array in written]
+    spans += [(*_span(array), False, name, array) for name, array in read]
+    spans = sorted((one for one in spans if one[4].size), key=lambda one: one[0])
+    reach: list[Any] = []  # those that reach beyond where the next one begins
+    for one in spans:
+        reach = [other for other in reach if other[1] > one[0]]
+        for other in reach:
+            if (one[2] or other[2]) and _share(one[4], other[4]):
+                raise ValueError(
+                    f"{one[3]} shares memory with another array of this step, or lies between its rows: pass a copy, "
+                    ".copy(), of one of them"
+                )
+        reach.append(one)
+
+
+def _span(array: Array) -> tuple[int, int]:
+    return np.lib.array_utils.byte_bounds(array)
+
+
+def _share(one: Array, other: Array) -> bool:
+    try:
+        return np.shares_memory(one, other, max_work=10_000)  # type: ignore[arg-type]  # the stub knows two values
+    except np.exceptions.TooHardError:
+        return True
+
+
+def _overlaps_itself(array: Array) -> bool:
+    """Whether two indices may name the same element."""
+    if not array.size:
+        return False
+    covered = 1
+    dims = zip(map(abs, array.strides), array.shape, strict=True)
+    for stride, n in sorted((stride, n) for stride, n in dims if n > 1):
+        if stride < covered:
+            return True
+        covered += stride * (n - 1)
+    return False

@@ -1,0 +1,126 @@
+"""What native steps ask of Python about a rule: which program follows from what is known of a parameter."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from oxistep import _core
+from oxistep.rules._program import Program
+from oxistep.rules._source import Reading, Source, is_word
+from oxistep.rules._trace import Facts, State
+from oxistep.rules._tree import Branch, Fact
+
+__all__ = ["Told", "Tracer", "tree_of"]
+
+TOTALS = "its rule has a sum over all parameters"
+OF_GROUP = "its rule has numbers of the group"
+
+
+@dataclass
+class Told:
+    """A place in the tree of a rule's runs, as `_core.Tree` wants it told."""
+
+    kind: str
+    """``"leaf"``: a program; ``"branch"``: a question, whose program has one number; ``"ndim"``, ``"shape"``: a
+    question about the parameter; ``"left"``: kernels cannot do it."""
+    nodes: list[int] = field(default_factory=list)
+    constants: list[float] = field(default_factory=list)
+    writes: list[int] = field(default_factory=list)
+    """Pairs: 0 for the parameter or 1 + k for its k-th state, and the node that is written there."""
+    wanted: list[int] = field(default_factory=list)
+    """The numbers that are asked for, as nodes."""
+    inputs: list[tuple[str, float, str]] = field(default_factory=list)
+    """What each is: ``("hyper", its place, "")``, ``("step", 0, "")``, ``("number", what it begins as, its name)``."""
+    states: list[str] = field(default_factory=list)
+    numbers: list[tuple[str, int]] = field(default_factory=list)
+    """States of one number, with the node of what each becomes."""
+    begins: dict[str, State] = field(default_factory=dict)
+    """All its states: what they begin as."""
+    whole: bool = False
+    """Whether anything depends on all elements of a tensor, on its shape, or on how many elements there are."""
+    reason: str = ""
+
+
+class Tracer:
+    """Tells `_core.Tree` of a rule."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def check(self, group: Mapping[str, Any], index: int) -> None:
+        """Raises for a hyperparameter of another kind than its default."""
+        self._source.read(group, f" in param_groups[{index}]")
+
+    def at(self, hyperparameters: dict[str, Any], shape: tuple[int, ...], answers: Sequence[Any]) -> Told:
+        """A place in the tree of the rule's runs.
+
+        Args:
+            hyperparameters: by name: the place of a number among all numbers, a tuple of the places of several, or a
+                list of one that is no number.
+            shape: of a parameter.
+            answers: to the questions on the way there.
+        """
+        words: list[Any] = []
+        values: dict[str, Any] = {}
+        places: dict[str, int] = {}
+        for name, given in hyperparameters.items():
+            if isinstance(given, tuple):
+                words.append((name, len(given)))
+                places.update((f"{name}[{i}]", place) for i, place in enumerate(given))
+                values[name] = tuple(map(float, given))
+            elif isinstance(given, list):
+                (value,) = given
+                if not is_word(value):
+                    return Told("left", reason=f"{name} is {type(value).__name__}, no plain number")
+                words.append((name, type(value), value))
+                values[name] = value
+            else:
+                places[name] = given
+                values[name] = float(given)
+        reading = Reading(tuple(words), values, dict.fromkeys(places, 0.0))
+        step = self._source.tree(reading).after(Facts(tuple(shape)), answers)
+        if isinstance(step, Fact):
+            return Told(step.name)
+        program = step.program if isinstance(step, Branch) else step
+        return _told(self._source, program, places, any(not isinstance(answer, float) for answer in answers))
+
+
+def tree_of(source: Source) -> Any:
+    """What finds the programs of a rule for kernels."""
+    if source.native is None:
+        source.native = _core.Tree(Tracer(source), list(source.hyperparameters))
+    return source.native
+
+
+def _told(source: Source, program: Program, places: dict[str, int], whole: bool) -> Told:
+    """A program as the kernels take it.
+
+    Args:
+        source: its rule.
+        program: the program.
+        places: the places of the hyperparameters that are numbers.
+        whole: whether something of the parameter as a whole was asked for on the way.
+    """
+    if program.totals:
+        return Told("left", reason=TOTALS)
+    if program.of_group:
+        return Told("left", reason=OF_GROUP)
+    numbers = source.encoded(program)
+    initial = {name: state.initial for name, state in program.states.items()}
+    inputs: dict[str, Callable[[str], tuple[str, float, str]]] = {
+        "hyper": lambda name: ("hyper", float(places[name]), ""),
+        "step": lambda name: ("step", 0.0, ""),
+        "param": lambda name: ("number", float(initial[name]), name),
+    }
+    return Told(
+        "leaf" if program.question is None else "branch",
+        nodes=numbers.nodes,
+        constants=numbers.constants,
+        writes=numbers.writes,
+        wanted=numbers.wanted,
+        inputs=[inputs[kind](name) for kind, name in numbers.inputs],
+        states=list(numbers.states),
+        numbers=[(name, node) for (_, name), node in zip(numbers.kept, numbers.wanted, strict=bool(numbers.kept))],
+        begins=dict(program.states),
+        whole=whole or any(node.op in ("reduce", "numel") for node in program.graph.nodes),
+    )

@@ -1,0 +1,276 @@
+"""``oxistep.rules.Optimizer``: torch optimizers whose update is a rule."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from oxistep import _core
+from oxistep._names import name_of
+from oxistep.optim import _modes
+from oxistep.optim._all_or_nothing import refuse_if_torn
+from oxistep.optim._definition import Definition, Rows, define
+from oxistep.optim._kept import GradNormGroup, keep_settings, kept_of
+from oxistep.optim._max_grad_norm import measured_by_torch
+from oxistep.optim._native import NativeStep
+from oxistep.optim._ranks import joining
+from oxistep.optim._storages import check_storages
+from oxistep.rules._native import tree_of
+from oxistep.rules._source import Source
+from oxistep.rules._torch_step import made_states, rows_of, take, try_out
+from oxistep.rules._trace import State
+
+__all__ = ["Optimizer"]
+
+# torch's class, whatever may be put under its name later
+_Optimizer = torch.optim.Optimizer
+
+_sources: "WeakKeyDictionary[type, Source]" = WeakKeyDictionary()
+"""The rule of each class that has one itself."""
+
+
+class Optimizer(NativeStep, _Optimizer):
+    """A torch optimizer whose update is a rule: for libraries, which want a class with a literal constructor.
+
+    A subclass has a constructor, which hands its hyperparameters over as torch's classes do, and the rule as a static
+    method ``update(p, g, s, lr, ...)``, whose arguments after ``s`` are hyperparameters of these names.
+    ``oxistep.rule`` makes such a class of a function.
+
+    Args:
+        params: tensors, ``(name, tensor)`` pairs, or dicts of parameter groups.
+        defaults: the hyperparameters, by name.
+        maximize: ascend instead of descend (default: False).
+        state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None).
+        max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
+        skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
+        grad_norm_group: the ranks over which the norm is summed, if each holds a part of the parameters: ``"world"``, a
+            process group, or a function that sums a small tensor over ranks (default: None: they hold all of them).
+
+    Raises:
+        TypeError: if the class has no rule, a hyperparameter is of another kind than its default, or something in
+            ``params`` is no tensor.
+        ValueError: for what ``torch.optim.Optimizer`` refuses, in its words; for a hyperparameter that is NaN.
+
+    Example:
+        >>> import torch
+        >>> from oxistep import rules
+        >>> class Momentum(rules.Optimizer):
+        ...     def __init__(self, params, lr=0.01, beta=0.9):
+        ...         super().__init__(params, {"lr": lr, "beta": beta})
+        ...
+        ...     @staticmethod
+        ...     def update(p, g, s, lr, beta):
+        ...         s.v = beta * s.v - lr * g
+        ...         return p + s.v
+        >>> w = torch.tensor([3.0], requires_grad=True)
+        >>> optimizer = Momentum([w], lr=0.5)
+        >>> w.grad = torch.ones(1)
+        >>> optimizer.step()
+        >>> w.item()
+        2.5
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        defaults: dict[str, Any],
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        grad_norm_group: GradNormGroup = None,
+    ) -> None:
+        source = source_of(type(self))
+        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite, grad_norm_group)
+        defaults = {**_own_defaults(source), **defaults}
+        if lacks := [name for name in source.hyperparameters if name not in defaults]:
+            raise TypeError(f"rule {source.name}: update takes {lacks[0]!r}, which is not among the hyperparameters")
+        source.checked(defaults)
+        if not source.takes_maximize:
+            if not isinstance(maximize, bool):
+                raise TypeError(f"maximize: expected True or False, got {type(maximize).__name__}: {maximize!r}")
+            defaults["maximize"] = maximize
+        _Optimizer.__init__(self, params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group of parameters, as torch's does; its hyperparameters are checked.
+
+        Args:
+            param_group: ``{"params": tensors}``, and hyperparameters of this group.
+
+        Raises:
+            TypeError: for a hyperparameter of another kind than its default.
+        """
+        source = source_of(type(self))
+        if isinstance(param_group, dict):
+            source.checked(param_group, f" in param_groups[{len(self.param_groups)}]")
+        super().add_param_group(param_group)
+        _begin_group_numbers(source, self.param_groups[-1])
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if not source_of(type(self)).takes_maximize:
+            for group in self.param_groups:
+                group.setdefault("maximize", False)
+
+
+Optimizer.__module__ = "oxistep.rules"
+
+
+def source_of(cls: type) -> Source:
+    """The rule of a class: the nearest static method ``update`` in its line of classes. (Another thing of that name is
+    whoever subclasses the class its own.)
+
+    Raises:
+        TypeError: if there is none, or it cannot be a rule.
+    """
+    for base in cls.__mro__:
+        update = vars(base).get("update")
+        if isinstance(update, staticmethod):
+            source = _sources.get(base)
+            if source is None or source.function is not update.__func__:
+                source = _sources[base] = Source(update.__func__, base.__name__, _defaults_of(base))
+            return source
+    raise TypeError(
+        f"{cls.__name__} has no rule: an optimizer of oxistep.rules has a static method update(p, g, s, lr, ...), "
+        "which returns the new parameter"
+    )
+
+
+def _defaults_of(cls: type) -> dict[str, Any]:
+    """The defaults of a class's constructor, which tell of what kind a hyperparameter is if the rule does not."""
+    parameters = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def _own_defaults(source: Source) -> dict[str, Any]:
+    """The defaults that stand in the rule itself."""
+    parameters = inspect.signature(source.function).parameters
+    return {
+        name: parameters[name].default
+        for name in source.hyperparameters
+        if parameters[name].default is not inspect.Parameter.empty
+    }
+
+
+def _begin_group_numbers(source: Source, group: dict[str, Any]) -> None:
+    """The numbers of a group are there from the beginning, as far as they can be told without data."""
+    try:
+        reading = source.read(group, "")
+        for shape in {tuple(p.shape) for p in group["params"]}:
+            program = source.early_program(reading, shape, math.prod(shape))
+            for name, state in program.of_group.items():
+                group.setdefault(name, state.initial)
+    except Exception:  # the first step says what is wrong
+        return
+
+
+class _RuleDefinition(Definition):
+    """All optimizers of rules step in the same way; which rule it is, the class of the optimizer says."""
+
+    def scalars_of(self, optimizer: Any) -> tuple[str, ...]:
+        known = source_of(type(optimizer)).states().items()
+        numbers = {name for name, state in known if not state.kind.has_elements}
+        loading = kept_of(optimizer).loading
+        if loading is not None:  # a rule that has not run yet does not tell: one number beside a tensor that has more
+            for saved in loading["state"].values():
+                tensors = {name: value for name, value in saved.items() if isinstance(value, Tensor)}
+                if any(value.dim() for value in tensors.values()):
+                    numbers |= {name for name, value in tensors.items() if value.dim() == 0}
+        return ("step", *sorted(numbers - {"step"}))
+
+    def new_plan(self, optimizer: Any) -> Any:
+        return _core.Plan(tree_of(source_of(type(optimizer))), self)
+
+    def leave_everything(self, optimizer: Any, unscale: Callable[[], None] | None = None) -> Tensor | None:
+        refuse_if_torn(optimizer)
+        return _step(optimizer, unscale)
+
+    def explain(self, optimizer: Any) -> Rows:
+        name = source_of(type(optimizer)).name
+        rows = super().explain(optimizer)
+        by = {"native": f"rule {name}: ", "torch": f"rule {name}, by torch's operations: ", "skipped": ""}
+        return [(g, i, path, by[path] + reason) for g, i, path, reason in rows]
+
+    def make_state(  # type: ignore[override]
+        self,
+        optimizer: Any,
+        p: Tensor,
+        grad: Tensor,
+        group: dict[str, Any],
+        missing: Sequence[str],
+        begins: Mapping[str, State],
+    ) -> dict[str, Any]:
+        """States that begin in this step.
+
+        Args:
+            optimizer: the optimizer.
+            p: the parameter.
+            grad: its gradient.
+            group: its group.
+            missing: the names of those that it lacks.
+            begins: what all states of the rule begin as.
+        """
+        source = source_of(type(optimizer))
+        entry = optimizer.state[p] if p in optimizer.state else {}
+        if (strangers := source.strangers(entry, begins)) is not None:
+            place = next((i for i, other in enumerate(group["params"]) if other is p), 0)
+            g = next(k for k, other in enumerate(optimizer.param_groups) if other is group)
+            name = name_of(optimizer.param_groups, g, place)
+            raise RuntimeError(f"rule {source.name}: {name} {strangers}; nothing was updated")
+        return made_states(optimizer, p, group, {name: begins.get(name) for name in missing})
+
+    def make_shards(  # type: ignore[override]
+        self,
+        optimizer: Any,
+        p: Any,
+        grad: Any,
+        group: dict[str, Any],
+        missing: Sequence[str],
+        begins: Mapping[str, State],
+    ) -> dict[str, Any]:
+        """States that begin in this step, of a DTensor: of its local shard, placed as it is."""
+        from oxistep.optim._dtensors import in_shards
+
+        state = self.make_state(optimizer, p._local_tensor, grad._local_tensor, group, missing, begins)
+        numbers = [name for name, state in begins.items() if not state.kind.has_elements]
+        return in_shards(p, grad, state, ("step", *numbers))
+
+    def check_left(self, optimizer: Any, left: list[tuple[int, Tensor]]) -> None:
+        """Raises what torch's operations would: what cannot be written, and what cannot be traced."""
+        source = source_of(type(optimizer))
+        try_out(source, rows_of(optimizer, source, left))
+
+    def rehearse_tensors(self, optimizer: Any, g: int, p: Tensor) -> None:
+        """``check_left`` has looked at the tensors."""
+
+    @torch.no_grad()
+    def torch_step(self, optimizer: Any, left: list[tuple[int, Tensor]]) -> None:
+        """Takes the step of the parameters in ``left`` by torch's operations."""
+        source = source_of(type(optimizer))
+        take(optimizer, source, rows_of(optimizer, source, left), 1.0)
+
+
+@torch.no_grad()
+def _step(optimizer: Any, unscale: Callable[[], None] | None) -> Tensor | None:
+    """A step by torch's operations; returns the norm of the gradients, if it was asked for."""
+    source = source_of(type(optimizer))
+    with joining(optimizer) as ranks:
+        rows = rows_of(optimizer, source)
+        if not _modes.want_operations():  # which would see these calls
+            check_storages(optimizer, [(row.g, row.p) for row in rows])
+        if ranks is not None or unscale is not None:
+            try_out(source, rows)
+        step_it_is, norm, factor = measured_by_torch(optimizer, unscale, ranks)
+    if step_it_is:
+        take(optimizer, source, rows, factor)
+    return norm
+
+
+define(Optimizer, "program", _Optimizer, lambda *_: {}, kind=_RuleDefinition)

@@ -1,0 +1,323 @@
+"""Rules by kernels: the bits of compiled rules, the results of torch's operations, the same bits everywhere."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import oxistep  # noqa: E402
+import oxistep.numpy  # noqa: E402
+import oxistep.optim  # noqa: E402
+from oxistep import _core, rules  # noqa: E402
+from oxistep.optim._definition import definition_of  # noqa: E402
+from scenarios import CLOSE, FORCED  # noqa: E402
+from traced import CASES  # noqa: E402
+
+pytestmark = pytest.mark.skipif(FORCED, reason="about kernels")
+
+IDS = [f"{case[0]}-{i}" for i, case in enumerate(CASES)]
+each_case = pytest.mark.parametrize(("name", "function", "both", "ours"), CASES, ids=IDS)
+SHAPES = [(), (7,), (64,), (130, 3), (5, 4, 3)]
+
+
+@oxistep.rule
+def lamb(p, g, s, lr=0.01, beta=0.9, weight_decay=0.1):
+    """Two norms of a tensor, one of them of what is computed, and a number that is kept."""
+    s.m = rules.lerp(s.m, g, 1 - beta)
+    update = s.m + weight_decay * p
+    of_param, of_update = rules.norm(p), rules.norm(update)
+    ratio = rules.where(of_param * of_update > 0, of_param / of_update, 1.0)
+    s.longest = rules.maximum(s.get("longest", 0.0), of_update)
+    return p - lr * ratio * update
+
+
+@oxistep.rule
+def by_turns(p, g, s, lr=0.1, warm=2):
+    """Other states in other steps, and another formula for matrices."""
+    if s.step % 3 == 0:
+        s.late = s.late + g
+        return p - lr * s.late
+    if p.ndim == 2:
+        s.of_matrices = rules.maximum(s.of_matrices, abs(g))
+        return p - lr * g / (s.of_matrices + 1)
+    if s.step <= warm:
+        return p - lr * s.step / warm * g
+    return p - lr * g
+
+
+def lie(tensor, layout):
+    """The same values, laid out in memory in another way."""
+    if layout == "contiguous" or tensor.dim() == 0:
+        return tensor.clone()
+    if layout == "transposed":
+        return tensor.permute(*reversed(range(tensor.dim()))).contiguous().permute(*reversed(range(tensor.dim())))
+    if layout == "every second":
+        wide = torch.zeros(*tensor.shape[:-1], 2 * tensor.shape[-1], dtype=tensor.dtype)
+        wide[..., ::2] = tensor
+        return wide[..., ::2]
+    columns = torch.zeros(*tensor.shape[:-1], tensor.shape[-1] + 3, dtype=tensor.dtype)
+    columns[..., : tensor.shape[-1]] = tensor
+    return columns[..., : tensor.shape[-1]]
+
+
+def draw(shapes, dtype=torch.float32, layout="contiguous", seed=0):
+    made = torch.Generator().manual_seed(seed)
+    return [lie(torch.randn(shape, generator=made, dtype=torch.float64).to(dtype), layout) for shape in shapes]
+
+
+def params(shapes, dtype=torch.float32, layout="contiguous"):
+    return [tensor.requires_grad_() for tensor in draw(shapes, dtype, layout)]
+
+
+def train(optimizer, steps, layout="contiguous", by_torch=False, late=True):
+    """Steps, in which the last parameter has its first gradient in the third; by kernels or by torch's operations."""
+    all_params = [p for group in optimizer.param_groups for p in group["params"]]
+    for k in range(steps):
+        grads = draw([p.shape for p in all_params], all_params[0].dtype, layout, 100 + k)
+        for p, g in zip(all_params, grads, strict=True):
+            p.grad = None if late and k < 2 and p is all_params[-1] else g
+        if by_torch:
+            definition_of(type(optimizer)).leave_everything(optimizer)
+        else:
+            optimizer.step()
+            assert {path for *_, path, _ in definition_of(type(optimizer)).explain(optimizer)} <= {"native", "skipped"}
+    return optimizer
+
+
+def everything(optimizer):
+    """Parameters and states, by name."""
+    found = {}
+    for k, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        found[k, "p"] = p.detach()
+        found |= {(k, name): torch.as_tensor(value) for name, value in optimizer.state[p].items()}
+    return found
+
+
+def same_bits(one, other):
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        assert value.dtype == other[key].dtype and torch.equal(value, other[key]), key
+
+
+# ---- results ----
+
+
+# As torch computes them, operation by operation: `x.add(y, alpha=a)` is fma(y, a, x).
+def sgd(p, g, s, lr=0.1, momentum=0.9, dampening=0.1, weight_decay=0.1, nesterov=False):
+    g = rules.fma(p, weight_decay, g)
+    s.buffer = g if s.step == 1 else rules.fma(g, 1 - dampening, s.buffer * momentum)
+    g = rules.fma(s.buffer, momentum, g) if nesterov else s.buffer
+    return rules.fma(g, -lr, p)
+
+
+def adam(p, g, s, lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, decoupled=False):
+    if decoupled:
+        p = p * (1 - lr * weight_decay)
+    else:
+        g = rules.fma(p, weight_decay, g)
+    s.m = s.m.lerp(g, 1 - betas[0])
+    s.v = (s.v * betas[1]).addcmul(g, g, value=1 - betas[1])
+    root = s.v.sqrt() / rules.sqrt(1 - betas[1] ** s.step) + eps
+    return p.addcdiv(s.m, root, value=-(lr / (1 - betas[0] ** s.step)))
+
+
+def rmsprop(p, g, s, lr=0.1, alpha=0.99, eps=1e-8, weight_decay=0.1):
+    g = rules.fma(p, weight_decay, g)
+    s.square_avg = (s.square_avg * alpha).addcmul(g, g, value=1 - alpha)
+    return p.addcdiv(g, s.square_avg.sqrt() + eps, value=-lr)
+
+
+def adagrad(p, g, s, lr=0.1, lr_decay=0.1, eps=1e-10, weight_decay=0.1):
+    g = rules.fma(p, weight_decay, g)
+    s.sum = s.sum.addcmul(g, g)
+    return p.addcdiv(g, s.sum.sqrt() + eps, value=-(lr / (1 + (s.step - 1) * lr_decay)))
+
+
+def adamax(p, g, s, lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1):
+    g = rules.fma(p, weight_decay, g)
+    s.m = s.m.lerp(g, 1 - betas[0])
+    s.largest = rules.maximum(s.largest * betas[1], g.abs() + eps)
+    return p.addcdiv(s.m, s.largest, value=-(lr / (1 - betas[0] ** s.step)))
+
+
+def adadelta(p, g, s, lr=0.1, rho=0.9, eps=1e-6, weight_decay=0.1):
+    g = rules.fma(p, weight_decay, g)
+    s.square_avg = (s.square_avg * rho).addcmul(g, g, value=1 - rho)
+    delta = (s.acc_delta + eps).sqrt() / (s.square_avg + eps).sqrt() * g
+    s.acc_delta = (s.acc_delta * rho).addcmul(delta, delta, value=1 - rho)
+    return rules.fma(delta, -lr, p)
+
+
+IN_TORCHS_ORDER = [
+    ("SGD", sgd, {"momentum": 0.9, "dampening": 0.1}, {}),
+    ("SGD", sgd, {"momentum": 0.9, "dampening": 0.0, "nesterov": True}, {}),
+    ("Adam", adam, {}, {}),
+    ("AdamW", adam, {}, {"decoupled": True}),
+    ("RMSprop", rmsprop, {}, {}),
+    ("Adagrad", adagrad, {"lr_decay": 0.1}, {}),
+    ("Adamax", adamax, {}, {}),
+    ("Adadelta", adadelta, {}, {}),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "both", "ours"),
+    IN_TORCHS_ORDER,
+    ids=[f"{case[0]}-{i}" for i, case in enumerate(IN_TORCHS_ORDER)],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_bits_of_the_compiled_rule(name, function, both, ours, dtype):
+    shared = {"lr": 0.1, "weight_decay": 0.1, **both}
+    theirs = getattr(oxistep.optim, name)(params(SHAPES, dtype), **shared)
+    mine = oxistep.rule(function)(params(SHAPES, dtype), **shared, **ours)
+    train(theirs, 6)
+    train(mine, 6)
+    for a, b in zip(theirs.param_groups[0]["params"], mine.param_groups[0]["params"], strict=True):
+        assert torch.equal(a, b)
+
+
+@each_case
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "every second", "columns"])
+def test_as_by_torchs_operations(name, function, both, ours, dtype, layout):
+    rule = oxistep.rule(function)
+    kernels = train(rule(params(SHAPES, dtype, layout), **both, **ours), 5, layout)
+    operations = train(rule(params(SHAPES, dtype, layout), **both, **ours), 5, layout, by_torch=True)
+    one, other = everything(kernels), everything(operations)
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        assert value.dtype == other[key].dtype and value.shape == other[key].shape
+        torch.testing.assert_close(value, other[key], **CLOSE[dtype], equal_nan=True)
+
+
+@pytest.mark.parametrize("rule", [lamb, by_turns], ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "every second"])
+def test_norms_conditions_and_numbers(rule, dtype, layout):
+    one = everything(train(rule(params(SHAPES, dtype, layout)), 8, layout))
+    other = everything(train(rule(params(SHAPES, dtype, layout)), 8, layout, by_torch=True))
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(value, other[key], **CLOSE[dtype])
+
+
+@each_case
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda dtype: dtype.__name__)
+def test_arrays_get_what_tensors_get(name, function, both, ours, dtype):
+    rule = oxistep.rule(function)
+    tensors = params(SHAPES, torch.from_numpy(np.zeros(0, dtype)).dtype)
+    arrays = [p.detach().numpy().copy() for p in tensors]
+    ours_on_tensors, on_arrays = rule(tensors, **both, **ours), rule(arrays, **both, **ours)
+    for k in range(5):
+        grads = draw(SHAPES, tensors[0].dtype, seed=100 + k)
+        for p, g in zip(tensors, grads, strict=True):
+            p.grad = g
+        ours_on_tensors.step()
+        on_arrays.step([g.numpy() for g in grads])
+    for p, array, entry in zip(tensors, arrays, on_arrays.state[0], strict=True):
+        assert np.array_equal(p.detach().numpy(), array)
+        assert entry.keys() == ours_on_tensors.state[p].keys()
+
+
+# ---- the same bits everywhere ----
+
+
+@pytest.fixture
+def put_back():
+    threads = oxistep.get_num_threads()
+    yield
+    oxistep.set_num_threads(threads)
+    _core.force_simd(None)
+
+
+ANYWHERE = [*(oxistep.rule(case[1]) for case in CASES[::3]), lamb]
+
+
+@pytest.mark.parametrize("rule", ANYWHERE, ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_bits_do_not_depend_on_threads_or_level(rule, dtype, put_back):
+    shapes = [(200_003,), (300, 70), (64,)]
+
+    def results(threads, level):
+        oxistep.set_num_threads(threads)
+        _core.force_simd(level)
+        return everything(train(rule(params(shapes, dtype), lr=0.01), 3))
+
+    first = results(1, None)
+    for threads in (2, 3):
+        same_bits(results(threads, None), first)
+    for level in _core.simd_levels():
+        same_bits(results(1, level), first)
+
+
+# ---- what steps remember ----
+
+
+def test_a_steady_step_asks_python_nothing():
+    calls = []
+
+    @oxistep.rule
+    def counted(p, g, s, lr=0.1, betas=(0.9, 0.99)):
+        calls.append(1)
+        s.m = betas[0] * s.m + g
+        return p - lr * s.m / (1 - betas[1] ** s.step)
+
+    optimizer = train(counted(params(SHAPES)), 4)
+    tracer = optimizer.__class__.update  # the rule itself is called by nothing but the tracer
+    assert len(calls) == 1 and tracer is not None
+    for k in range(5):
+        optimizer.param_groups[0]["lr"] = 0.1 / (k + 1)
+        optimizer.param_groups[0]["betas"] = (0.9 - k / 100, 0.99)
+        optimizer.step()
+    assert len(calls) == 1
+
+
+def test_numbers_of_hyperparameters_are_read_afresh_at_every_step():
+    @oxistep.rule
+    def descent(p, g, s, lr=0.1, factors=(1.0, 2.0), word="a"):
+        return p - lr * factors[1] * g if word == "a" else p + g
+
+    w = torch.zeros(3, requires_grad=True)
+    optimizer = descent([w])
+    w.grad = torch.ones(3)
+    group = optimizer.param_groups[0]
+    seen = []
+    for change in ({}, {"lr": 0.5}, {"factors": (0.0, 4.0)}, {"word": "b"}, {"word": "a", "lr": torch.tensor(1.0)}):
+        group.update(change)
+        before = w.detach().clone()
+        optimizer.step()
+        seen.append(round((w.detach() - before)[0].item(), 6))
+    assert seen == [-0.2, -1.0, -2.0, 1.0, -4.0]
+
+
+def test_shared_memory_takes_turns_as_compiled_rules_do():
+    def tied(make):
+        base = torch.arange(6.0)
+        one, other = (torch.nn.Parameter(base) for _ in range(2))
+        optimizer = make([one, other])
+        for p in (one, other):
+            p.data = base
+            p.grad = torch.ones(6)
+        optimizer.step()
+        return base
+
+    rule = oxistep.rule(CASES[1][1])
+    expected = tied(lambda p: oxistep.optim.SGD(p, lr=0.1, momentum=0.9))
+    assert torch.equal(tied(lambda p: rule(p, lr=0.1, momentum=0.9)), expected)
+
+
+def test_what_kernels_do_not_do_torchs_operations_do():
+    @oxistep.rule
+    def together(p, g, s, lr=0.1):
+        return p - lr * g / rules.sqrt(rules.total(rules.dot(g, g)))
+
+    optimizer = together(params(SHAPES))
+    for p in optimizer.param_groups[0]["params"]:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    ((*_, path, reason), *_) = definition_of(type(optimizer)).explain(optimizer)
+    assert (path, reason) == ("torch", "rule together, by torch's operations: its rule has a sum over all parameters")
+    complex_one = oxistep.rule(CASES[1][1])([torch.ones(3, dtype=torch.complex64, requires_grad=True)])
+    complex_one.param_groups[0]["params"][0].grad = torch.ones(3, dtype=torch.complex64)
+    ((*_, path, reason),) = definition_of(type(complex_one)).explain(complex_one)
+    assert path == "torch" and "the parameter is complex" in reason
