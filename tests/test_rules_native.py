@@ -10,6 +10,7 @@ import oxistep.numpy  # noqa: E402
 import oxistep.optim  # noqa: E402
 from oxistep import _core, rules  # noqa: E402
 from oxistep.optim._definition import definition_of  # noqa: E402
+from oxistep.rules._optimizer import source_of  # noqa: E402
 from scenarios import CLOSE, FORCED  # noqa: E402
 from traced import CASES  # noqa: E402
 
@@ -321,3 +322,266 @@ def test_what_kernels_do_not_do_torchs_operations_do():
     complex_one.param_groups[0]["params"][0].grad = torch.ones(3, dtype=torch.complex64)
     ((*_, path, reason),) = definition_of(type(complex_one)).explain(complex_one)
     assert path == "torch" and "the parameter is complex" in reason
+
+
+def test_what_the_rule_does_while_it_is_traced_is_seen():
+    """Its function is the user's, and may give a parameter other memory, of which another one was described before."""
+    hooks, params_ = [], [torch.nn.Parameter(torch.ones(300_000)) for _ in range(2)]
+
+    @oxistep.rule
+    def hooked(p, g, s, lr=0.1):
+        for hook in hooks:
+            hook()
+        s.v = s.v + g
+        return p - lr * s.v * 2 if s.step == 3 else p - lr * s.v
+
+    optimizer = hooked(params_)
+    for p in params_:
+        p.grad = torch.ones_like(p)
+    for _ in range(2):
+        optimizer.step()
+    optimizer.state[params_[0]]["step"].fill_(10)  # its branch is known, the other's is a new one
+
+    def other_memory():
+        hooks.clear()
+        params_[0].data = torch.full((300_000,), 7.0)
+
+    hooks.append(other_memory)
+    optimizer.step()
+    assert params_[0].data.unique().item() == pytest.approx(7 - 0.3)
+
+
+def test_reading_a_hyperparameter_that_runs_code_makes_no_step_steady():
+    class Number:
+        def numel(self):
+            return 1
+
+        def is_complex(self):
+            return False
+
+        def item(self):
+            w.data = torch.full((1000,), 5.0)
+            return 0.0
+
+        def __float__(self):
+            return self.item()
+
+    @oxistep.rule
+    def descent(p, g, s, lr=0.1, x=0.0):
+        return p - lr * g + x
+
+    w, frozen = torch.nn.Parameter(torch.ones(1000)), torch.nn.Parameter(torch.ones(3))
+    optimizer = descent([{"params": [w]}, {"params": [frozen], "x": Number()}])
+    for _ in range(4):
+        w.grad = torch.ones(1000)
+        optimizer.step()
+        assert w.data.unique().item() == pytest.approx(5 - 0.1)
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy"])
+def test_threads_that_meet_a_rule_together(kind):
+    import sys
+    import threading
+
+    def one_round(k):
+        def fresh(p, g, s, lr=0.1):
+            if s.step > 2:
+                g = 2 * g
+            if p.ndim == 1 and s.step % 2 == 0:
+                g = g + p.shape[0]
+            return p - lr * g
+
+        rule, together = oxistep.rule(fresh), threading.Barrier(4)
+        ends = [None] * 4
+
+        def work(i):
+            w = np.ones(3 + i % 2) if kind == "numpy" else torch.ones(3 + i % 2, requires_grad=True)
+            optimizer = rule([w])
+            together.wait()
+            for _ in range(4):
+                if kind == "numpy":
+                    optimizer.step([np.ones_like(w)])
+                else:
+                    w.grad = torch.ones_like(w)
+                    optimizer.step()
+            ends[i] = float(w[0] if kind == "numpy" else w.detach()[0])
+
+        threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive(), f"round {k} hangs"
+        assert ends == pytest.approx([ends[0], ends[1]] * 2) and ends[0] == pytest.approx(1 - 0.6 - 0.6)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for k in range(20):
+            one_round(k)
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_conditions_that_always_change_are_not_remembered_for_ever():
+    from oxistep.rules import _tree
+
+    @oxistep.rule
+    def counting(p, g, s, lr=0.1):
+        return p - lr * g if int(s.step) % 5 else p
+
+    w = torch.ones(2, requires_grad=True)
+    optimizer = counting([w])
+    w.grad = torch.ones(2)
+    for _ in range(2 * _tree.MOST):
+        optimizer.step()
+    (tree,) = source_of(type(optimizer))._trees.values()
+    assert len(tree.programs) <= _tree.MOST
+    assert w[0].item() == pytest.approx(1 - 0.1 * (2 * _tree.MOST - 2 * _tree.MOST // 5), rel=1e-4)
+
+
+def test_an_optimizer_whose_rule_knows_it_is_let_go_of():
+    import gc
+    import weakref
+
+    class Trainer:
+        def __init__(self):
+            self.scale = 2.0
+
+            @oxistep.rule
+            def scaled(p, g, s, lr=0.1):
+                return p - lr * self.scale * g
+
+            self.w = torch.ones(3, requires_grad=True)
+            self.optimizer = scaled([self.w])
+            self.w.grad = torch.ones(3)
+            self.optimizer.step()
+
+    trainer = Trainer()
+    seen = [weakref.ref(trainer), weakref.ref(trainer.optimizer), weakref.ref(trainer.w)]
+    del trainer
+    gc.collect()
+    assert [ref() for ref in seen] == [None] * 3
+
+
+def test_an_update_that_is_replaced_counts_from_the_next_step_on():
+    class Descent(rules.Optimizer):
+        def __init__(self, params, lr=0.1):
+            super().__init__(params, {"lr": lr})
+
+        @staticmethod
+        def update(p, g, s, lr):
+            return p - lr * g
+
+    w = torch.zeros(2, requires_grad=True)
+    optimizer = Descent([w])
+    w.grad = torch.ones(2)
+    optimizer.step()
+    Descent.update = staticmethod(lambda p, g, s, lr: p + 100 * lr * g)
+    for expected in (9.9, 19.9):
+        optimizer.step()
+        assert w[0].item() == pytest.approx(expected)
+    assert definition_of(Descent).explain(optimizer)[0][2] == "native"
+
+
+def test_a_counter_of_integers_is_a_counter():
+    @oxistep.rule
+    def by_count(p, g, s, lr=0.1):
+        return p - lr * g if s.step < 3 else p - 10 * lr * g
+
+    w = torch.zeros(2, requires_grad=True)
+    optimizer = by_count([w])
+    w.grad = torch.ones(2)
+    optimizer.step()
+    optimizer.state[w]["step"] = torch.tensor(5)
+    optimizer.step()
+    assert w[0].item() == pytest.approx(-1.1) and optimizer.state[w]["step"].item() == 6
+
+
+@pytest.mark.parametrize("lr", [None, 0.5, np.float32(0.5), np.array(0.5), np.int64(1)], ids=repr)
+def test_a_learning_rate_that_may_be_none(lr):
+    @oxistep.rule
+    def perhaps(p, g, s, lr=None):
+        return p - (0.1 if lr is None else lr) * g
+
+    w = np.zeros(3)
+    perhaps([w], lr=lr).step([np.ones(3)])
+    assert np.allclose(w, -0.1 if lr is None else -float(lr))
+
+
+def test_a_flag_of_numpys_is_a_flag():
+    @oxistep.rule
+    def flagged(p, g, s, lr=0.1, flag=False):
+        return p - lr * g if flag is True else p
+
+    w = torch.zeros(2, requires_grad=True)
+    optimizer = flagged([w], flag=np.True_)
+    w.grad = torch.ones(2)
+    optimizer.step()
+    assert w[0].item() == pytest.approx(-0.1)
+    optimizer.param_groups[0]["flag"] = 1.0
+    with pytest.raises(TypeError, match="flag: expected True or False, got float"):
+        optimizer.step()
+
+
+def test_what_is_too_large_for_kernels_torchs_operations_do():
+    @oxistep.rule
+    def large(p, g, s, lr=0.1):
+        several = [g * k for k in range(2, 150)]
+        product = p
+        for one, other in zip(several, reversed(several), strict=True):
+            product = product + rules.minimum(one, other)
+        return p - lr * product
+
+    w, v = (torch.ones(5, requires_grad=True) for _ in range(2))
+    for p, by_torch in ((w, False), (v, True)):
+        optimizer = large([p])
+        p.grad = torch.ones(5)
+        if by_torch:
+            definition_of(type(optimizer)).leave_everything(optimizer)
+        else:
+            optimizer.step()
+    torch.testing.assert_close(w, v)
+
+
+def test_numbers_of_a_parameter_survive_loading_into_a_new_process_of_the_rule():
+    def make():
+        @oxistep.rule
+        def numbered(p, g, s, lr=0.1):
+            s.d = s.get("d", 1e-8) + 1e-8
+            if s.step > 3:
+                s.late = s.get("late", 0.0) + s.d
+            return p - lr * g
+
+        w = torch.ones(3, dtype=torch.float16, requires_grad=True)
+        w.grad = torch.ones_like(w)
+        return w, numbered([w])
+
+    w, first = make()
+    for _ in range(6):
+        first.step()
+    other_w, other = make()
+    other.load_state_dict(first.state_dict())
+    for name in ("d", "late"):
+        one, two = first.state[w][name], other.state[other_w][name]
+        assert one.dtype == two.dtype == torch.float64 and torch.equal(one, two)
+
+
+def test_parameters_that_overlap_have_their_norms_before_either_is_written():
+    @oxistep.rule
+    def by_norm(p, g, s, lr=0.1):
+        return p - lr * g / (1 + rules.norm(p))
+
+    def trained(by_torch):
+        base = torch.ones(6)
+        one, other = torch.nn.Parameter(base[:4]), torch.nn.Parameter(base[2:])
+        one.data, other.data = base[:4], base[2:]
+        optimizer = by_norm([one, other])
+        one.grad, other.grad = torch.ones(4), torch.ones(4)
+        if by_torch:
+            definition_of(type(optimizer)).leave_everything(optimizer)
+        else:
+            optimizer.step()
+        return base
+
+    torch.testing.assert_close(trained(False), trained(True))

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -101,7 +101,7 @@ def rule_states(rule: str, group: dict[str, Any]) -> list[str]: ...
 def step_arrays(
     rule: str | Tree,
     groups: list[dict[str, Any]],
-    lrs: list[float],
+    lrs: Sequence[float | None],
     grads: list[list[NDArray[Any] | np.generic | None]],
     state: list[list[dict[str, NDArray[Any]]]],
     new_state: Callable[..., dict[str, NDArray[Any]]],

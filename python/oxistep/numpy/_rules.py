@@ -99,11 +99,11 @@ class RuleOptimizer(Optimizer):
                 raise ValueError(f"rule {source.name}: {name} {strangers}")
             return _new_states(array, group, missing, begins)
 
-        lrs = []
+        lrs: list[float | None] = []
         for k, group in enumerate(self.param_groups):
             checked = self._oxistep_with_rates(group, k)
-            lr = checked.get("lr", 0.0)
-            lrs.append(float(lr) if isinstance(lr, (int, float)) else 0.0)
+            # what is a learning rate by its default may be a function of the step in the group
+            lrs.append(float(checked["lr"]) if self._oxistep_checks.get("lr") is learning_rate else None)
         try:
             left = step_arrays(tree_of(source), self.param_groups, lrs, listed, self.state, begin, updates)
         except KernelError as panic:

@@ -72,6 +72,8 @@ class Tracer:
                 (value,) = given
                 if not is_word(value):
                     return Told("left", reason=f"{name} is {type(value).__name__}, no plain number")
+                if value is not None and not isinstance(value, str):
+                    value = bool(value)  # NumPy's, perhaps
                 words.append((name, type(value), value))
                 values[name] = value
             else:

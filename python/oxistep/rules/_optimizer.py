@@ -1,10 +1,10 @@
 """``oxistep.rules.Optimizer``: torch optimizers whose update is a rule."""
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -30,8 +30,9 @@ __all__ = ["Optimizer"]
 # torch's class, whatever may be put under its name later
 _Optimizer = torch.optim.Optimizer
 
-_sources: "WeakKeyDictionary[type, Source]" = WeakKeyDictionary()
-"""The rule of each class that has one itself."""
+# An attribute of a rule's function: its rules, by the class that has it as `update`. What a function knows may lead
+# back to the class, and only what Python's collector sees can be let go of.
+OF_CLASSES = "_oxistep_rules"
 
 
 class Optimizer(NativeStep, _Optimizer):
@@ -133,10 +134,11 @@ def source_of(cls: type) -> Source:
     for base in cls.__mro__:
         update = vars(base).get("update")
         if isinstance(update, staticmethod):
-            source = _sources.get(base)
-            if source is None or source.function is not update.__func__:
-                source = _sources[base] = Source(update.__func__, base.__name__, _defaults_of(base))
-            return source
+            function = update.__func__
+            of_classes: dict[type, Source] = getattr(function, "__dict__", {}).setdefault(OF_CLASSES, {})
+            if base not in of_classes:
+                of_classes[base] = Source(function, base.__name__, _defaults_of(base))
+            return of_classes[base]
     raise TypeError(
         f"{cls.__name__} has no rule: an optimizer of oxistep.rules has a static method update(p, g, s, lr, ...), "
         "which returns the new parameter"
@@ -174,19 +176,35 @@ def _begin_group_numbers(source: Source, group: dict[str, Any]) -> None:
 class _RuleDefinition(Definition):
     """All optimizers of rules step in the same way; which rule it is, the class of the optimizer says."""
 
+    source: Source
+    """Of the plan of one optimizer."""
+
     def scalars_of(self, optimizer: Any) -> tuple[str, ...]:
         known = source_of(type(optimizer)).states().items()
         numbers = {name for name, state in known if not state.kind.has_elements}
         loading = kept_of(optimizer).loading
-        if loading is not None:  # a rule that has not run yet does not tell: one number beside a tensor that has more
-            for saved in loading["state"].values():
-                tensors = {name: value for name, value in saved.items() if isinstance(value, Tensor)}
-                if any(value.dim() for value in tensors.values()):
-                    numbers |= {name for name, value in tensors.items() if value.dim() == 0}
+        if loading is not None:  # a rule that has not run yet does not tell: one number where the parameter has more
+            params = (p for group in optimizer.param_groups for p in group["params"])
+            ids = (saved_id for group in loading["param_groups"] for saved_id in group["params"])
+            for p, saved_id in zip(params, ids, strict=False):
+                for name, value in loading["state"].get(saved_id, {}).items():
+                    if isinstance(value, Tensor) and value.dim() == 0 and (p.dim() or value.dtype != p.dtype):
+                        numbers.add(name)
         return ("step", *sorted(numbers - {"step"}))
 
     def new_plan(self, optimizer: Any) -> Any:
-        return _core.Plan(tree_of(source_of(type(optimizer))), self)
+        cls = type(optimizer)
+        own = copy.copy(self)
+        own.source = source_of(cls)
+        own.methods = [("update", getattr(cls, "update", None))]
+        return _core.Plan(tree_of(own.source), own)
+
+    def overridden(self, optimizer: Any) -> str | None:
+        """Why a whole step is torch's: the class has another rule now. (The next step has a plan of its own for it.)"""
+        if source_of(type(optimizer)) is self.source:
+            return None
+        kept_of(optimizer).plans.pop(type(optimizer), None)
+        return "its update was replaced since the last step"
 
     def leave_everything(self, optimizer: Any, unscale: Callable[[], None] | None = None) -> Tensor | None:
         refuse_if_torn(optimizer)

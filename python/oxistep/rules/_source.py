@@ -13,7 +13,7 @@ from oxistep.rules._graph import finite_or_not, is_number
 from oxistep.rules._program import Program
 from oxistep.rules._run import Given, Run
 from oxistep.rules._trace import Facts, State
-from oxistep.rules._tree import Tree
+from oxistep.rules._tree import MOST, Tree
 
 __all__ = ["Hyperparameter", "Source", "Unknown", "numbers_alone"]
 
@@ -128,6 +128,8 @@ class Source:
         """What was traced for these words."""
         tree = self._trees.get(reading.words)
         if tree is None:
+            if len(self._trees) >= MOST:  # words that are others each time
+                self._trees = {}
             tree = self._trees.setdefault(reading.words, Tree(self.function, self.name, reading.values))
         return tree
 
@@ -137,9 +139,12 @@ class Source:
         Raises:
             TypeError: if it has more states than the kernels take.
         """
-        if program not in self._encoded:
-            self._encoded[program] = encode(program, self._calls)
-        return self._encoded[program]
+        encoded = self._encoded.get(program)
+        if encoded is None:
+            if len(self._encoded) >= MOST:
+                self._encoded = {}
+            encoded = self._encoded[program] = encode(program, self._calls)
+        return encoded
 
     def states(self) -> dict[str, State]:
         """All states that any trace so far has come to, by name."""

@@ -195,9 +195,10 @@ def rows_of(optimizer: Any, source: Source, left: list[tuple[int, Tensor]] | Non
         left: these parameters alone, each with the index of its group (None: all).
     """
     wanted = None if left is None else {id(p) for _, p in left}
+    # first: to read a number may run code that gives parameters other memory
+    readings = [source.read(group, f" in param_groups[{g}]") for g, group in enumerate(optimizer.param_groups)]
     rows = []
-    for g, group in enumerate(optimizer.param_groups):
-        reading = source.read(group, f" in param_groups[{g}]")
+    for (g, group), reading in zip(enumerate(optimizer.param_groups), readings, strict=True):
         rows += [
             Row(optimizer, source, reading, g, i, p)
             for i, p in enumerate(group["params"])

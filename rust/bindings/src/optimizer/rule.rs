@@ -29,6 +29,14 @@ impl ClassRule {
         compiled(&name).map(Self::Compiled)
     }
 
+    /// How often Python was asked about a rule that a user wrote.
+    pub(crate) fn asked(&self) -> usize {
+        match self {
+            Self::Compiled(_) => 0,
+            Self::Traced(tree) => tree.get().asked(),
+        }
+    }
+
     /// Reads the hyperparameters of a group, and the factor on the gradient that `maximize` asks for; or says why the
     /// whole group is torch's.
     pub(crate) fn read(&self, group: &mut Group<'_, '_>) -> PyResult<Result<(GroupRule, f64), Reason>> {

@@ -3,10 +3,10 @@
 //! Python traces the function and remembers all its runs as a tree. What of it has been met is kept here, so that steps
 //! find programs without asking Python. Where the tree has not grown yet, Python is asked, and may run the function.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use oxistep_kernels::program::{Description, Program};
-use pyo3::exceptions::PyValueError;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyList, PyString, PyTuple};
@@ -85,10 +85,13 @@ impl Followed {
 
     fn put(&self, key: Key, place: Arc<Place>) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= LARGEST {
-            known.clear();
+        if known.iter().any(|(other, _)| *other == key) {
+            return; // another thread was first
         }
+        let forgotten = if known.len() >= LARGEST { std::mem::take(&mut *known) } else { Vec::new() };
         known.push((key, place));
+        drop(known);
+        drop(forgotten); // what that runs may want the lock
     }
 }
 
@@ -209,12 +212,20 @@ enum Kind {
     Word(Py<PyAny>),
 }
 
+/// Whether both are the same text: to compare Python's own strings runs no code.
+fn same_text(this: &Py<PyAny>, that: &Py<PyAny>) -> bool {
+    Python::attach(|py| {
+        let texts = (this.bind(py).cast_exact::<PyString>(), that.bind(py).cast_exact::<PyString>());
+        matches!(texts, (Ok(this), Ok(that)) if this.as_any().eq(that.as_any()).unwrap_or(false))
+    })
+}
+
 impl Kind {
     fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Number, Self::Number) => true,
             (Self::Numbers(this), Self::Numbers(that)) => this == that,
-            (Self::Word(this), Self::Word(that)) => this.is(that),
+            (Self::Word(this), Self::Word(that)) => this.is(that) || same_text(this, that),
             _ => false,
         }
     }
@@ -229,6 +240,8 @@ pub(crate) struct Tree {
     /// The hyperparameters, in order.
     names: Vec<&'static str>,
     roots: Mutex<Vec<Arc<Root>>>,
+    /// How often Python was asked.
+    asked: AtomicUsize,
 }
 
 #[pymethods]
@@ -240,16 +253,34 @@ impl Tree {
     #[new]
     #[expect(clippy::needless_pass_by_value, reason = "the signature is PyO3's")]
     fn new(tracer: Py<PyAny>, names: Vec<String>) -> Self {
-        Self { tracer, names: names.iter().map(|name| lasting(name)).collect(), roots: Mutex::default() }
+        Self {
+            tracer,
+            names: names.iter().map(|name| lasting(name)).collect(),
+            roots: Mutex::default(),
+            asked: AtomicUsize::new(0),
+        }
     }
 
     #[expect(clippy::needless_pass_by_value, reason = "the signature is PyO3's")]
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // (a root holds no more than texts, flags and what was refused)
         visit.call(&self.tracer)
     }
 }
 
 impl Tree {
+    /// How often Python was asked: whether it was meanwhile, two answers tell.
+    pub(crate) fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// Has Python check the hyperparameters of a group.
+    fn check(&self, group: &Group<'_, '_>) -> PyResult<()> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let tracer = self.tracer.bind(group.values.py());
+        tracer.call_method1("check", (group.values, group.index)).map(drop)
+    }
+
     /// The factor on the gradient that `maximize` asks for, unless the rule has a hyperparameter of that name.
     pub(crate) fn factor(&self, group: &mut Group<'_, '_>) -> PyResult<f64> {
         let ascends = !self.names.contains(&"maximize") && group.is_set("maximize")?;
@@ -258,11 +289,10 @@ impl Tree {
 
     /// Reads the hyperparameters of a group. Runs Python code if they are of other kinds than before.
     pub(crate) fn read(&self, group: &mut Group<'_, '_>) -> PyResult<Numbers> {
-        let tracer = self.tracer.bind(group.values.py());
         let (kinds, hyper) = match self.sort(group) {
             Ok(sorted) => sorted,
             Err(error) => {
-                tracer.call_method1("check", (group.values, group.index))?; // which says more
+                self.check(group)?; // which says more
                 return Err(error);
             }
         };
@@ -270,14 +300,14 @@ impl Tree {
             Some(root) => root,
             None => {
                 if group.lr.is_none() {
-                    tracer.call_method1("check", (group.values, group.index))?;
+                    self.check(group)?;
                 }
                 let root = Arc::new(Root { kinds, first: OnceLock::new() });
                 let mut roots = self.lock();
-                if roots.len() >= LARGEST {
-                    roots.clear();
-                }
+                let forgotten = if roots.len() >= LARGEST { std::mem::take(&mut *roots) } else { Vec::new() };
                 roots.push(root.clone());
+                drop(roots);
+                drop(forgotten); // what that runs may want the lock
                 root
             }
         };
@@ -308,6 +338,14 @@ impl Tree {
             } else if is_word(&value) {
                 kinds.push(Kind::Word(value.unbind()));
             } else {
+                let plain = group.torch.filter(|_| *name == "lr").and_then(|torch| torch.read_number(&value));
+                if !is_number(&value) && plain.is_none() {
+                    group.foreign = true; // what is asked next may run code
+                    if is_flag_of_numpys(&value)? || !value.hasattr("__float__")? {
+                        kinds.push(Kind::Word(value.unbind()));
+                        continue;
+                    }
+                }
                 hyper.push(group.number_of(name, &value)?);
                 kinds.push(Kind::Number);
             }
@@ -352,6 +390,7 @@ impl Tree {
                 Key::Shape(sizes) => answers.append(PyTuple::new(py, sizes)?),
             }?;
         }
+        self.asked.fetch_add(1, Ordering::Relaxed);
         let told = self.tracer.bind(py).call_method1("at", (hyperparameters, PyTuple::new(py, sizes)?, answers))?;
         Ok(Arc::new(place(&told)?))
     }
@@ -367,15 +406,16 @@ fn several<'py>(value: &Bound<'py, PyAny>) -> Option<SmallVec<[Bound<'py, PyAny>
     items.iter().all(is_number).then_some(items)
 }
 
-/// Whether a hyperparameter reaches the rule's function as itself: `None`, flags, texts and whatever is no number.
+/// Whether a hyperparameter reaches the rule's function as itself: `None`, flags and texts. (What is no number does so,
+/// too, but to find that out may run code.)
 fn is_word(value: &Bound<'_, PyAny>) -> bool {
-    if is_number(value) {
-        return false;
-    }
-    value.is_none()
-        || value.is_instance_of::<PyBool>()
-        || value.is_instance_of::<PyString>()
-        || !value.hasattr("__float__").unwrap_or(false)
+    value.is_none() || value.is_exact_instance_of::<PyBool>() || value.is_exact_instance_of::<PyString>()
+}
+
+/// NumPy's True and False have a value as a number.
+fn is_flag_of_numpys(value: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let class = value.get_type();
+    Ok(class.module()?.to_cow()? == "numpy" && class.name()?.to_cow()?.starts_with("bool"))
 }
 
 /// What Python tells of a place in its tree.
@@ -413,7 +453,10 @@ fn place(told: &Bound<'_, PyAny>) -> PyResult<Place> {
         writes: &told.writes,
         wanted: &told.wanted,
     };
-    let program = Program::new(&description).map_err(|wrong| PyValueError::new_err(wrong.to_string()))?;
+    let program = match Program::new(&description) {
+        Ok(program) => program,
+        Err(wrong) => return Ok(Place::Left(format!("kernels cannot run its rule ({wrong})").into())),
+    };
     let inputs = told.inputs.iter().map(|(what, number, name)| match what.as_str() {
         "step" => Input::Step,
         "number" => Input::Number(lasting(name), *number),

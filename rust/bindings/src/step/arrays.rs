@@ -31,10 +31,11 @@ pub(crate) fn rule_states(rule: &str, group: &Bound<'_, PyDict>) -> PyResult<Vec
 
 /// Takes one step in place over arrays.
 ///
-/// `groups` are param groups with arrays under "params"; `lrs` has one learning rate, and `grads` and `state` one list,
-/// per group, with one entry per parameter; a gradient of None skips its parameter. `new_state(array, group)` makes the
-/// states of a parameter that has none yet. The norms of update, parameter and gradient go into the rows of `updates`,
-/// if there is one: a row for each parameter of all groups, NaN for those without a gradient.
+/// `groups` are param groups with arrays under "params"; `lrs` has one learning rate (None: what stands in the group),
+/// and `grads` and `state` one list, per group, with one entry per parameter; a gradient of None skips its parameter.
+/// `new_state(array, group)` makes the states of a parameter that has none yet. The norms of update, parameter and
+/// gradient go into the rows of `updates`, if there is one: a row for each parameter of all groups, NaN for those
+/// without a gradient.
 ///
 /// `rule` is the name of a compiled rule, or the `Tree` of one that a user wrote. Returns why kernels cannot take the
 /// step, and then nothing was changed; `None` if it was taken.
@@ -43,7 +44,7 @@ pub(crate) fn rule_states(rule: &str, group: &Bound<'_, PyDict>) -> PyResult<Vec
 pub(crate) fn step_arrays(
     rule: &Bound<'_, PyAny>,
     groups: &Bound<'_, PyList>,
-    lrs: Vec<f64>,
+    lrs: Vec<Option<f64>>,
     grads: &Bound<'_, PyList>,
     state: &Bound<'_, PyList>,
     new_state: &Bound<'_, PyAny>,
@@ -110,7 +111,7 @@ struct Surveyed<'py> {
 /// Reads all groups, and checks and borrows all arrays. Nothing is written.
 fn survey<'py>(
     class: &ClassRule,
-    (groups, lrs): (&Bound<'py, PyList>, Vec<f64>),
+    (groups, lrs): (&Bound<'py, PyList>, Vec<Option<f64>>),
     grads: &Bound<'py, PyList>,
     state: &Bound<'py, PyList>,
     new_state: &Bound<'py, PyAny>,
@@ -131,15 +132,13 @@ fn survey<'py>(
         same_length(&format!("state[{g}]"), states.len(), "its params", params.len())?;
         let rule = match class {
             ClassRule::Compiled(kind) => {
-                let (rule, factor) = Group { lr: Some(lr), ..Group::of(&values, keys) }.read(*kind)?;
+                let (rule, factor) = Group { lr, ..Group::of(&values, keys) }.read(*kind)?;
                 (GroupRule::Compiled(rule), factor)
             }
-            ClassRule::Traced(_) => {
-                match class.read(&mut Group { lr: Some(lr), index: g, ..Group::of(&values, keys) })? {
-                    Ok(rule) => rule,
-                    Err(reason) => return Ok(Err(reason)),
-                }
-            }
+            ClassRule::Traced(_) => match class.read(&mut Group { lr, index: g, ..Group::of(&values, keys) })? {
+                Ok(rule) => rule,
+                Err(reason) => return Ok(Err(reason)),
+            },
         };
         let tree = match class {
             ClassRule::Compiled(_) => None,

@@ -100,6 +100,11 @@ impl Plan {
     // A parameter may lead back to its optimizer (through a hook, say): Python's collector must see the way.
     #[expect(clippy::needless_pass_by_value, reason = "the signature is PyO3's")]
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.definition)?;
+        self.methods.iter().try_for_each(|(_, method)| visit.call(method))?;
+        if let ClassRule::Traced(tree) = &self.rule {
+            visit.call(tree)?; // which leads to what the function of the rule knows
+        }
         self.watch.as_ref().map_or(Ok(()), |watch| visit.call(&watch.watcher))?;
         self.specs.iter().chain(self.steady.specs()).try_for_each(|spec| visit.call(spec))?;
         self.versions.as_ref().map_or(Ok(()), |versions| versions.visit(&visit))

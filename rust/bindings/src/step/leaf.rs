@@ -1,5 +1,6 @@
 //! Which program a parameter has, if its rule is one that a user wrote.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
@@ -17,6 +18,8 @@ struct OfEntry<'a, 'py> {
     torch: &'a Torch,
     entry: Option<&'a Bound<'py, PyDict>>,
     sizes: Vec<i64>,
+    /// Something that is no number stands where one should.
+    unreadable: Cell<bool>,
 }
 
 impl Known for OfEntry<'_, '_> {
@@ -26,7 +29,9 @@ impl Known for OfEntry<'_, '_> {
 
     fn number(&self, name: &'static str) -> Option<f64> {
         let value = self.entry?.get_item(name).ok().flatten()?;
-        self.torch.describe_values(&value).ok()?.number()
+        let number = self.torch.describe_count(&value).ok().and_then(|counter| counter.number());
+        self.unreadable.set(self.unreadable.get() || number.is_none());
+        number
     }
 
     fn sizes(&self) -> &[i64] {
@@ -55,7 +60,12 @@ impl Item {
         if param.memory.complex {
             return Err("the parameter is complex, and its rule is for real numbers".into());
         }
-        let known = OfEntry { torch: look.torch, entry, sizes: param.shape.sizes.to_vec() };
-        Ok(Some(numbers.leaf(tree.get(), py, &known)??))
+        let sizes = param.shape.sizes.to_vec();
+        let known = OfEntry { torch: look.torch, entry, sizes, unreadable: Cell::new(false) };
+        let leaf = numbers.leaf(tree.get(), py, &known)??;
+        if known.unreadable.get() {
+            return Err("a state of one number is no CPU tensor of one".into());
+        }
+        Ok(Some(leaf))
     }
 }

@@ -43,6 +43,7 @@ impl Plan {
         self.places.clear();
         self.specs.clear();
         self.foreign = !torch.grad_is_torchs(py);
+        let asked = self.rule.asked();
         let groups = optimizer.getattr(pyo3::intern!(py, "param_groups"))?;
         let state = optimizer.getattr(pyo3::intern!(py, "state"))?;
         let state = state.cast::<PyDict>().map_err(|_| PyTypeError::new_err("optimizer.state must be a dict"))?;
@@ -55,6 +56,8 @@ impl Plan {
                 values?.cast_into::<PyDict>().map_err(|_| PyTypeError::new_err("a param group must be a dict"))?;
             self.survey_group(torch, optimizer, (g, &values), make_states, &mut skipped)?;
         }
+        // tracing a rule runs its function, which may do anything
+        self.foreign |= asked != self.rule.asked();
         self.settle_overlaps(py, torch);
         Ok(skipped)
     }
