@@ -95,14 +95,15 @@ FUZZ_FLAGS := $(UNSTABLE) RUSTFLAGS="-Zsanitizer=address -Cpasses=sancov-module 
 SECONDS := 60
 # Which target: programs on the public API, or descriptions of programs that users write.
 FUZZ := programs
+FOUND_BEFORE = target/fuzz/corpus$(if $(filter-out programs,$(FUZZ)),-$(FUZZ))
 
 .PHONY: fuzz
 fuzz: ## arbitrary programs on the kernels' public API: make fuzz SECONDS=600 [FUZZ=descriptions]; what is found goes to target/fuzz/found
 	@$(NEED_CARGO)
 	@$(NEED_LINUX)
 	$(FUZZ_FLAGS) $(call OUTLYING,build,fuzz) --release --target $(HOST)
-	@mkdir -p target/fuzz/found target/fuzz/corpus
-	ASAN_OPTIONS=detect_leaks=0 target/fuzz/$(HOST)/release/$(FUZZ) target/fuzz/corpus \
+	@mkdir -p target/fuzz/found $(FOUND_BEFORE)
+	ASAN_OPTIONS=detect_leaks=0 target/fuzz/$(HOST)/release/$(FUZZ) $(FOUND_BEFORE) \
 		$(if $(filter programs,$(FUZZ)),rust/kernels/tests/fuzzed/corpus) \
 		-artifact_prefix=target/fuzz/found/ -max_total_time=$(SECONDS) -max_len=1000 -timeout=20
 
