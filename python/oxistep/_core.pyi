@@ -8,6 +8,7 @@ __all__ = [
     "GradientStatistics",
     "KernelError",
     "Plan",
+    "Tree",
     "__version__",
     "clamp",
     "clip_factor",
@@ -46,6 +47,7 @@ class KernelError(RuntimeError): ...
 class Tree:
     def __new__(cls, tracer: Any, names: list[str]) -> Tree: ...
 
+@final
 class Plan:
     def __new__(cls, rule: str | Tree, definition: Any) -> Plan: ...
     def step(
