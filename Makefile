@@ -162,9 +162,19 @@ soak: $(INSTALLED) ## a long run, some ten minutes: does memory stay where it is
 .PHONY: check
 check: lint types stub docs test-whole test-fallback test-faults ## everything CI runs
 
+# The Rust tests run beside the Python tests, which leave a core idle now and then; what they say comes last.
+RUST_LOG := target/test-rust.log
+
 .PHONY: test
 test: export OXISTEP_TESTS_BRIEFLY := 1
-test: test-rust test-brief ## Rust tests, Python tests against the installed wheel: every class, path and promise (five minutes)
+test: $(INSTALLED) ## Rust tests, Python tests against the installed wheel: every class, path and promise (under five minutes)
+	@mkdir -p target
+	@$(MAKE) --no-print-directory test-rust >$(RUST_LOG) 2>&1 & rust=$$!; \
+	$(MAKE) --no-print-directory test-brief; python=$$?; \
+	wait $$rust; rust=$$?; \
+	if [ $$rust -ne 0 ]; then cat $(RUST_LOG); else \
+		echo "Rust tests: $$(grep -c '^test .* ok$$' $(RUST_LOG)) passed ($(RUST_LOG))"; fi; \
+	exit $$((rust || python))
 
 .PHONY: test-whole
 test-whole: test-rust test-python ## the same with every combination of class, dtype, layout, ...

@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+import brief
 import oxistep.numpy
 import oxistep.optim
 from oxistep import viz
@@ -220,15 +221,15 @@ def test_what_makes_no_optimizer_is_refused():
 
 def test_animation(tmp_path):
     image = pytest.importorskip("PIL.Image")
-    seen = []
+    seen, steps = [], brief.number(whole=8, brief=2)
     trajectories(
         {"Adam": lambda p: oxistep.optim.Adam(p, lr=0.1)},
-        steps=8,
+        steps=steps,
         output=tmp_path / "made" / "paths.gif",
         progress=lambda *at: seen.append(at),
     )
     with image.open(tmp_path / "made" / "paths.gif") as gif:
-        assert gif.is_animated and gif.n_frames >= 9
+        assert gif.is_animated and gif.n_frames >= steps + 1
     assert seen[-1][0] == seen[-1][1] == len(seen)
 
 
