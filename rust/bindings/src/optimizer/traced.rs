@@ -40,10 +40,10 @@ pub(crate) struct Leaf {
     pub(crate) counters: Vec<&'static str>,
     /// What its states begin as: for Python, which makes them.
     pub(crate) begins: Py<PyAny>,
-    /// Its numbers depend on all elements, or on how many there are.
+    /// Something depends on all elements of a tensor, on its shape, or on how many elements there are.
     pub(crate) is_whole: bool,
-    /// What the numbers become: the node of each counter after `step`; `None`: it stays.
-    pub(crate) becomes: Vec<Option<usize>>,
+    /// What the numbers become: the node of each counter after `step`.
+    pub(crate) becomes: Vec<usize>,
 }
 
 /// A place in the tree.
@@ -78,9 +78,9 @@ pub(crate) enum Key {
 }
 
 impl Followed {
-    fn find(&self, is_it: impl Fn(&Key) -> bool) -> Option<Arc<Place>> {
+    fn find(&self, key: &Key) -> Option<Arc<Place>> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.iter().find(|(key, _)| is_it(key)).map(|(_, place)| place.clone())
+        known.iter().find(|(other, _)| other == key).map(|(_, place)| place.clone())
     }
 
     fn put(&self, key: Key, place: Arc<Place>) {
@@ -145,7 +145,7 @@ impl Numbers {
                 Place::Fact { is_shape: false, after } => (after, Key::Dims(known.sizes().len())),
                 Place::Fact { is_shape: true, after } => (after, Key::Shape(known.sizes().to_vec())),
             };
-            let Some(next) = after.find(|known| *known == key) else { return Err((place, key)) };
+            let Some(next) = after.find(&key) else { return Err((place, key)) };
             path.push(key);
             place = next;
         }
@@ -429,10 +429,10 @@ struct Told {
     /// What each input is: ("hyper", its place, ""), ("step", 0, ""), or ("number", what it starts as, its name).
     inputs: Vec<(String, f64, String)>,
     states: Vec<String>,
-    /// The names of the states of one number, with the node of what they become, or -1.
-    numbers: Vec<(String, i64)>,
+    /// The names of the states of one number, with the node of what they become.
+    numbers: Vec<(String, usize)>,
     begins: Py<PyAny>,
-    /// Whether numbers of it depend on all elements, or on how many there are.
+    /// Whether something depends on all elements of a tensor, on its shape, or on how many elements there are.
     whole: bool,
     reason: String,
 }
@@ -479,7 +479,7 @@ fn place(told: &Bound<'_, PyAny>) -> PyResult<Place> {
         counters,
         begins: told.begins,
         is_whole: told.whole,
-        becomes: told.numbers.iter().map(|(_, node)| usize::try_from(*node).ok()).collect(),
+        becomes: told.numbers.iter().map(|(_, node)| *node).collect(),
     })))
 }
 

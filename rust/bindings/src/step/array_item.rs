@@ -69,13 +69,7 @@ impl<'py> Look<'_, 'py> {
             Ok(leaf) => leaf,
             Err(reason) => return Ok(Err(reason)),
         };
-        let names = match self.rule {
-            GroupRule::Compiled(rule) => Names { states: rule.states(), counters: rule.scalars() },
-            GroupRule::Traced(_) => Names {
-                states: leaf.as_ref().map_or(&[], |leaf| &leaf.states),
-                counters: leaf.as_ref().map_or(&[], |leaf| &leaf.counters),
-            },
-        };
+        let names = Names::of(self.rule, leaf.as_deref(), param.cast::<PyUntypedArray>()?.ndim());
         let fresh = self.fresh_states(param, &entry, names, leaf.as_deref())?;
         let source = match &fresh {
             Some(fresh) if leaf.is_some() => {

@@ -5,8 +5,6 @@ use pyo3::prelude::*;
 
 use crate::memory::unfit::Unfit;
 use crate::optimizer::group::Keys;
-use crate::optimizer::rule::GroupRule;
-use crate::optimizer::traced::Leaf;
 use crate::step::counters::scalars;
 use crate::step::described::{Pair, Refused, describe_pair};
 use crate::step::item::{Item, Route};
@@ -15,16 +13,6 @@ use crate::step::matched::{Names, are_absent, states_in};
 use crate::step::sparse::take_rows;
 use crate::step::traced::Traced;
 use crate::whole::adafactor::Whole;
-
-/// The names of what is kept for a parameter of so many dimensions.
-fn names_of<'n>(look: &Look<'_, '_>, leaf: Option<&'n Leaf>, dims: usize) -> Names<'n> {
-    match (look.rule, leaf) {
-        (GroupRule::Compiled(rule), _) => Names { states: rule.states_of(dims), counters: rule.scalars() },
-        (GroupRule::Traced(_), leaf) => {
-            Names { states: leaf.map_or(&[], |leaf| &leaf.states), counters: leaf.map_or(&[], |leaf| &leaf.counters) }
-        }
-    }
-}
 
 impl Item {
     /// Finds the states and describes all tensors. Makes missing states, but does not store them.
@@ -52,13 +40,14 @@ impl Item {
         self.whole = Whole::of(look.rule.compiled(), &pair.0, &pair.1)?;
 
         let mut source = self.plain_entry(py)?;
+        let asked = look.tree.map(|tree| tree.get().asked());
         let leaf = self.leaf(py, look, &pair.0, source.as_ref())?;
         if shard.is_some() && leaf.as_ref().is_some_and(|leaf| leaf.is_whole) {
             return Err("the parameter is a DTensor, and its rule looks at more than single elements".into());
         }
-        let names = names_of(look, leaf.as_deref(), pair.0.shape.sizes.len());
-        if leaf.is_some() {
-            // Python code may have run
+        let names = Names::of(look.rule, leaf.as_deref(), pair.0.shape.sizes.len());
+        if asked != look.tree.map(|tree| tree.get().asked()) {
+            // the rule was traced: what was described may have changed
             let again = describe_pair(look.torch, &param, &grad, false);
             pair = again.map_err(|refused: Refused| refused.reason())?;
         }

@@ -7,6 +7,7 @@ use pyo3::types::{PyDict, PyList};
 use crate::fault;
 use crate::memory::python::has_plain_keys;
 use crate::optimizer::group::Keys;
+use crate::optimizer::rule::GroupRule;
 use crate::optimizer::traced::Leaf;
 use crate::step::item::Item;
 use crate::step::lists::States;
@@ -17,6 +18,17 @@ use crate::step::look::{Going, Look};
 pub(super) struct Names<'n> {
     pub(super) states: &'n [&'static str],
     pub(super) counters: &'n [&'static str],
+}
+
+impl<'n> Names<'n> {
+    /// Of a parameter of so many dimensions; `leaf`: its program, if its rule is one that a user wrote.
+    pub(super) fn of(rule: &GroupRule, leaf: Option<&'n Leaf>, dims: usize) -> Self {
+        match (rule, leaf) {
+            (GroupRule::Compiled(rule), _) => Self { states: rule.states_of(dims), counters: rule.scalars() },
+            (GroupRule::Traced(_), Some(leaf)) => Self { states: &leaf.states, counters: &leaf.counters },
+            (GroupRule::Traced(_), None) => Self { states: &[], counters: &[] },
+        }
+    }
 }
 
 /// Whether there are no states yet: torch asks whether the entry is empty; SGD, which keeps no step, whether there is a

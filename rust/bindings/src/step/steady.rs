@@ -16,7 +16,7 @@ use std::sync::Arc;
 use oxistep_kernels::pool::Serial;
 use oxistep_kernels::program::Program;
 use oxistep_kernels::simd::Level;
-use oxistep_kernels::{MAX_SCALARS, MAX_STATES, Scalars, SliceMut, Step, Tensors, driver};
+use oxistep_kernels::{MAX_SCALARS, MAX_STATES, Precision, Scalars, SliceMut, Step, Tensors, driver};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -31,11 +31,9 @@ use crate::memory::torch::describe::{Torch, warns_of_missing_grad};
 use crate::memory::torch::modules::modules;
 use crate::optimizer::group::{Group, Keys, is_fused};
 use crate::optimizer::rule::GroupRule;
-use crate::optimizer::traced::Known;
-use crate::optimizer::traced::{Leaf, Numbers};
-use crate::step::counters::scalars;
+use crate::optimizer::traced::{Known, Leaf, Numbers};
 use crate::step::guard::Guard;
-use crate::step::lists::{Counted, Counters};
+use crate::step::lists::Counters;
 use crate::step::plan::Plan;
 use crate::step::routed::served;
 use crate::step::traced::OfCounters;
@@ -123,7 +121,7 @@ impl Plan {
                 GroupRule::Compiled(rule) => Names::of(py, rule.states(), rule.scalars(), &mut self.keys),
                 GroupRule::Traced(_) => Names::default(),
             };
-            let mut one = One { rule, factor, single_lr, names, last: None, leaf: None };
+            let mut one = One { rule, factor, single_lr, names, last: None, leaf: None, found: None };
             for i in 0..params.len() {
                 // SAFETY: the index is below the list's length. The item is borrowed from the list, which is not
                 // changed while it is used: no Python code runs.
@@ -266,10 +264,14 @@ impl Plan {
             return Ok(false);
         }
 
+        let (mut values, mut precisions) = ([0.0; MAX_SCALARS], [Precision::F64; MAX_SCALARS]);
         // SAFETY: as above.
-        let before = unsafe { self.read_counters(torch, py, k, &objects[names.states..names.count()]) };
-        let Some((before, first_counter)) = before? else { return Ok(false) };
-        if !self.advance_counters(one, scalars(&before), p.memory.dtype, first_counter, step) {
+        let first = unsafe {
+            self.read_counters(torch, py, k, &objects[names.states..names.count()], (&mut values, &mut precisions))
+        };
+        let Some(first_counter) = first? else { return Ok(false) };
+        let before = Scalars::new(values, precisions);
+        if !self.advance_counters(one, before, p.memory.dtype, first_counter, step) {
             return Ok(false);
         }
         if self.measuring {
@@ -319,21 +321,32 @@ impl Plan {
         if !served(p.memory.dtype, g.memory.dtype, states_dtype) {
             return Ok(false);
         }
+        let (mut values, mut precisions) = ([0.0; LARGEST_NAMES], [Precision::F64; LARGEST_NAMES]);
         // SAFETY: as in `gather_one`.
-        let before = unsafe { self.read_counters(torch, py, k, &objects[names.states..names.count()]) };
-        let Some((before, first_counter)) = before? else { return Ok(false) };
-        let values: Counters<f64> = before.iter().map(|(value, _)| *value).collect();
-        let of_counters = OfCounters { names: &leaf.counters, values: &values, sizes: p.shape.sizes };
-        let Some(now) = numbers.known_leaf(&of_counters) else { return Ok(false) };
+        let first = unsafe {
+            self.read_counters(torch, py, k, &objects[names.states..names.count()], (&mut values, &mut precisions))
+        };
+        let Some(first_counter) = first? else { return Ok(false) };
+        let values = &values[..leaf.counters.len()];
+        let of_counters = OfCounters { names: &leaf.counters, values, sizes: p.shape.sizes };
+        // parameters of a group nearly always stand at the same step: conditions are computed once
+        let now = match &one.found {
+            Some((of, at, now)) if Arc::ptr_eq(of, &leaf) && at.as_slice() == values && !now.is_whole => now.clone(),
+            _ => {
+                let Some(now) = numbers.known_leaf(&of_counters) else { return Ok(false) };
+                one.found = Some((leaf.clone(), values.into(), now.clone()));
+                now
+            }
+        };
         let same_names = now.states == leaf.states && now.counters == leaf.counters;
         if !Arc::ptr_eq(&now, &leaf) && (!same_names || (now.is_whole && is_dtensor)) {
             return Ok(false);
         }
         numbers.inputs(&now.inputs, &of_counters, &mut self.steady.inputs);
         self.steady.counters[first_counter].1 = of_counters.step();
-        for (i, becomes) in now.becomes.iter().enumerate() {
+        for (i, &node) in now.becomes.iter().enumerate() {
             self.steady.counters[first_counter + 1 + i].1 = values[1 + i];
-            self.steady.awaited.extend(becomes.map(|node| (first_counter + 1 + i, self.steady.programs, node)));
+            self.steady.awaited.push((first_counter + 1 + i, self.steady.programs, node));
         }
         self.steady.programs += 1;
         if self.measuring {
@@ -399,8 +412,8 @@ impl Plan {
         Ok(Some(states_dtype))
     }
 
-    /// Reads the counters of parameter `k`, notes them, and tells from which on they are its own; `None` if one is not
-    /// as it was.
+    /// Reads the counters of parameter `k` into two lists that have room for them, notes them, and tells from which on
+    /// they are its own; `None` if one is not as it was.
     ///
     /// # Safety
     /// `objects` are the counters, or null, and live.
@@ -411,10 +424,10 @@ impl Plan {
         py: Python<'_>,
         k: usize,
         objects: &[*mut ffi::PyObject],
-    ) -> PyResult<Option<(Counted, usize)>> {
-        let mut counters = Counters::new();
+        (values, precisions): (&mut [f64], &mut [Precision]),
+    ) -> PyResult<Option<usize>> {
         let first_counter = self.steady.counters.len();
-        for &object in objects {
+        for ((&object, to), precision) in objects.iter().zip(values).zip(precisions) {
             fault::point("steady counter")?;
             // SAFETY: the contract.
             let Some(object) = (unsafe { Borrowed::from_ptr_or_opt(py, object) }) else { return Ok(None) };
@@ -426,11 +439,11 @@ impl Plan {
             if !self.written.add_known(k, counter.memory.interval()) {
                 return Ok(None);
             }
-            counters.push((value, counter.memory.dtype.precision()));
+            (*to, *precision) = (value, counter.memory.dtype.precision());
             self.steady.counters.push((counter.memory, 0.0));
             self.steady.hold(&object);
         }
-        Ok(Some((counters, first_counter)))
+        Ok(Some(first_counter))
     }
 
     /// Computes the constants of a parameter with these counters, or finds them computed, and notes the counters after
@@ -528,6 +541,8 @@ struct One {
     last: Option<(Scalars, DType, Scalars)>,
     /// The program of the last parameter, of which `names` are the names.
     leaf: Option<Arc<Leaf>>,
+    /// With which program and at which counters the last parameter came, and which program it got.
+    found: Option<(Arc<Leaf>, Counters<f64>, Arc<Leaf>)>,
 }
 
 /// The names of states, then those of counters, as Python's strings, which `Keys` keeps alive.

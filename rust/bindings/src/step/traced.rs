@@ -35,7 +35,7 @@ impl Traced {
     /// The counters after the step, of which this parameter was the `place`-th program.
     pub(super) fn after(&self, step: &Step<'_>, place: usize) -> Counters<f64> {
         let becomes = self.leaf.becomes.iter().zip(&self.before[1..]);
-        let numbers = becomes.map(|(node, &before)| node.and_then(|node| step.value(place, node)).unwrap_or(before));
+        let numbers = becomes.map(|(&node, &before)| step.value(place, node).unwrap_or(before));
         self.before.first().map(|step| step + 1.0).into_iter().chain(numbers).collect()
     }
 }
