@@ -109,7 +109,8 @@ def test_what_is_decoded_does_the_same(function, hyperparameters):
         for name, value in expected.items():
             np.testing.assert_array_equal(ran.writes()[name], np.asarray(value, np.float64), err_msg=name)
         numbers = run.values(program.numbers.values())
-        assert [float(ran.values[i]) for i in encoded.wanted] == [float(n) for n in numbers]
+        told = [float(ran.values[i]) for i in encoded.wanted]
+        assert told == [float(n) for n in (*numbers, *totals.values())]
         assert [name for _, name in encoded.kept] == list(program.numbers)
         if function is not lamb:
             stepper.count -= 1
@@ -128,7 +129,9 @@ def test_questions_are_numbers_that_are_wanted():
     assert encoded.writes == [] and encoded.kept == ()
     assert decoded(encoded)[node][0] == "lt"
     assert encoded.inputs == (("step", "step"),)
-    assert encode(program, {}).wanted == []
+    after = encode(program, {})
+    assert after.kept == () and after.asked == ((after.wanted[0], 1.0),)  # what it took for granted is looked at
+    assert decoded(after)[after.wanted[0]][0] == "lt"
 
 
 def test_calls_are_numbered_over_all_programs_of_a_rule():
@@ -150,7 +153,8 @@ def test_a_rule_keeps_what_was_encoded():
     encoded = source.encoded(program)
     assert source.encoded(program) is encoded
     assert ("hyper", "betas[1]") not in encoded.inputs and ("hyper", "betas[0]") in encoded.inputs
-    assert encoded.kept == (("param", "d"), ("group", "k")) and len(encoded.wanted) == 2
+    assert encoded.kept == (("param", "d"), ("group", "k"))
+    assert len(encoded.wanted) == 2 + len(program.totals)
 
 
 def test_too_many_states():

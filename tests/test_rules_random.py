@@ -1,4 +1,4 @@
-"""Rules drawn at random: by torch's operations they give what NumPy gives in float64."""
+"""Rules drawn at random: by kernels and by torch's operations they give what NumPy gives in float64."""
 
 import numpy as np
 import pytest
@@ -7,6 +7,8 @@ torch = pytest.importorskip("torch")
 
 import oxistep  # noqa: E402
 from oxistep import rules  # noqa: E402
+from oxistep.numpy._rules import RuleOptimizer  # noqa: E402
+from oxistep.optim._definition import definition_of  # noqa: E402
 
 ONE = [
     abs,
@@ -82,26 +84,31 @@ def drawn(seed):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_all_ways_of_running_agree(seed):
+@pytest.mark.parametrize("by_torch", [False, True], ids=["kernels", "torch"])
+def test_all_ways_of_running_agree(seed, by_torch, monkeypatch):
+    monkeypatch.setattr(RuleOptimizer, "_oxistep_stepped_natively", lambda *args: False)  # NumPy's operations
     rule = drawn(seed)
     random = np.random.default_rng(seed + 1000)
     shapes = [(3, 4), (5,), ()]
     start = [random.standard_normal(shape) for shape in shapes]
     judge = [np.array(x) for x in start]
     tensors = [torch.tensor(x, requires_grad=True) for x in start]
-    by_numpy, by_torch = rule(judge), rule(tensors)
+    by_numpy, stepped = rule(judge), rule(tensors)
     for k in range(4):
         grads = [None if i == k else random.standard_normal(shape) for i, shape in enumerate(shapes)]
         by_numpy.step([None if g is None else np.asarray(g) for g in grads])
         for p, g in zip(tensors, grads, strict=True):
             p.grad = None if g is None else torch.tensor(g)
-        by_torch.step()
+        if by_torch:
+            definition_of(rule.torch).leave_everything(stepped)
+        else:
+            stepped.step()
         for one, other, p in zip(judge, tensors, range(3), strict=True):
             np.testing.assert_allclose(other.detach().numpy(), one, rtol=1e-6, atol=1e-6, err_msg=f"{seed} {k} {p}")
         # from the same values again, numbers of a parameter in float32 as torch keeps them
         for i, (one, other) in enumerate(zip(judge, tensors, strict=True)):
             with torch.no_grad():
                 other.copy_(torch.tensor(one))
-            for key, value in by_torch.state.get(other, {}).items():
+            for key, value in stepped.state.get(other, {}).items():
                 value.copy_(torch.tensor(by_numpy.state[0][i][key]))
-        assert by_torch.param_groups[0]["k"] == by_numpy.param_groups[0]["k"]
+        assert stepped.param_groups[0]["k"] == by_numpy.param_groups[0]["k"]

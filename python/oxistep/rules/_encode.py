@@ -44,9 +44,12 @@ class Encoded:
     writes: list[int]
     """Pairs: a stream (0 the parameter, 1 + k the state k), and the node that is written there."""
     wanted: list[int]
-    """The numbers to be told: those of ``kept``, or the question."""
+    """The numbers to be told: those of ``kept``, or the question; then what was taken for granted, and sums over all
+    parameters: each adds to them, whether or not it needs them."""
     kept: tuple[Input, ...]
-    """What the wanted numbers become: ``("param", name)`` or ``("group", name)``; empty for a question."""
+    """What the first of the wanted numbers become: ``("param", name)`` or ``("group", name)``; empty for a question."""
+    asked: tuple[tuple[int, float], ...]
+    """Numbers that the program took for granted, as nodes: conditions on norms, and what they came to."""
 
 
 class _Encoder:
@@ -58,7 +61,7 @@ class _Encoder:
         self.constants: list[float] = []
         self.inputs: dict[Input, int] = {}
         self.place: dict[int, int] = {}
-        for i in sorted(program.needed):
+        for i in sorted(program.needed | program.graph.cone(node for node, _ in program.conditions)):
             self.place[i] = len(self.place)
             self.flat += self._of(self._nodes[i])
 
@@ -105,12 +108,15 @@ def encode(program: Program, calls: dict[Any, int]) -> Encoded:
     writes = [(0 if name == "p" else 1 + states.index(name), place[i]) for name, i in program.writes.items()]
     kept = {("param" if name in program.states else "group", name): i for name, i in program.numbers.items()}
     wanted = [*kept.values()] if program.question is None else [program.question]
+    asked = tuple((place[i], answer) for i, answer in program.conditions)
+    totals = [place[i] for i in program.totals.values() if i in place]
     return Encoded(
         nodes=encoder.flat,
         constants=encoder.constants,
         states=states,
         inputs=tuple(encoder.inputs),
         writes=[number for pair in writes for number in pair],
-        wanted=[place[i] for i in wanted],
+        wanted=[*(place[i] for i in wanted), *(node for node, _ in asked), *totals],
         kept=tuple(kept),
+        asked=asked,
     )

@@ -12,8 +12,7 @@ from oxistep.rules._tree import Branch, Fact
 
 __all__ = ["Told", "Tracer", "tree_of"]
 
-TOTALS = "its rule has a sum over all parameters"
-OF_GROUP = "its rule has numbers of the group"
+ASKS_TOTAL = "its rule has an `if` on a sum over all parameters (rules.where in its place is native)"
 
 
 @dataclass
@@ -21,8 +20,8 @@ class Told:
     """A place in the tree of a rule's runs, as `_core.Tree` wants it told."""
 
     kind: str
-    """``"leaf"``: a program; ``"branch"``: a question, whose program has one number; ``"ndim"``, ``"shape"``: a
-    question about the parameter; ``"left"``: kernels cannot do it."""
+    """``"leaf"``: a program; ``"branch"``: a question, whose program has one number; ``"measured"``: a question that
+    hangs on elements; ``"ndim"``, ``"shape"``: a question about the parameter; ``"left"``: kernels cannot do it."""
     nodes: list[int] = field(default_factory=list)
     constants: list[float] = field(default_factory=list)
     writes: list[int] = field(default_factory=list)
@@ -30,14 +29,23 @@ class Told:
     wanted: list[int] = field(default_factory=list)
     """The numbers that are asked for, as nodes."""
     inputs: list[tuple[str, float, str]] = field(default_factory=list)
-    """What each is: ``("hyper", its place, "")``, ``("step", 0, "")``, ``("number", what it begins as, its name)``."""
+    """What each is: ``("hyper", its place, "")``, ``("step", 0, "")``, ``("number", what it begins as, its name)``, and
+    ``("group", what it begins as, its name)``."""
     states: list[str] = field(default_factory=list)
     numbers: list[tuple[str, int]] = field(default_factory=list)
     """States of one number, with the node of what each becomes."""
+    shared: list[tuple[str, int, bool]] = field(default_factory=list)
+    """Numbers of the group, with the node of what each becomes, and whether the rule assigns it."""
+    asked: list[tuple[int, float]] = field(default_factory=list)
+    """What the program takes for granted: numbers that hang on elements, as nodes, with their values."""
+    totals: bool = False
+    """Whether it has sums over all parameters."""
     begins: dict[str, State] = field(default_factory=dict)
     """All its states: what they begin as."""
     whole: bool = False
     """Whether anything depends on all elements of a tensor, on its shape, or on how many elements there are."""
+    rule: str = ""
+    """What the rule is called in messages."""
     reason: str = ""
 
 
@@ -103,26 +111,39 @@ def _told(source: Source, program: Program, places: dict[str, int], whole: bool)
         places: the places of the hyperparameters that are numbers.
         whole: whether something of the parameter as a whole was asked for on the way.
     """
-    if program.totals:
-        return Told("left", reason=TOTALS)
-    if program.of_group:
-        return Told("left", reason=OF_GROUP)
-    numbers = source.encoded(program)
+    if any(program.totals_of(node) for node, _ in program.conditions) or (
+        program.question is not None and program.totals_of(program.question)
+    ):
+        return Told("left", reason=ASKS_TOTAL)
+    encoded = source.encoded(program)
     initial = {name: state.initial for name, state in program.states.items()}
     inputs: dict[str, Callable[[str], tuple[str, float, str]]] = {
         "hyper": lambda name: ("hyper", float(places[name]), ""),
         "step": lambda name: ("step", 0.0, ""),
         "param": lambda name: ("number", float(initial[name]), name),
+        "group": lambda name: ("group", float(program.of_group[name].initial), name),
     }
+    kind = "leaf"
+    if program.question is not None:
+        kind = "measured" if program.needs_elements(program.question) else "branch"
+    becomes = dict(zip(encoded.kept, encoded.wanted, strict=False))
     return Told(
-        "leaf" if program.question is None else "branch",
-        nodes=numbers.nodes,
-        constants=numbers.constants,
-        writes=numbers.writes,
-        wanted=numbers.wanted,
-        inputs=[inputs[kind](name) for kind, name in numbers.inputs],
-        states=list(numbers.states),
-        numbers=[(name, node) for (_, name), node in zip(numbers.kept, numbers.wanted, strict=bool(numbers.kept))],
+        kind,
+        nodes=encoded.nodes,
+        constants=encoded.constants,
+        writes=encoded.writes,
+        wanted=encoded.wanted,
+        inputs=[inputs[what](name) for what, name in encoded.inputs],
+        states=list(encoded.states),
+        numbers=[(name, node) for (what, name), node in becomes.items() if what == "param"],
+        shared=[
+            (name, node, program.of_group[name].value != program.of_group[name].given)
+            for (what, name), node in becomes.items()
+            if what == "group"
+        ],
+        asked=list(encoded.asked),
         begins=dict(program.states),
-        whole=whole or any(node.op in ("reduce", "numel") for node in program.graph.nodes),
+        whole=whole or any(node.op in ("reduce", "numel", "total") for node in program.graph.nodes),
+        totals=bool(program.totals),
+        rule=source.name,
     )

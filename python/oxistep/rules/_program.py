@@ -36,6 +36,7 @@ class Program:
         writes: the node of each stream that is written: ``"p"``, states.
         numbers: the node of each number that is kept: of the parameter, of the group.
         totals: the sums over all parameters that the rule calls for: key -> node.
+        conditions: the numbers that were asked for and hang on elements (an `if` on a norm), with the answers.
         question: the number that the run was left for; None if it came to its end.
     """
 
@@ -74,7 +75,11 @@ class Program:
         self.code: dict[bool, list[Any]] = {}
         """What computes each node by NumPy (False) or torch (True); see ``_run``."""
         self._cones: dict[int, list[int]] = {}
-        reductions = [i for i in sorted(self.needed) if nodes[i].op == "reduce"]
+        self.conditions = [
+            (node, float(answer)) for node, answer in trace.asked if isinstance(node, int) and self.needs_elements(node)
+        ]
+        wanted += [node for node, _ in self.conditions]
+        reductions = [i for i in sorted(self.graph.cone(wanted)) if nodes[i].op == "reduce"]
         last = max([self.levels[i] for i in wanted] + [0])
         self.passes: list[Pass] = []
         for level in range(last):

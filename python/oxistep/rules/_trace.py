@@ -125,4 +125,5 @@ def caller() -> tuple[Any, ...]:
     frame = sys._getframe(1)
     while frame.f_back is not None and is_ours(frame.f_globals.get("__name__", "")):
         frame = frame.f_back
-    return frame.f_code.co_filename, frame.f_lineno, frame.f_lasti
+    # the code itself: two functions may stand in one line
+    return frame.f_code.co_filename, frame.f_lineno, frame.f_lasti, frame.f_code

@@ -27,6 +27,18 @@ pub(crate) enum Input {
     Step,
     /// A state of one number, and what it starts as.
     Number(&'static str, f64),
+    /// A number of the group, and what it starts as.
+    Group(&'static str, f64),
+}
+
+/// A number that the parameters of a group share.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shared {
+    pub(crate) name: &'static str,
+    /// The node of what it becomes.
+    pub(crate) node: usize,
+    /// Whether the rule assigns it.
+    pub(crate) assigned: bool,
 }
 
 /// What a step of a parameter is, under some answers.
@@ -44,6 +56,27 @@ pub(crate) struct Leaf {
     pub(crate) is_whole: bool,
     /// What the numbers become: the node of each counter after `step`.
     pub(crate) becomes: Vec<usize>,
+    pub(crate) shared: Vec<Shared>,
+    /// What the program takes for granted: nodes that hang on elements, with the bits of what they come to.
+    pub(crate) asked: Vec<(usize, u64)>,
+    /// It adds to sums over all parameters.
+    pub(crate) has_totals: bool,
+    /// What the rule is called in messages.
+    pub(crate) rule: String,
+    /// It is no program but a question, the only number that is wanted of it.
+    pub(crate) question: Option<usize>,
+}
+
+impl Leaf {
+    /// It cannot be taken apart from the programs of other parameters.
+    pub(crate) fn is_together(&self) -> bool {
+        self.has_totals || !self.shared.is_empty()
+    }
+
+    /// Numbers are to be found and looked at before anything is written.
+    pub(crate) fn is_looked_at(&self) -> bool {
+        self.is_together() || !self.asked.is_empty()
+    }
 }
 
 /// A place in the tree.
@@ -54,6 +87,11 @@ pub(crate) enum Place {
     Branch {
         question: Box<Program>,
         inputs: Vec<Input>,
+        after: Followed,
+    },
+    /// The rule asks for a number that hangs on the parameter's elements.
+    Measured {
+        question: Arc<Leaf>,
         after: Followed,
     },
     /// The rule asks how many dimensions the parameter has, or for its shape.
@@ -109,19 +147,26 @@ pub(crate) trait Known {
     fn step(&self) -> f64;
     /// A state of one number; `None` if it has not begun.
     fn number(&self, name: &'static str) -> Option<f64>;
+    /// A number of its group; `None` if it has not begun.
+    fn of_group(&self, name: &'static str) -> Option<f64>;
     /// The sizes of its dimensions.
     fn sizes(&self) -> &[i64];
+    /// How many real numbers it has.
+    fn numel(&self) -> f64;
+    /// What its questions about elements came to, as far as they were asked, by their bits.
+    fn answer(&self, question: usize) -> Option<u64>;
 }
 
 impl Numbers {
-    /// Puts the numbers that a program is given into `into`.
-    pub(crate) fn inputs(&self, inputs: &[Input], known: &impl Known, into: &mut Vec<f64>) {
-        into.clear();
-        into.extend(inputs.iter().map(|input| match *input {
+    /// The numbers that a program is given.
+    pub(crate) fn inputs<I: FromIterator<f64>>(&self, inputs: &[Input], known: &impl Known) -> I {
+        let number = |input: &Input| match *input {
             Input::Hyper(k) => self.hyper.get(k).copied().unwrap_or(f64::NAN),
             Input::Step => known.step(),
             Input::Number(name, initial) => known.number(name).unwrap_or(initial),
-        }));
+            Input::Group(name, initial) => known.of_group(name).unwrap_or(initial),
+        };
+        inputs.iter().map(number).collect()
     }
 
     /// Follows the tree as far as it has grown, by what is known of a parameter.
@@ -132,14 +177,18 @@ impl Numbers {
         path: &mut Vec<Key>,
     ) -> Result<Arc<Place>, (Arc<Place>, Key)> {
         let mut place = first.clone();
-        let mut inputs = Vec::new();
+        let mut measured = 0;
         loop {
             let (after, key) = match &*place {
                 Place::Leaf(_) | Place::Left(_) => return Ok(place),
+                Place::Measured { after, .. } => {
+                    let Some(answer) = known.answer(measured) else { return Ok(place) };
+                    measured += 1;
+                    (after, Key::Number(answer))
+                }
                 Place::Branch { question, inputs: given, after } => {
-                    self.inputs(given, known, &mut inputs);
-                    let numel = known.sizes().iter().product::<i64>() as f64;
-                    let answer = question.numbers(&inputs, numel).and_then(|numbers| numbers.first().copied());
+                    let inputs: SmallVec<[f64; 12]> = self.inputs(given, known);
+                    let answer = question.numbers(&inputs, known.numel()).and_then(|numbers| numbers.first().copied());
                     (after, Key::Number(answer.unwrap_or(f64::NAN).to_bits()))
                 }
                 Place::Fact { is_shape: false, after } => (after, Key::Dims(known.sizes().len())),
@@ -163,7 +212,8 @@ impl Numbers {
         }
     }
 
-    /// The program of a parameter, or why kernels have none. May run the rule's function.
+    /// The program of a parameter, or the question that is to be answered first, or why kernels have none. May run the
+    /// rule's function.
     pub(crate) fn leaf(&self, tree: &Tree, py: Python<'_>, known: &impl Known) -> PyResult<Result<Arc<Leaf>, Reason>> {
         let mut path = Vec::new();
         let first = match self.root.first.get() {
@@ -179,6 +229,7 @@ impl Numbers {
                 Ok(place) => {
                     return Ok(match &*place {
                         Place::Leaf(leaf) => Ok(leaf.clone()),
+                        Place::Measured { question, .. } => Ok(question.clone()),
                         Place::Left(reason) => Err(reason.clone()),
                         Place::Branch { .. } | Place::Fact { .. } => Err("its rule has no end".into()),
                     });
@@ -186,7 +237,9 @@ impl Numbers {
                 Err((place, key)) => {
                     path.push(key.clone());
                     let next = tree.ask(py, &self.root.kinds, known.sizes(), &path)?;
-                    if let Place::Branch { after, .. } | Place::Fact { after, .. } = &*place {
+                    if let Place::Branch { after, .. } | Place::Fact { after, .. } | Place::Measured { after, .. } =
+                        &*place
+                    {
                         after.put(key, next);
                     }
                 }
@@ -426,14 +479,22 @@ struct Told {
     constants: Vec<f64>,
     writes: Vec<u32>,
     wanted: Vec<u32>,
-    /// What each input is: ("hyper", its place, ""), ("step", 0, ""), or ("number", what it starts as, its name).
+    /// What each input is: ("hyper", its place, ""), ("step", 0, ""), or ("number" or "group", what it starts as, its
+    /// name).
     inputs: Vec<(String, f64, String)>,
     states: Vec<String>,
     /// The names of the states of one number, with the node of what they become.
     numbers: Vec<(String, usize)>,
+    /// The names of the numbers of the group, with the node of what they become, and whether they are assigned.
+    shared: Vec<(String, usize, bool)>,
+    /// What is taken for granted: nodes and what they come to.
+    asked: Vec<(usize, f64)>,
+    totals: bool,
     begins: Py<PyAny>,
     /// Whether something depends on all elements of a tensor, on its shape, or on how many elements there are.
     whole: bool,
+    /// What the rule is called in messages.
+    rule: String,
     reason: String,
 }
 
@@ -460,19 +521,20 @@ fn place(told: &Bound<'_, PyAny>) -> PyResult<Place> {
     let inputs = told.inputs.iter().map(|(what, number, name)| match what.as_str() {
         "step" => Input::Step,
         "number" => Input::Number(lasting(name), *number),
+        "group" => Input::Group(lasting(name), *number),
         _ => Input::Hyper(*number as usize),
     });
     let inputs = inputs.collect();
     if told.kind == "branch" {
-        if !program.answers_at_once() {
-            return Ok(Place::Left(
-                "its rule has an `if` on a norm or a sum (rules.where in its place is native)".into(),
-            ));
-        }
         return Ok(Place::Branch { question: Box::new(program), inputs, after: Followed::default() });
     }
     let counters = std::iter::once("step").chain(told.numbers.iter().map(|(name, _)| lasting(name))).collect();
-    Ok(Place::Leaf(Arc::new(Leaf {
+    let shared = told.shared.iter().map(|(name, node, assigned)| {
+        let (name, node, assigned) = (lasting(name), *node, *assigned);
+        Shared { name, node, assigned }
+    });
+    let is_question = told.kind == "measured";
+    let leaf = Arc::new(Leaf {
         program: Arc::new(program),
         inputs,
         states: told.states.iter().map(|name| lasting(name)).collect(),
@@ -480,7 +542,13 @@ fn place(told: &Bound<'_, PyAny>) -> PyResult<Place> {
         begins: told.begins,
         is_whole: told.whole,
         becomes: told.numbers.iter().map(|(_, node)| *node).collect(),
-    })))
+        shared: shared.collect(),
+        asked: told.asked.iter().map(|(node, answer)| (*node, answer.to_bits())).collect(),
+        has_totals: told.totals && !is_question,
+        rule: told.rule,
+        question: is_question.then(|| told.wanted.first().map_or(0, |&node| node as usize)),
+    });
+    Ok(if is_question { Place::Measured { question: leaf, after: Followed::default() } } else { Place::Leaf(leaf) })
 }
 
 /// A name that lives as long as the process: there are as many as programs have names for states.

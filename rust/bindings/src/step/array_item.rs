@@ -1,6 +1,6 @@
 //! One parameter of a step over arrays: its states, and what is wrong with any of them.
 
-use std::sync::Arc;
+use std::cell::Cell;
 
 use numpy::{
     PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadwriteArrayDyn, PyUntypedArray, PyUntypedArrayMethods,
@@ -20,7 +20,7 @@ use crate::optimizer::rule::GroupRule;
 use crate::optimizer::traced::{Known, Leaf, Tree};
 use crate::step::lists::{Counted, Counters};
 use crate::step::matched::Names;
-use crate::step::traced::Traced;
+use crate::step::traced::{Found, Traced, number_in};
 
 /// One parameter with a gradient: what a step needs to know of it beside its arrays.
 pub(super) struct Item<'py> {
@@ -42,6 +42,8 @@ pub(super) struct Look<'a, 'py> {
     pub(super) rule: &'a GroupRule,
     /// Of a rule that a user wrote.
     pub(super) tree: Option<&'a Bound<'py, Tree>>,
+    /// What the rule's questions about the array's elements came to, as far as they were asked.
+    pub(super) answers: &'a [u64],
     pub(super) values: &'a Bound<'py, PyDict>,
     pub(super) new_state: &'a Bound<'py, PyAny>,
     pub(super) keys: &'a mut Keys,
@@ -65,8 +67,8 @@ impl<'py> Look<'_, 'py> {
         let grad = &gradient(grad)?;
         // the state is made before the gradient is borrowed, which may be what `new_state` looks at
         plain(grad, &grad_name)?;
-        let leaf = match self.leaf(param, &entry)? {
-            Ok(leaf) => leaf,
+        let (leaf, inputs) = match self.leaf(param, &entry)? {
+            Ok(found) => found.unzip(),
             Err(reason) => return Ok(Err(reason)),
         };
         let names = Names::of(self.rule, leaf.as_deref(), param.cast::<PyUntypedArray>()?.ndim());
@@ -109,7 +111,7 @@ impl<'py> Look<'_, 'py> {
             )));
         }
         let (name, param, first) = (self.name, param.clone(), fresh.is_some());
-        let traced = leaf.map(|leaf| Traced::new(leaf, &counters));
+        let traced = leaf.zip(inputs).map(|(leaf, inputs)| Traced::new(leaf, inputs, &counters));
         Ok(Ok((Item { name, param, first, scalars, counters, traced, entry, fresh }, set)))
     }
 
@@ -146,15 +148,21 @@ impl<'py> Look<'_, 'py> {
     }
 
     /// The program, if the rule is one that a user wrote. May run the rule's function.
-    fn leaf(
-        &self,
-        param: &Bound<'py, PyAny>,
-        entry: &Bound<'py, PyDict>,
-    ) -> PyResult<Result<Option<Arc<Leaf>>, Reason>> {
+    fn leaf(&self, param: &Bound<'py, PyAny>, entry: &Bound<'py, PyDict>) -> PyResult<Result<Option<Found>, Reason>> {
         let (GroupRule::Traced(numbers), Some(tree)) = (self.rule, self.tree) else { return Ok(Ok(None)) };
         let array = param.cast::<PyUntypedArray>()?;
-        let known = OfEntry { entry, sizes: array.shape().iter().map(|&n| n as i64).collect() };
-        Ok(numbers.leaf(tree.get(), param.py(), &known)?.map(Some))
+        let sizes = array.shape().iter().map(|&n| n as i64).collect();
+        let (group, answers) = (self.values, self.answers);
+        let known = OfEntry { entry, group, answers, sizes, unreadable: Cell::new(false) };
+        let leaf = match numbers.leaf(tree.get(), param.py(), &known)? {
+            Ok(leaf) => leaf,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let inputs = numbers.inputs(&leaf.inputs, &known);
+        if known.unreadable.get() {
+            return Ok(Err("a number of the group is none".into()));
+        }
+        Ok(Ok(Some((leaf, inputs))))
     }
 }
 
@@ -180,10 +188,29 @@ fn refuse_unlike(what: &str, array: &Bound<'_, PyAny>, param: &Bound<'_, PyAny>,
 /// What is known of an array before its program is.
 struct OfEntry<'a, 'py> {
     entry: &'a Bound<'py, PyDict>,
+    group: &'a Bound<'py, PyDict>,
+    answers: &'a [u64],
     sizes: Vec<i64>,
+    /// Something that is no number stands where one should.
+    unreadable: Cell<bool>,
 }
 
 impl Known for OfEntry<'_, '_> {
+    fn of_group(&self, name: &'static str) -> Option<f64> {
+        number_in(self.group, name).unwrap_or_else(|_| {
+            self.unreadable.set(true);
+            None
+        })
+    }
+
+    fn numel(&self) -> f64 {
+        self.sizes.iter().product::<i64>() as f64
+    }
+
+    fn answer(&self, question: usize) -> Option<u64> {
+        self.answers.get(question).copied()
+    }
+
     fn step(&self) -> f64 {
         self.number("step").unwrap_or(0.0) + 1.0
     }

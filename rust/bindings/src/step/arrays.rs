@@ -18,6 +18,7 @@ use crate::optimizer::rule::{ClassRule, GroupRule, compiled};
 use crate::step::array_item::{Item, Look, strange_keys};
 use crate::step::counters::scalars;
 use crate::step::lists::Counters;
+use crate::step::together::{GroupNumbers, find, holds};
 use crate::step::traced::Traced;
 use crate::threads::with_pool;
 
@@ -41,6 +42,7 @@ pub(crate) fn rule_states(rule: &str, group: &Bound<'_, PyDict>) -> PyResult<Vec
 /// step, and then nothing was changed; `None` if it was taken.
 #[pyfunction]
 #[pyo3(signature = (rule, groups, lrs, grads, state, new_state, updates=None))]
+#[expect(clippy::needless_pass_by_value, reason = "the signature is PyO3's")]
 pub(crate) fn step_arrays(
     rule: &Bound<'_, PyAny>,
     groups: &Bound<'_, PyList>,
@@ -53,9 +55,16 @@ pub(crate) fn step_arrays(
     let py = groups.py();
     let rule = ClassRule::of(rule)?;
     let mut keys = Keys::default();
-    let surveyed = match survey(&rule, (groups, lrs), grads, state, new_state, &mut keys)? {
-        Ok(surveyed) => surveyed,
-        Err(reason) => return Ok(Some(reason.into_owned())),
+    let mut answers = Vec::new();
+    let surveyed = loop {
+        let surveyed = match survey(&rule, (groups, &lrs), grads, state, (new_state, &answers), &mut keys)? {
+            Ok(surveyed) => surveyed,
+            Err(reason) => return Ok(Some(reason.into_owned())),
+        };
+        if !surveyed.items.iter().any(|(_, item)| question(item).is_some()) {
+            break surveyed;
+        }
+        answer(py, surveyed, &mut answers)?;
     };
     let Surveyed { mut items, sets, rules, rows, params } = surveyed;
     let rests = CollectorRests::new(py);
@@ -69,6 +78,7 @@ pub(crate) fn step_arrays(
     let mut step = Step::default();
     let traced: Vec<Option<Traced>> = items.iter_mut().map(|(_, item)| item.traced.take()).collect();
     let mut advanced = fill(&mut step, (&items, &traced), arrays.each(), &rules, measuring.as_mut())?;
+    let becomes = look_at(py, &mut step, &items, &traced)?;
     store_fresh_states(&items)?;
     let small = step.elements() < driver::SERIAL;
     drop(rests);
@@ -90,7 +100,10 @@ pub(crate) fn step_arrays(
     for ((_, item), after) in items.iter_mut().zip(&advanced) {
         item.scalars.iter_mut().zip(after).for_each(|(scalar, &x)| scalar.set(x));
     }
-    let Err(panic) = done else { return Ok(None) };
+    let Err(panic) = done else {
+        becomes.write_into(groups)?;
+        return Ok(None);
+    };
     Err(panicked_over(&*panic, PyList::new(py, items.iter().map(|(_, item)| &item.param))?))
 }
 
@@ -111,10 +124,10 @@ struct Surveyed<'py> {
 /// Reads all groups, and checks and borrows all arrays. Nothing is written.
 fn survey<'py>(
     class: &ClassRule,
-    (groups, lrs): (&Bound<'py, PyList>, Vec<Option<f64>>),
+    (groups, lrs): (&Bound<'py, PyList>, &[Option<f64>]),
     grads: &Bound<'py, PyList>,
     state: &Bound<'py, PyList>,
-    new_state: &Bound<'py, PyAny>,
+    (new_state, answers): (&Bound<'py, PyAny>, &[Vec<u64>]),
     keys: &mut Keys,
 ) -> PyResult<Result<Surveyed<'py>, Reason>> {
     let (mut items, mut sets) = (Vec::new(), Vec::new());
@@ -124,7 +137,7 @@ fn survey<'py>(
     same_length("grads", grads.len(), "param_groups", groups.len())?;
     same_length("state", state.len(), "param_groups", groups.len())?;
 
-    for (g, lr) in lrs.into_iter().enumerate() {
+    for (g, &lr) in lrs.iter().enumerate() {
         let values = groups.get_item(g)?.cast_into::<PyDict>()?;
         let params = list(values.get_item("params")?, "param_groups[...]['params']")?;
         let (grads, states) = (list(Some(grads.get_item(g)?), "grads")?, list(Some(state.get_item(g)?), "state")?);
@@ -152,7 +165,8 @@ fn survey<'py>(
             fault::point("array")?;
             let name = name_of(&values, groups.len(), g, i)?;
             let entry = entry.cast_into::<PyDict>()?;
-            let look = Look { name, rule: &rule.0, tree, values: &values, new_state, keys: &mut *keys };
+            let answers = answers.get(items.len()).map_or(&[][..], Vec::as_slice);
+            let look = Look { name, rule: &rule.0, tree, answers, values: &values, new_state, keys: &mut *keys };
             let (item, set) = match look.item(&param, &grad, entry)? {
                 Ok(found) => found,
                 Err(reason) => return Ok(Err(reason)),
@@ -166,6 +180,60 @@ fn survey<'py>(
     Ok(Ok(Surveyed { items, sets, rules, rows, params: first_row }))
 }
 
+/// What a rule asks of an array before its program is known.
+fn question(item: &Item<'_>) -> Option<usize> {
+    item.traced.as_ref()?.leaf.question
+}
+
+/// Answers what rules ask about elements: of each item one question more. Writes nothing.
+fn answer(py: Python<'_>, surveyed: Surveyed<'_>, answers: &mut Vec<Vec<u64>>) -> PyResult<()> {
+    let Surveyed { items, sets, rules, .. } = surveyed;
+    let _rests = CollectorRests::new(py);
+    answers.resize_with(items.len(), Vec::new);
+    let asking = items.into_iter().zip(sets).zip(answers).filter(|(((_, item), _), _)| question(item).is_some());
+    let ((mut items, sets), to): ((Vec<_>, Vec<_>), Vec<_>) = asking.unzip();
+    let mut arrays = Apart::settle(sets, |k| &items[k].1.name)?;
+    let traced: Vec<Option<Traced>> = items.iter_mut().map(|(_, item)| item.traced.take()).collect();
+    let mut step = Step::default();
+    fill(&mut step, (&items, &traced), arrays.each(), &rules, None)?;
+    find(py, &mut step, rule_of(&traced))?;
+    for (place, (traced, to)) in traced.iter().flatten().zip(to).enumerate() {
+        let answer = traced.leaf.question.and_then(|node| step.value(place, node));
+        to.push(answer.unwrap_or(f64::NAN).to_bits());
+    }
+    Ok(())
+}
+
+/// What the rule is called in messages.
+fn rule_of(traced: &[Option<Traced>]) -> &str {
+    traced.iter().flatten().next().map_or("", |traced| &traced.leaf.rule)
+}
+
+/// What the numbers of groups become, known before anything is written.
+fn look_at(
+    py: Python<'_>,
+    step: &mut Step<'_>,
+    items: &[(usize, Item<'_>)],
+    traced: &[Option<Traced>],
+) -> PyResult<GroupNumbers> {
+    let mut numbers = GroupNumbers::default();
+    let programs = || items.iter().zip(traced).filter_map(|((g, _), traced)| Some((*g, &traced.as_ref()?.leaf)));
+    if !programs().any(|(_, leaf)| leaf.is_looked_at()) {
+        return Ok(numbers);
+    }
+    find(py, step, rule_of(traced))?;
+    for (place, (g, leaf)) in programs().enumerate() {
+        if !holds(leaf, |node| step.value(place, node)) {
+            return Err(PyRuntimeError::new_err(format!(
+                "rule {}: an array was changed while this step was under way; oxistep has not updated any",
+                leaf.rule
+            )));
+        }
+        numbers.add(g, leaf, |node| step.value(place, node))?;
+    }
+    Ok(numbers)
+}
+
 /// Adds the items, whose `arrays` these are, to a step with their constants, and returns their counters after it.
 fn fill<'a>(
     step: &mut Step<'a>,
@@ -175,7 +243,6 @@ fn fill<'a>(
     mut measuring: Option<&mut Measuring<'_>>,
 ) -> PyResult<Vec<Counters<f64>>> {
     let mut advanced = Vec::with_capacity(items.len());
-    let mut numbers = Vec::new();
     let refused = |refused: Refused| PyRuntimeError::new_err(format!("oxistep: {refused}; this is a defect"));
     for (((g, item), traced), tensors) in items.iter().zip(traced).zip(arrays) {
         let (rule, factor) = &rules[*g];
@@ -185,8 +252,8 @@ fn fill<'a>(
                 step.constants(rule.constants(&mut after, item.first));
                 (0..item.counters.len()).map(|k| after.get(k)).collect()
             }
-            (GroupRule::Traced(of_group), Some(traced)) => {
-                traced.register(step, of_group, &mut numbers).map_err(refused)?;
+            (GroupRule::Traced(_), Some(traced)) => {
+                traced.register(step).map_err(refused)?;
                 Counters::new() // known when the step is done
             }
             (GroupRule::Traced(_), None) => return Err(PyRuntimeError::new_err("oxistep: no program; a defect")),

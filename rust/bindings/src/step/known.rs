@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
 use crate::memory::stream::Memory;
 use crate::memory::torch::describe::Torch;
 use crate::optimizer::traced::Leaf;
+use crate::step::together::GroupNumbers;
 
 /// How many steps in a row may begin as steady ones and turn out not to be, before it is tried but once in a while.
 pub(super) const PATIENCE: u32 = 4;
@@ -41,8 +43,13 @@ pub(super) struct Steady {
     pub(super) awaited: Vec<(usize, usize, usize)>,
     /// How many programs the step has.
     pub(super) programs: usize,
-    /// The numbers that a program is given.
-    pub(super) inputs: Vec<f64>,
+    /// Some programs are to be looked at before anything is written.
+    pub(super) looks: bool,
+    /// The groups of rules that users wrote, and of each program which is its own.
+    pub(super) groups: Vec<Py<PyDict>>,
+    pub(super) group_of: Vec<usize>,
+    /// What the numbers of groups become.
+    pub(super) numbers: GroupNumbers,
     /// The specifications of the DTensors among gradients and states, in order: those that the general step found to be
     /// like their parameters'.
     pub(super) specs: Vec<Py<PyAny>>,
@@ -79,6 +86,10 @@ impl Steady {
         self.counters.clear();
         self.awaited.clear();
         self.programs = 0;
+        self.looks = false;
+        self.groups.clear();
+        self.group_of.clear();
+        self.numbers.clear();
     }
 
     /// Whether this is the state that the last step met in this place.

@@ -1,7 +1,6 @@
 //! Which program a parameter has, if its rule is one that a user wrote.
 
 use std::cell::Cell;
-use std::sync::Arc;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -12,12 +11,16 @@ use crate::optimizer::rule::GroupRule;
 use crate::optimizer::traced::{Known, Leaf};
 use crate::step::item::Item;
 use crate::step::look::{Going, Look};
+use crate::step::traced::{Found, number_in};
 
 /// What is known of a parameter before its program is.
 struct OfEntry<'a, 'py> {
     torch: &'a Torch,
     entry: Option<&'a Bound<'py, PyDict>>,
+    group: &'a Bound<'py, PyDict>,
+    answers: &'a [u64],
     sizes: Vec<i64>,
+    is_complex: bool,
     /// Something that is no number stands where one should.
     unreadable: Cell<bool>,
 }
@@ -34,8 +37,23 @@ impl Known for OfEntry<'_, '_> {
         number
     }
 
+    fn of_group(&self, name: &'static str) -> Option<f64> {
+        number_in(self.group, name).unwrap_or_else(|_| {
+            self.unreadable.set(true);
+            None
+        })
+    }
+
     fn sizes(&self) -> &[i64] {
         &self.sizes
+    }
+
+    fn numel(&self) -> f64 {
+        self.sizes.iter().product::<i64>() as f64 * if self.is_complex { 2.0 } else { 1.0 }
+    }
+
+    fn answer(&self, question: usize) -> Option<u64> {
+        self.answers.get(question).copied()
     }
 }
 
@@ -48,24 +66,30 @@ impl Leaf {
 }
 
 impl Item {
-    /// The program, if its rule is one that a user wrote. May run the rule's function.
+    /// The program, or the question that is to be answered first, with its numbers, if its rule is one that a user
+    /// wrote. May run the rule's function.
     pub(super) fn leaf(
         &self,
         py: Python<'_>,
         look: &Look<'_, '_>,
         param: &Described<'_>,
         entry: Option<&Bound<'_, PyDict>>,
-    ) -> Going<Option<Arc<Leaf>>> {
+    ) -> Going<Option<Found>> {
         let (GroupRule::Traced(numbers), Some(tree)) = (look.rule, look.tree) else { return Ok(None) };
-        if param.memory.complex {
-            return Err("the parameter is complex, and its rule is for real numbers".into());
-        }
-        let sizes = param.shape.sizes.to_vec();
-        let known = OfEntry { torch: look.torch, entry, sizes, unreadable: Cell::new(false) };
+        let known = OfEntry {
+            torch: look.torch,
+            entry,
+            group: look.values,
+            answers: look.answers,
+            sizes: param.shape.sizes.to_vec(),
+            is_complex: param.memory.complex,
+            unreadable: Cell::new(false),
+        };
         let leaf = numbers.leaf(tree.get(), py, &known)??;
+        let inputs = numbers.inputs(&leaf.inputs, &known);
         if known.unreadable.get() {
-            return Err("a state of one number is no CPU tensor of one".into());
+            return Err("a state of one number is no CPU tensor of one, or one of the group is no number".into());
         }
-        Ok(Some(leaf))
+        Ok(Some((leaf, inputs)))
     }
 }

@@ -14,6 +14,8 @@ pub(crate) struct Look<'a, 'py> {
     pub(crate) rule: &'a GroupRule,
     /// Of a rule that a user wrote.
     pub(crate) tree: Option<&'a Bound<'py, Tree>>,
+    /// What the rule's questions about the parameter's elements came to, as far as they were asked.
+    pub(crate) answers: &'a [u64],
     /// What is asked of Python about the class.
     pub(crate) definition: &'a Bound<'py, PyAny>,
     pub(crate) optimizer: &'a Bound<'py, PyAny>,

@@ -11,7 +11,7 @@ use crate::step::item::{Item, Route};
 use crate::step::look::{Going, Look, Stop};
 use crate::step::matched::{Names, are_absent, states_in};
 use crate::step::sparse::take_rows;
-use crate::step::traced::Traced;
+use crate::step::traced::{Inputs, Traced};
 use crate::whole::adafactor::Whole;
 
 impl Item {
@@ -41,7 +41,7 @@ impl Item {
 
         let mut source = self.plain_entry(py)?;
         let asked = look.tree.map(|tree| tree.get().asked());
-        let leaf = self.leaf(py, look, &pair.0, source.as_ref())?;
+        let (leaf, inputs) = self.leaf(py, look, &pair.0, source.as_ref())?.unzip();
         if shard.is_some() && leaf.as_ref().is_some_and(|leaf| leaf.is_whole) {
             return Err("the parameter is a DTensor, and its rule looks at more than single elements".into());
         }
@@ -55,6 +55,7 @@ impl Item {
         if !missing.is_empty() || (leaf.is_none() && are_absent(names, source.as_ref(), keys)?) {
             self.first = true;
             if !look.make_states {
+                self.traced = leaf.map(|leaf| Box::new(Traced::new(leaf, Inputs::new(), &[])));
                 return self.route_before_its_states(look, &pair.0, &pair.1);
             }
             source = Some(self.make_states(look, shard.is_some(), source.as_ref(), (leaf.as_deref(), &missing))?);
@@ -73,7 +74,7 @@ impl Item {
         let counters = self.read_counters(py, look, source.as_ref(), names.counters, keys)?;
         match leaf {
             None => self.scalar_values = scalars(&counters),
-            Some(leaf) => self.traced = Some(Box::new(Traced::new(leaf, &counters))),
+            Some(leaf) => self.traced = Some(Box::new(Traced::new(leaf, inputs.unwrap_or_default(), &counters))),
         }
         self.unsure = false;
         Ok(self.settle_unusual(look, dtype, one_dtype))

@@ -25,6 +25,7 @@ pub(crate) mod sparse;
 pub(crate) mod states;
 pub(crate) mod steady;
 pub(crate) mod survey;
+pub(crate) mod together;
 pub(crate) mod traced;
 pub(crate) mod versions;
 pub(crate) mod watch;

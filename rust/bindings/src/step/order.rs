@@ -21,6 +21,7 @@ impl Plan {
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let py = optimizer.py();
         self.measuring = guard.measures();
+        self.answers.clear();
         if self.is_overridden(optimizer)? {
             return self.leave_everything(optimizer, guard);
         }
@@ -59,7 +60,7 @@ impl Plan {
             watch.done = false;
             asked |= watch.begin(py, &self.items)?;
         }
-        let mut norm = None;
+        let (mut norm, mut factor) = (None, 1.0);
         if guard.measures() && (!self.items.is_empty() || self.is_shared(guard)) {
             if asked || self.items.iter().any(|item| item.fresh.is_some()) {
                 self.describe_again(py)?; // Python code has run
@@ -81,7 +82,14 @@ impl Plan {
             if verdict.skip {
                 return Ok(norm);
             }
-            self.rules.iter_mut().for_each(|(_, factor)| *factor *= verdict.factor);
+            factor = verdict.factor;
+            self.rules.iter_mut().for_each(|(_, own)| *own *= factor);
+        }
+        if self.answer(optimizer, factor)? {
+            asked = self.foreign;
+            if self.items.iter().any(|item| item.route != Route::Native) {
+                self.check_left(optimizer)?;
+            }
         }
         self.update(optimizer, asked, rests)?;
         if let Some(watch) = &mut self.watch {

@@ -91,7 +91,8 @@ impl Plan {
 /// Whether updating a parameter whole, before the next one, is what torch would do: its foreach path does operation
 /// after operation.
 fn may_take_turns(item: &Item) -> bool {
-    let knows_of_others = item.traced.as_ref().is_some_and(|traced| traced.leaf.is_whole); // torch's norms come first
+    // torch's norms come first
+    let knows_of_others = item.traced.as_ref().is_some_and(|traced| traced.leaf.is_whole || traced.leaf.is_together());
     let is_whole = item.whole != Whole::No || knows_of_others;
     item.route == Route::Native && item.rows.is_none() && !is_whole && !item.foreach
 }

@@ -54,6 +54,8 @@ pub(crate) struct Plan {
     /// The other ranks of this step need not be told that it fails: its norm was reduced, or is not.
     pub(super) joined: bool,
     pub(super) steady: Steady,
+    /// Of each parameter, what its rule's questions about its elements came to in this step, as far as they were asked.
+    pub(super) answers: Vec<Vec<u64>>,
     /// The native parameters of the last step.
     pub(super) versions: Option<Versions>,
     /// The addresses of their states' objects, as one number: another number, other objects.
@@ -94,6 +96,7 @@ impl Plan {
             ranks: Ranks::default(),
             joined: false,
             steady: Steady::default(),
+            answers: Vec::new(),
             versions: None,
             known_states: 0,
             holds_inference_tensor: false,

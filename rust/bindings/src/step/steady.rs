@@ -36,7 +36,8 @@ use crate::step::guard::Guard;
 use crate::step::lists::Counters;
 use crate::step::plan::Plan;
 use crate::step::routed::served;
-use crate::step::traced::OfCounters;
+use crate::step::together::{find, holds};
+use crate::step::traced::{Inputs, OfCounters, OfGroup};
 use crate::threads::with_pool;
 
 /// How trying a steady step ended.
@@ -66,10 +67,10 @@ impl Plan {
         let done = match gathered {
             Ok(true) => {
                 // until a step ends well, the next one is not tried in this way
-                let written = self.write_steady(optimizer.py(), guard, &mut step, rests);
-                self.steady.ready = written.is_ok();
+                let done = self.write_steady(optimizer.py(), guard, &mut step, rests);
+                self.steady.ready = matches!(done, Ok(Attempt::Done(_)));
                 self.steady.failures = 0;
-                written.map(Attempt::Done)
+                done
             }
             Ok(false) => {
                 self.steady.failures += 1;
@@ -121,7 +122,11 @@ impl Plan {
                 GroupRule::Compiled(rule) => Names::of(py, rule.states(), rule.scalars(), &mut self.keys),
                 GroupRule::Traced(_) => Names::default(),
             };
-            let mut one = One { rule, factor, single_lr, names, last: None, leaf: None, found: None };
+            if matches!(rule, GroupRule::Traced(_)) {
+                self.steady.groups.push(values.clone().unbind());
+            }
+            let of_group = OfGroup::of(&values);
+            let mut one = One { rule, factor, single_lr, names, of_group, last: None, leaf: None, found: None };
             for i in 0..params.len() {
                 // SAFETY: the index is below the list's length. The item is borrowed from the list, which is not
                 // changed while it is used: no Python code runs.
@@ -143,7 +148,7 @@ impl Plan {
         &mut self,
         torch: &Torch,
         grad: &Attribute,
-        one: &mut One,
+        one: &mut One<'_>,
         k: &mut usize,
         (state, param): (&Bound<'_, PyDict>, Borrowed<'_, '_, PyAny>),
         step: &mut Step<'static>,
@@ -209,7 +214,7 @@ impl Plan {
     fn gather_one(
         &mut self,
         torch: &Torch,
-        one: &mut One,
+        one: &mut One<'_>,
         k: usize,
         state: &Bound<'_, PyDict>,
         (param, shard): (&Bound<'_, PyAny>, Option<&Bound<'_, PyAny>>),
@@ -289,7 +294,7 @@ impl Plan {
     fn gather_traced(
         &mut self,
         torch: &Torch,
-        (one, numbers): (&mut One, &Numbers),
+        (one, numbers): (&mut One<'_>, &Numbers),
         k: usize,
         state: &Bound<'_, PyDict>,
         (param, is_dtensor): (&Bound<'_, PyAny>, bool),
@@ -298,8 +303,7 @@ impl Plan {
     ) -> PyResult<bool> {
         let py = state.py();
         let Some(leaf) = self.steady.leaves.get(k).cloned() else { return Ok(false) };
-        if leaf.states.len() + leaf.counters.len() > LARGEST_NAMES || (leaf.is_whole && is_dtensor) || p.memory.complex
-        {
+        if leaf.states.len() + leaf.counters.len() > LARGEST_NAMES || (leaf.is_whole && is_dtensor) {
             return Ok(false);
         }
         if !one.leaf.as_ref().is_some_and(|known| Arc::ptr_eq(known, &leaf)) {
@@ -328,7 +332,14 @@ impl Plan {
         };
         let Some(first_counter) = first? else { return Ok(false) };
         let values = &values[..leaf.counters.len()];
-        let of_counters = OfCounters { names: &leaf.counters, values, sizes: p.shape.sizes };
+        let of_counters = OfCounters {
+            names: &leaf.counters,
+            values,
+            group: &one.of_group,
+            asked: &leaf.asked,
+            sizes: p.shape.sizes,
+            is_complex: p.memory.complex,
+        };
         // parameters of a group nearly always stand at the same step: conditions are computed once
         let now = match &one.found {
             Some((of, at, now)) if Arc::ptr_eq(of, &leaf) && at.as_slice() == values && !now.is_whole => now.clone(),
@@ -342,7 +353,12 @@ impl Plan {
         if !Arc::ptr_eq(&now, &leaf) && (!same_names || (now.is_whole && is_dtensor)) {
             return Ok(false);
         }
-        numbers.inputs(&now.inputs, &of_counters, &mut self.steady.inputs);
+        let inputs: Inputs = numbers.inputs(&now.inputs, &of_counters);
+        if one.of_group.unreadable.get() {
+            return Ok(false);
+        }
+        self.steady.looks |= now.is_looked_at();
+        self.steady.group_of.push(self.steady.groups.len() - 1);
         self.steady.counters[first_counter].1 = of_counters.step();
         for (i, &node) in now.becomes.iter().enumerate() {
             self.steady.counters[first_counter + 1 + i].1 = values[1 + i];
@@ -356,7 +372,7 @@ impl Plan {
         // this step.
         let program: &'static Program = unsafe { &*Arc::as_ptr(&now.program) };
         self.steady.leaves[k] = now;
-        if step.program(program, &self.steady.inputs).is_err() {
+        if step.program(program, &inputs).is_err() {
             return Ok(false);
         }
         // SAFETY: as in `gather_one`.
@@ -451,7 +467,7 @@ impl Plan {
     #[inline(always)]
     fn advance_counters(
         &mut self,
-        one: &mut One,
+        one: &mut One<'_>,
         before: Scalars,
         dtype: DType,
         first_counter: usize,
@@ -484,18 +500,21 @@ impl Plan {
         guard: &Guard<'_, '_>,
         step: &mut Step<'static>,
         rests: CollectorRests<'py>,
-    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+    ) -> PyResult<Attempt<'py>> {
         let mut norm = None;
         if guard.measures() {
             // SAFETY: described just now, and held.
             let verdict = unsafe { guard.judge_native(py, &mut self.gradients)? };
             norm = Some(verdict.norm);
             if verdict.skip {
-                return Ok(norm);
+                return Ok(Attempt::Done(norm));
             }
             if verdict.factor != 1.0 {
                 step.scale_gradients(verdict.factor);
             }
+        }
+        if self.steady.looks && !self.look_steady(py, step)? {
+            return Ok(Attempt::Failed(rests));
         }
         fault::point("steady versions")?;
         self.count_versions(py)?;
@@ -515,7 +534,25 @@ impl Plan {
             // SAFETY: as for the slices in `gather_one`.
             unsafe { memory.write_scalar(*value) };
         }
-        done.map(|()| norm).map_err(|panic| self.broke_off(py, &*panic))
+        if done.is_ok() {
+            self.steady.numbers.write(|g| Ok(self.steady.groups[g].bind(py).clone()))?;
+        }
+        done.map(|()| Attempt::Done(norm)).map_err(|panic| self.broke_off(py, &*panic))
+    }
+
+    /// Finds what is to be known of programs before anything is written, and looks at it; `false` if something came out
+    /// otherwise than at the last step.
+    fn look_steady(&mut self, py: Python<'_>, step: &mut Step<'static>) -> PyResult<bool> {
+        fault::point("look at numbers again")?;
+        let steady = &mut self.steady;
+        find(py, step, steady.leaves.first().map_or("", |leaf| &leaf.rule))?;
+        for (place, (leaf, &group)) in steady.leaves.iter().zip(&steady.group_of).enumerate() {
+            let value = |node| step.value(place, node);
+            if !holds(leaf, value) || steady.numbers.add(group, leaf, value).is_err() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 
@@ -532,8 +569,10 @@ fn alike(param: &Described<'_>, tensor: &Described<'_>) -> bool {
 const LARGEST_NAMES: usize = 24;
 
 /// What the parameters of a group have in common.
-struct One {
+struct One<'a> {
     rule: GroupRule,
+    /// The numbers that its parameters share, if a user wrote the rule.
+    of_group: OfGroup<'a>,
     factor: f64,
     single_lr: bool,
     names: Names,

@@ -59,6 +59,7 @@ impl Plan {
         // tracing a rule runs its function, which may do anything
         self.foreign |= asked != self.rule.asked();
         self.settle_overlaps(py, torch);
+        self.settle_together();
         Ok(skipped)
     }
 
@@ -136,6 +137,7 @@ impl Plan {
         let mut item = Item::new((of_group.index, i), self.rules.len().saturating_sub(1), param, grad);
         self.places.push(self.state_map.last_place());
         (item.foreach, item.spec) = (of_group.foreach, spec);
+        let place = self.items.len();
         self.items.push(item);
         let Some(item) = self.items.last_mut() else { return Ok(true) };
         item.route = match found {
@@ -150,6 +152,7 @@ impl Plan {
                     torch,
                     rule,
                     tree: of_group.tree.as_ref().map(|tree| tree.bind(py)),
+                    answers: self.answers.get(place).map_or(&[], Vec::as_slice),
                     definition: self.definition.bind(py),
                     optimizer: of_group.optimizer,
                     values: of_group.values,

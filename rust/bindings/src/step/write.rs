@@ -13,6 +13,7 @@ use crate::optimizer::rule::GroupRule;
 use crate::step::item::{Item, Route};
 use crate::step::known::PATIENCE;
 use crate::step::plan::Plan;
+use crate::step::together::{GroupNumbers, look_at};
 use crate::step::watch::Watch;
 use crate::threads::with_pool;
 use crate::whole::adafactor::Whole;
@@ -26,7 +27,7 @@ impl Plan {
         self.advanced.clear();
         self.advanced.extend(self.items.iter().map(|item| item.scalar_values));
         // parameters that share memory are updated one after the other, as torch does, each in a step of its own
-        let mut turns = Vec::new();
+        let (mut turns, mut becomes) = (Vec::new(), GroupNumbers::default());
         let free = |item: &Item| !item.tied;
         let ready = fill(&mut step, &self.items, free, &self.rules, &mut self.advanced, watch)
             .and_then(|()| {
@@ -36,8 +37,9 @@ impl Plan {
                     fill(&mut turn, &self.items, this, &self.rules, &mut self.advanced, None)?;
                     turns.push(turn);
                 }
-                Ok(())
+                look_at(py, &mut step, &self.items)
             })
+            .map(|numbers| becomes = numbers)
             .and_then(|()| self.set_python_counters(py, 1))
             .and_then(|()| fault::point("versions"))
             .and_then(|()| self.count_versions(py));
@@ -80,6 +82,9 @@ impl Plan {
         drop(turns);
         self.step = Some(step.recycle());
         self.expect_steady(py, elements);
+        if done.is_ok() {
+            becomes.write_into(&optimizer.getattr(pyo3::intern!(py, "param_groups"))?)?;
+        }
         done.map_err(|panic| self.broke_off(py, &*panic))
     }
 
@@ -112,7 +117,7 @@ impl Plan {
 
 /// Adds those of the native parameters that are `wanted` to a step, with their constants, and notes their scalar states
 /// after it.
-fn fill<'a>(
+pub(super) fn fill<'a>(
     step: &mut Step<'a>,
     items: &'a [Item],
     wanted: impl Fn(&Item) -> bool,
@@ -121,7 +126,6 @@ fn fill<'a>(
     mut watch: Option<&mut Watch>,
 ) -> PyResult<()> {
     let mut last = None;
-    let mut numbers = Vec::new();
     let refused = |refused: Refused| PyRuntimeError::new_err(format!("oxistep: {refused}; this is a defect"));
     for (item, advanced) in items.iter().zip(advanced).filter(|(item, _)| wanted(item)) {
         let (rule, factor) = &rules[item.rule as usize];
@@ -134,9 +138,7 @@ fn fill<'a>(
                 step.constants(rule.constants(advanced, item.first));
                 last = Some((before, *advanced));
             }
-            (GroupRule::Traced(of_group), Some(traced), _) => {
-                traced.register(step, of_group, &mut numbers).map_err(refused)?;
-            }
+            (GroupRule::Traced(_), Some(traced), _) => traced.register(step).map_err(refused)?,
             (GroupRule::Traced(_), None, _) => return Err(PyRuntimeError::new_err("oxistep: no program; a defect")),
         }
         fault::point("push")?;

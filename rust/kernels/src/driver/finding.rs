@@ -1,7 +1,8 @@
 //! The walks of programs before the one that writes: reductions of each tensor, and totals over all of them.
 //!
 //! Each tensor goes on as far as what it needs is known. A total is known when every tensor that adds to it has done
-//! so. Sums are added in the order of tensors, chunks and lanes: the same bits for any number of threads.
+//! so. Sums are added in the order of chunks and lanes: the same bits for any number of threads. Totals keep what
+//! rounding loses: the same for any order of tensors.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,6 +44,22 @@ struct Sum {
     /// How many tensors have still to add to it.
     waiting: usize,
     sum: f64,
+    /// What the sum lost to rounding: with it, in which order tensors come does not matter.
+    lost: f64,
+}
+
+impl Sum {
+    /// Adds a number; what rounding loses is kept (Knuth, "The Art of Computer Programming" 2, section 4.2.2).
+    fn add(&mut self, x: f64) {
+        let sum = self.sum + x;
+        let of_x = sum - self.sum;
+        self.lost += (self.sum - (sum - of_x)) + (x - of_x);
+        self.sum = sum;
+    }
+
+    fn get(&self) -> f64 {
+        if self.sum.is_finite() { self.sum + self.lost } else { self.sum }
+    }
 }
 
 /// What was found; kept for its memory.
@@ -105,7 +122,7 @@ impl Finding {
     /// The total of a call.
     fn total(&mut self, key: u32) -> &mut Sum {
         let place = self.totals.iter().position(|total| total.key == key).unwrap_or_else(|| {
-            self.totals.push(Sum { key, waiting: 0, sum: 0.0 });
+            self.totals.push(Sum { key, waiting: 0, sum: 0.0, lost: 0.0 });
             self.totals.len() - 1
         });
         &mut self.totals[place]
@@ -118,7 +135,8 @@ impl Finding {
             for total in run.program.totals().iter().filter(|total| (run.told..run.known).contains(&total.level)) {
                 let own = bodies.row_of(&run)[total.of];
                 let sum = self.total(total.key);
-                (sum.sum, sum.waiting) = (sum.sum + own, sum.waiting - 1);
+                sum.add(own);
+                sum.waiting -= 1;
             }
             if let Some(run) = bodies.run_mut(place) {
                 run.told = run.known;
@@ -158,7 +176,7 @@ impl Finding {
         for place in 0..bodies.len() {
             let Some(&run) = bodies.run(place).filter(|_| self.going[place]) else { continue };
             for total in run.program.totals().iter().filter(|total| total.level + 1 == run.known) {
-                let sum = self.total(total.key).sum;
+                let sum = self.total(total.key).get();
                 bodies.row_mut(&run)[total.place] = sum;
             }
             run.program.compute(run.known, bodies.row_mut(&run), &[], 0.0);
