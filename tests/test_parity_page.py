@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import oxistep
 import oxistep.optim
+from oxistep import rules
 from oxistep.optim import SGD, Adagrad, Adam, AdamW, SparseAdam
 from oxistep.optim._definition import definition_of
 from seeing import Seeing
@@ -115,6 +116,23 @@ def in_float32_states():
     return Adam([ones(3, dtype=torch.bfloat16)], state_dtype=torch.float32)
 
 
+@oxistep.rule
+def asking(p, g, s, lr=0.1):
+    return p - lr * g if rules.total(rules.sum(g)) > 0 else p
+
+
+@oxistep.rule
+def counting(p, g, s, lr=0.1):
+    s.group.k = s.group.get("k", 1) + 1
+    return p - lr * g
+
+
+@oxistep.rule
+def remembering(p, g, s, lr=0.1):
+    kept = [g * (k + 0.5) + rules.cos(g * k) for k in range(130)]
+    return p - lr * sum(reversed(kept), g) * sum(kept, g)
+
+
 channels_last = torch.empty(2, 3, 4, 4, memory_format=torch.channels_last).fill_(1)
 
 NATIVE = {
@@ -197,6 +215,9 @@ TORCHS = {
     "step that is no tensor of one number": lambda: with_state(step=1),
     "state entry that is no dict": lacking_a_dict,
     "torch's own classes": lambda: torch.optim.LBFGS([ones(3)]),
+    "a rule's `if` on a total": lambda: asking([ones(3)]),
+    "a rule's number of a group that is none": lambda: counting([{"params": [ones(3)], "k": torch.tensor(1.0)}]),
+    "a rule that is too large for kernels": lambda: remembering([ones(3)]),
 }
 
 
@@ -269,6 +290,7 @@ KINDER = {
 
 # Cases that need more than an optimizer; each has a test of its own below.
 OTHERS = {"a mode that sees operations", "misaligned memory", "parameter named twice"}
+OTHERS |= {"a rule of several parameters, one of them torch's"}  # test_rules_together.py
 OF_DTENSORS = {what for what in (*table("Native"), *table("torch's")) if what.startswith("DTensor")}  # test_dtensors.py
 
 
