@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,9 @@ from oxistep.rules._tree import MOST, Tree
 __all__ = ["Hyperparameter", "Source", "Unknown", "numbers_alone"]
 
 MISSING = inspect.Parameter.empty
+
+# Of floats.
+LARGEST = int(sys.float_info.max)
 
 # What a constructor has beside the rule's own arguments, and what its bodies use.
 RESERVED = ("params", "self", "param_names")
@@ -235,6 +239,7 @@ def check(name: str, value: Any, default: Any, where: str = "", *, now: bool = F
     Raises:
         TypeError: for one of another kind.
         ValueError: for NaN.
+        OverflowError: for an integer beyond the range of a float.
     """
     if default is None or default is MISSING:
         fits = is_word(value) or is_one_number(value) or _are_numbers(value)
@@ -250,6 +255,9 @@ def check(name: str, value: Any, default: Any, where: str = "", *, now: bool = F
         fits, expected = is_one_number(value), "a number"
     if not fits:
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}: {value!r}{where}")
+    for one in (value, *_several(value)):
+        if isinstance(one, int) and abs(one) > LARGEST:
+            raise OverflowError(f"{name}: expected a number that a float holds, got an integer beyond them{where}")
     if not now and any(isinstance(one, float) and math.isnan(one) for one in (value, *_several(value))):
         raise ValueError(f"Invalid {name}: {value}{where}")
 

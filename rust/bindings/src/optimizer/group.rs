@@ -2,7 +2,7 @@
 
 use numpy::PyArrayDescrMethods;
 use oxistep_kernels::{AnyRule, Hyperparameters, Kind};
-use pyo3::exceptions::{PyKeyError, PyTypeError};
+use pyo3::exceptions::{PyKeyError, PyOverflowError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyString, PyTuple, PyType};
@@ -136,7 +136,10 @@ pub(crate) fn number(value: &Bound<'_, PyAny>, key: &str) -> PyResult<f64> {
         Some(item) => item.call0()?,
         None => value.clone(),
     };
-    scalar.extract().map_err(|_| {
+    scalar.extract().map_err(|error: PyErr| {
+        if error.is_instance_of::<PyOverflowError>(py) {
+            return PyOverflowError::new_err(format!("{key:?} of a param group is beyond the range of a float"));
+        }
         let class = value.get_type().name().map_or_else(|_| "something else".to_owned(), |name| name.to_string());
         PyTypeError::new_err(format!("{key:?} of a param group must be a number, got {class}"))
     })

@@ -369,7 +369,7 @@ impl Tree {
 
     /// As [`Tree::read`], if hyperparameters like these were met before.
     pub(crate) fn read_known(&self, group: &mut Group<'_, '_>) -> PyResult<Option<Numbers>> {
-        let (kinds, hyper) = self.sort(group)?;
+        let Ok((kinds, hyper)) = self.sort(group) else { return Ok(None) }; // who reads it again says more
         Ok(self.known(&kinds).map(|root| Numbers { root, hyper }))
     }
 
