@@ -13,10 +13,29 @@ handed to ``step`` because an array has no ``.grad``. torch need not be installe
 """
 
 from oxistep.numpy._base import Optimizer
+from oxistep.numpy.adadelta import Adadelta
 from oxistep.numpy.adagrad import Adagrad
 from oxistep.numpy.adam import Adam
+from oxistep.numpy.adamax import Adamax
 from oxistep.numpy.adamw import AdamW
+from oxistep.numpy.asgd import ASGD
+from oxistep.numpy.nadam import NAdam
+from oxistep.numpy.radam import RAdam
 from oxistep.numpy.rmsprop import RMSprop
+from oxistep.numpy.rprop import Rprop
 from oxistep.numpy.sgd import SGD
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "RMSprop"]
+__all__ = [
+    "ASGD",
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "NAdam",
+    "Optimizer",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+]
