@@ -4,7 +4,7 @@ from typing import Any
 
 from oxistep import rules
 
-__all__ = ["cautious", "decay_rate", "largest_lr"]
+__all__ = ["cautious", "decay_rate", "largest_lr", "trust"]
 
 
 def cautious(u: Any, g: Any) -> Any:
@@ -39,3 +39,16 @@ def largest_lr(lr: Any, corrected: bool) -> float:
             "peak lr."
         )
     return largest
+
+
+def trust(p: Any, u: Any, clip: bool) -> Any:
+    """What scales an update to the norm of its parameter: 1 if either norm is zero.
+
+    Args:
+        p: the parameter.
+        u: the update.
+        clip: no more than 1.
+    """
+    of_p, of_u = rules.norm(p), rules.norm(u)
+    ratio = rules.where((of_p > 0) & (of_u > 0), of_p / of_u, 1.0)
+    return rules.minimum(ratio, 1.0) if clip else ratio
