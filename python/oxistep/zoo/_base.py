@@ -1,22 +1,23 @@
 """What the optimizers of the zoo have in common: their base class, and the checks of their constructors."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Optimizer", "Params", "checked_betas", "checked_rate"]
+__all__ = ["Answer", "Optimizer", "Params", "answer_of", "checked_betas", "checked_rate"]
 
 Params = Any
 """Tensors, ``(name, tensor)`` pairs, or dicts of parameter groups."""
 
 if TYPE_CHECKING:
-    from oxistep.rules import Optimizer
+    from oxistep.rules import Optimizer as RulesOptimizer
 else:
     try:
-        from oxistep.rules import Optimizer
+        from oxistep.rules import Optimizer as RulesOptimizer
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
 
-        class Optimizer:
+        class RulesOptimizer:
             """In place of ``oxistep.rules.Optimizer`` where torch is not installed: the rules are there all the same,
             for NumPy's arrays.
             """
@@ -28,6 +29,39 @@ else:
                     f"For NumPy arrays there is oxistep.numpy.zoo.{name}.",
                     name="torch",
                 )
+
+
+class Asked:
+    """In place of parameters: asks a constructor what it makes of its arguments."""
+
+
+class Answer(Exception):  # noqa: N818 (no error: an answer)
+    """What a constructor hands to its base class: the hyperparameters, checked, and the settings."""
+
+    def __init__(self, defaults: dict[str, Any], settings: dict[str, Any]) -> None:
+        self.defaults, self.settings = defaults, settings
+
+
+class Optimizer(RulesOptimizer):
+    """Base of the zoo's optimizers: that of all rules, which also tells NumPy's classes what a constructor makes."""
+
+    def __init__(self, params: Params, defaults: dict[str, Any], **settings: Any) -> None:
+        if isinstance(params, Asked):
+            raise Answer(defaults, settings)
+        super().__init__(params, defaults, **settings)
+
+
+def answer_of(cls: type[Optimizer], arguments: Mapping[str, Any]) -> Answer:
+    """What the constructor of a class makes of these arguments; no optimizer is made.
+
+    Raises:
+        ValueError: what the constructor raises.
+    """
+    try:
+        cls.__init__(cls.__new__(cls), Asked(), **arguments)
+    except Answer as answer:
+        return answer
+    raise TypeError(f"{cls.__name__} does not hand its hyperparameters to its base class")
 
 
 def checked_rate(lr: Any, name: str = "learning rate") -> Any:
