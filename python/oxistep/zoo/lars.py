@@ -4,6 +4,7 @@ from typing import Any
 
 from oxistep import rules
 from oxistep.zoo._base import Optimizer, Params, checked_rate
+from oxistep.zoo._parts import begun
 
 __all__ = ["LARS"]
 
@@ -108,12 +109,8 @@ class LARS(Optimizer):
         Args:
             state_dict: what ``state_dict`` of this class, or of timm's, returned.
         """
-        import torch
-
         super().load_state_dict(state_dict)
-        for entry in self.state.values():
-            if "momentum_buffer" in entry and "step" not in entry:
-                entry["step"] = torch.tensor(1.0)
+        begun(self, "momentum_buffer")
 
     @staticmethod
     def update(

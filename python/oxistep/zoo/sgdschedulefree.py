@@ -4,7 +4,7 @@ from typing import Any
 
 from oxistep import rules
 from oxistep.zoo._base import Optimizer, Params, checked_rate
-from oxistep.zoo._schedule_free import ScheduleFree, begin, warmed_up, weight_of
+from oxistep.zoo._schedulefree import ScheduleFree, begin, warmed_up, weight_of
 
 __all__ = ["SGDScheduleFree"]
 
