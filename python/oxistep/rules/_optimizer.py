@@ -119,6 +119,10 @@ class Optimizer(NativeStep, _Optimizer):
         if not source_of(type(self)).takes_maximize:
             for group in self.param_groups:
                 group.setdefault("maximize", False)
+        for entry in self.state.values():  # packages keep a parameter's numbers as Python's own
+            if isinstance(entry, dict):
+                numbers = {k: v for k, v in entry.items() if type(v) is float and k != "step"}
+                entry.update({k: torch.tensor(v, dtype=torch.float64) for k, v in numbers.items()})
 
 
 Optimizer.__module__ = "oxistep.rules"
