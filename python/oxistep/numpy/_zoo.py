@@ -17,6 +17,7 @@ from oxistep.numpy._hyper import learning_rate, real
 from oxistep.numpy._rules import RuleOptimizer, checker
 from oxistep.rules._rule import constructor
 from oxistep.rules._source import MISSING, Hyperparameter, Reading, Source
+from oxistep.zoo import stableadamw
 from oxistep.zoo._base import Optimizer, answer_of
 
 __all__ = ["ZooOptimizer", "class_of"]
@@ -160,12 +161,29 @@ class _SophiaG(ZooOptimizer):
 @cache
 def _hessian() -> type[RuleOptimizer]:
     """What counts a step of SophiaG's ``update_hessian``."""
-    source = Source(vars(zoo)["SophiaG"].hessian_update, "SophiaG.update_hessian")
+    source = Source(zoo.SophiaG.hessian_update, "SophiaG.update_hessian")
     return type("SophiaG", (RuleOptimizer,), {"_oxistep_source": source})
 
 
+class _StableAdamW(ZooOptimizer):
+    """StableAdamW sums as Kahan does where arrays are float16, which each group settles."""
+
+    def _oxistep_add(self, param_group: Group) -> None:
+        super()._oxistep_add(param_group)
+        try:
+            stableadamw.settle(self.param_groups[-1])
+        except ValueError:
+            del self.param_groups[-1], self.state[-1]
+            raise
+
+    def _oxistep_loaded_group(self, saved: Any, k: int) -> Group:
+        group = super()._oxistep_loaded_group(saved, k)
+        stableadamw.settle(group)
+        return group
+
+
 # What single classes have beside the rule.
-_OWN: dict[str, type[ZooOptimizer]] = {"SophiaG": _SophiaG}
+_OWN: dict[str, type[ZooOptimizer]] = {"SophiaG": _SophiaG, "StableAdamW": _StableAdamW}
 
 
 def _arguments(of: type) -> list[Hyperparameter]:
