@@ -1,6 +1,7 @@
 """What the optimizers of the zoo have in common: their base class, and the checks of their constructors."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 __all__ = ["Answer", "Optimizer", "Params", "answer_of", "checked_betas", "checked_rate"]
@@ -49,6 +50,44 @@ class Optimizer(RulesOptimizer):
         if isinstance(params, Asked):
             raise Answer(defaults, settings)
         super().__init__(params, defaults, **settings)
+
+    # What mixins that know neither torch nor NumPy ask for.
+
+    def _zoo_entries(self) -> Iterator[tuple[dict[str, Any], Any, dict[str, Any]]]:
+        """Each parameter with its group and its states; makes no entry in ``state``."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                yield group, p, self.state[p] if p in self.state else {}
+
+    def _zoo_lerp(self, p: Any, end: Any, weight: float) -> None:
+        """``p`` becomes ``lerp(p, end, weight)`` in place, rounded once."""
+        import torch
+
+        with torch.no_grad():
+            end = end.to(p.device)
+            if end.dtype == p.dtype:
+                p.lerp_(end, weight)
+            else:  # of the states' own dtype
+                p.copy_(torch.lerp(p.to(end.dtype), end, weight))
+
+    def _zoo_is_zero(self, *_: Any) -> bool:
+        """Whether no gradient of the coming step has an element other than zero."""
+        grads = (p.grad for group in self.param_groups for p in group["params"] if p.grad is not None)
+        return not any(bool(grad.count_nonzero()) for grad in grads)
+
+    def _zoo_idle(self, *_: Any) -> Iterator[tuple[dict[str, Any], Any, Any]]:
+        """The groups of which no parameter had a gradient in the step just taken, each with its rule and what the rule
+        reads of it; none, if that step was skipped.
+        """
+        from oxistep.optim._kept import kept_of
+        from oxistep.rules._optimizer import source_of
+
+        idle = [group for group in self.param_groups if all(p.grad is None for p in group["params"])]
+        if idle and kept_of(self).skip_nonfinite and not math.isfinite(float(self.last_grad_norm or 0.0)):
+            return
+        for group in idle:
+            source = source_of(type(self))
+            yield group, source, source.read(group, "")
 
 
 def answer_of(cls: type[Optimizer], arguments: Mapping[str, Any]) -> Answer:

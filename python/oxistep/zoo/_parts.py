@@ -14,6 +14,7 @@ __all__ = [
     "largest_lr",
     "positive_or_zero",
     "refused",
+    "trust",
 ]
 
 
@@ -105,3 +106,16 @@ def begun(optimizer: Any, name: str) -> None:
     for entry in optimizer.state.values():
         if entry.get(name) is not None and "step" not in entry:
             entry["step"] = torch.tensor(1.0)
+
+
+def trust(p: Any, u: Any, clip: bool) -> Any:
+    """What scales an update to the norm of its parameter: 1 if either norm is zero.
+
+    Args:
+        p: the parameter.
+        u: the update.
+        clip: no more than 1.
+    """
+    of_p, of_u = rules.norm(p), rules.norm(u)
+    ratio = rules.where((of_p > 0) & (of_u > 0), of_p / of_u, 1.0)
+    return rules.minimum(ratio, 1.0) if clip else ratio
