@@ -35,10 +35,11 @@ class OneEstimate(_Base):
             group.update((name, first[name]) for name in NUMBERS if name in first)
         result = super().step(*args, **kwargs)
         if others:
-            idle = [group for group, *_ in self._zoo_idle(*args)]
-            active = next((group for group in self.param_groups if not any(group is one for one in idle)), None)
-            for group in idle if active is not None else ():
-                group.update((name, active[name]) for name in NUMBERS if name in active)  # type: ignore[index]
+            idle = {id(group) for group, *_ in self._zoo_idle(*args)}
+            active = next((group for group in self.param_groups if id(group) not in idle), first)
+            for group in self.param_groups:
+                if id(group) in idle:
+                    group.update((name, active[name]) for name in NUMBERS if name in active)
         return result
 
     # torch must not wrap it for hooks: the step that it calls has them called.
@@ -184,7 +185,7 @@ class Prodigy(OneEstimate, Optimizer):
             entry = state.get(saved, {})
             flat = {name: entry[name] for name in ("s", "p0") if name in entry and entry[name].shape != p.shape}
             if flat:  # what was zero altogether has one zero in p0
-                state[saved] = entry | {name: x.expand(p.numel()).reshape(p.shape) for name, x in flat.items()}
+                state[saved] = entry | {name: x.expand(p.numel()).reshape(p.shape).clone() for name, x in flat.items()}
         super().load_state_dict({**state_dict, "state": state})
 
     @staticmethod
