@@ -110,7 +110,7 @@ class GroupNumbers(_Begun):
             known = trace.graph.value_of(start._node)
             if known is None:
                 raise RuleError(f"s.group.get({name!r}, ...) starts as a number that is known, not {start!r}")
-            trace.begin(trace.of_group, _checked(name), Kind.NUMBER, known)
+            trace.begin(trace.of_group, _checked(name, ("get",)), Kind.NUMBER, known)
         return trace.value(trace.of_group[name].value)
 
     def __getattr__(self, name: str) -> Value:
@@ -144,10 +144,10 @@ def _own(trace: Trace, node: int) -> str | None:
     return next((found for i in n.args if (found := _own(trace, i)) is not None), None)
 
 
-def _checked(name: Any) -> str:
+def _checked(name: Any, taken: tuple[str, ...] = ("step", "group", "get")) -> str:
     if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
         raise RuleError(f"expected the name of a state, got {name!r}")
-    if name in ("step", "group", "get"):
+    if name in taken:
         raise RuleError(f"a state cannot be called {name!r}")
     return name
 

@@ -68,7 +68,9 @@ class Row:
     def _check_writable(self, what: str, tensor: Tensor) -> None:
         if tensor.is_inference() and not torch.is_inference_mode_enabled():
             raise self.refuse(f"{what} was made in inference mode, where it can be written alone".strip())
-        if any(n > 1 and stride == 0 for n, stride in zip(tensor.shape, _strides(tensor), strict=True)):
+        if tensor.numel() and any(
+            n > 1 and stride == 0 for n, stride in zip(tensor.shape, _strides(tensor), strict=True)
+        ):
             raise self.refuse(f"{what} is expanded: several of its elements are one place of memory".strip())
 
     def _new_run(self, program: Program, totals: dict[Any, float]) -> Run:
@@ -134,8 +136,8 @@ class Row:
         lacking = {name: state for name, state in begins.items() if name not in self.entry}
         self.new.update(made_states(self.optimizer, self.p, self.group, lacking))
 
-    def write(self, member: Member) -> None:
-        """Computes and writes the elements, and what is kept of them."""
+    def write(self, member: Member, counts: bool) -> None:
+        """Computes and writes the elements, and what is kept of them; the step is counted, if it counts."""
         program, nodes = member.program, member.program.graph.nodes
         if self.new:
             entry = self.optimizer.state[self.p]
@@ -153,9 +155,9 @@ class Row:
                 self.entry[name].fill_(float(member.run.value(i)))
         step = self.entry["step"]
         if isinstance(step, Tensor):
-            step += 1
+            step += counts
         else:
-            self.entry["step"] = step + 1
+            self.entry["step"] = step + counts
         member.run.numbers_only()
 
 
@@ -213,7 +215,7 @@ def try_out(source: Source, rows: Sequence[Row]) -> None:
         source.early_program(row.reading, tuple(row.p.shape), row.p.numel())
 
 
-def take(optimizer: Any, source: Source, rows: Sequence[Row], factor: float) -> None:
+def take(optimizer: Any, source: Source, rows: Sequence[Row], factor: float, *, counts: bool = True) -> None:
     """Takes the step.
 
     Args:
@@ -221,6 +223,7 @@ def take(optimizer: Any, source: Source, rows: Sequence[Row], factor: float) -> 
         source: its rule.
         rows: the parameters that step.
         factor: what gradients are multiplied with.
+        counts: whether the counters of steps move.
     """
     for row in rows:
         ascends = not source.takes_maximize and bool(row.group.get("maximize"))
@@ -234,7 +237,7 @@ def take(optimizer: Any, source: Source, rows: Sequence[Row], factor: float) -> 
     try:
         for row, member in zip(rows, members, strict=True):
             written.append(row.p)
-            row.write(member)
+            row.write(member, counts)
     except BaseException as error:
         torn = tear(optimizer, f"a step of rule {source.name} broke off ({error!r})", written)
         if isinstance(error, Exception):

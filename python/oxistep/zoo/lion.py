@@ -32,7 +32,8 @@ class Lion(Optimizer):
         state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None).
         max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
-        grad_norm_group: the ranks over which the norm is summed, if each holds a part of the parameters (default: None).
+        grad_norm_group: the ranks over which the norm is summed, if each holds a part of the parameters (default:
+            None).
 
     State:
         step: steps done, 0-dimensional float32.

@@ -1,0 +1,128 @@
+"""NAdamW."""
+
+from typing import Any
+
+from oxistep import rules
+from oxistep.zoo._base import Optimizer, Params, checked_betas, checked_rate
+from oxistep.zoo._parts import cautious, decay_rate, largest_lr, refused
+
+__all__ = ["NAdamW"]
+
+
+class NAdamW(Optimizer):
+    r"""AdamW with Nesterov's momentum: the mean of gradients is taken one step ahead.
+
+    .. math::
+        \theta &\leftarrow \theta (1 - \gamma \lambda) \\
+        m &\leftarrow \beta_1 m + (1 - \beta_1) g \\
+        v &\leftarrow \beta_2 v + (1 - \beta_2) g^2 \\
+        d &= \sqrt{v / (1 - \beta_2^t)} + \epsilon \\
+        \theta &\leftarrow \theta - \frac{\gamma}{1 - \beta_1^t} \frac{\beta_1 m + (1 - \beta_1) g}{d}
+
+    As ``timm.optim.NAdamW``: names, order, defaults, param-group keys and states. torch's ``NAdam`` is another rule.
+
+    Args:
+        params: tensors, ``(name, tensor)`` pairs, or dicts of parameter groups.
+        lr: learning rate :math:`\gamma` (default: 1e-3).
+        betas: :math:`\beta_1, \beta_2` (default: (0.9, 0.999)).
+        eps: :math:`\epsilon` (default: 1e-8).
+        weight_decay: :math:`\lambda`, decoupled (default: 1e-2).
+        caution: leave out elements whose update and gradient differ in sign, and scale the others up (default: False).
+        corrected_weight_decay: decay with :math:`\gamma^2 / \gamma_{max}` in place of :math:`\gamma` (default: False).
+        maximize: ascend instead of descend (default: False).
+        foreach: a key of the param groups, as in timm; every value takes the same kernels (default: None).
+        capturable: False; True is refused, since steps are taken outside of CUDA graphs (default: False).
+        clipping_threshold: the step is divided by the root mean square of :math:`g / d` over this number, if that is
+            more than 1; 1.0 is StableAdamW's (default: None, never).
+        state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None).
+        max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
+        skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
+        grad_norm_group: the ranks over which the norm is summed, if each holds a part of the parameters (default:
+            None).
+
+    State:
+        step: steps done, 0-dimensional float32.
+        exp_avg, exp_avg_sq: :math:`m, v`, in the parameter's shape and dtype.
+
+    Raises:
+        ValueError: for a hyperparameter out of range, in timm's words.
+
+    Example:
+        >>> import torch
+        >>> from oxistep import zoo
+        >>> w = torch.tensor(1.0, requires_grad=True)
+        >>> optimizer = zoo.NAdamW([w], lr=0.1)
+        >>> (w * w).backward()
+        >>> optimizer.step()
+        >>> round(w.item(), 6)
+        0.809
+
+    Reference:
+        Dozat, "Incorporating Nesterov Momentum into Adam", 2016; as in the AlgoPerf benchmark: Dahl et al.,
+        "Benchmarking Neural Network Training Algorithms", 2023.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        caution: bool = False,
+        corrected_weight_decay: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        clipping_threshold: float | None = None,
+        *,
+        state_dtype: Any = None,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        grad_norm_group: Any = None,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": checked_rate(lr),
+                "betas": checked_betas(betas),
+                "eps": checked_rate(eps, "epsilon value"),
+                "weight_decay": checked_rate(weight_decay, "weight_decay value"),
+                "caution": caution,
+                "corrected_weight_decay": corrected_weight_decay,
+                "max_lr_snapshot": largest_lr(lr, corrected_weight_decay),
+                "foreach": foreach,
+                "capturable": refused("capturable", capturable),
+                "clipping_threshold": clipping_threshold,
+            },
+            maximize=maximize,
+            state_dtype=state_dtype,
+            max_grad_norm=max_grad_norm,
+            skip_nonfinite=skip_nonfinite,
+            grad_norm_group=grad_norm_group,
+        )
+
+    @staticmethod
+    def update(
+        p: Any,
+        g: Any,
+        s: Any,
+        lr: Any,
+        betas: Any,
+        eps: Any,
+        weight_decay: Any,
+        caution: bool,
+        corrected_weight_decay: bool,
+        max_lr_snapshot: Any,
+        clipping_threshold: Any,
+    ) -> Any:
+        beta1, beta2 = betas
+        p = p * (1 - decay_rate(lr, corrected_weight_decay, max_lr_snapshot) * weight_decay)
+        s.exp_avg = rules.lerp(s.exp_avg, g, 1 - beta1)
+        s.exp_avg_sq = rules.addcmul(s.exp_avg_sq * beta2, g, g, 1 - beta2)
+        root = rules.sqrt(s.exp_avg_sq) / rules.sqrt(1 - beta2**s.step) + eps
+        rate = lr / (1 - beta1**s.step)
+        if clipping_threshold is not None:
+            rate = rate / rules.maximum(rules.rms(g / root) / clipping_threshold, 1)
+        ahead = rules.lerp(s.exp_avg, g, 1 - beta1)
+        return rules.addcdiv(p, cautious(ahead, g) if caution else ahead, root, -rate)

@@ -1,0 +1,145 @@
+"""Schedule-free RAdam."""
+
+from typing import Any
+
+from oxistep import rules
+from oxistep.zoo._base import Optimizer, Params, checked_rate
+from oxistep.zoo._schedulefree import ScheduleFree, begin, checked_weights, weight_of
+
+__all__ = ["RAdamScheduleFree"]
+
+
+class RAdamScheduleFree(ScheduleFree, Optimizer):
+    r"""Schedule-free RAdam: an average takes the place of a schedule, rectification that of a warm-up.
+
+    .. math::
+        \rho_\infty &= 2 / (1 - \beta_2) - 1, \qquad
+            \rho = \rho_\infty - 2 k \beta_2^k / (1 - \beta_2^k) \\
+        \gamma &= lr \sqrt{\frac{(\rho - 4) (\rho - 2) \rho_\infty}{(\rho_\infty - 4) (\rho_\infty - 2) \rho}}
+            \text{ if } \rho > 4, \text{ else } 0 \text{ (or } lr \text{, with } d = g + \lambda \theta \text{)} \\
+        c &= w_k / \textstyle\sum_{j \le k} w_j, \qquad w_k = k^r \gamma_{max}^{power} \\
+        v &\leftarrow \beta_2 v + (1 - \beta_2) g^2 \\
+        d &= \frac{g}{\sqrt{v / (1 - \beta_2^k)} + \epsilon} + \lambda \theta \\
+        \theta &\leftarrow \theta + c (z - \theta) - \gamma (1 - \beta_1 (1 - c)) d \\
+        z &\leftarrow z - \gamma d
+
+    As ``schedulefree.RAdamScheduleFree``: names, order, defaults, param-group keys and states. Call ``train()`` before
+    training and ``eval()`` before the parameters are tested or saved.
+
+    Args:
+        params: tensors, ``(name, tensor)`` pairs, or dicts of parameter groups.
+        lr: learning rate (default: 0.0025).
+        betas: :math:`\beta_1`, which is above 0, and :math:`\beta_2` (default: (0.9, 0.999)).
+        eps: :math:`\epsilon`, added to the root (default: 1e-8).
+        weight_decay: :math:`\lambda`, at the point where gradients are taken (default: 0).
+        r: steps count in the average with their number to this power (default: 0.0).
+        weight_lr_power: and with the largest learning rate so far to this power (default: 2.0).
+        foreach: a key of the param groups, as in schedulefree; every value takes the same kernels (default: True).
+        silent_sgd_phase: stand still, instead of taking steps of SGD, where the variance cannot be told yet: in the
+            first steps (default: True).
+        maximize: ascend instead of descend (default: False).
+        state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None).
+        max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
+        skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
+        grad_norm_group: the ranks over which the norm is summed, if each holds a part of the parameters
+            (default: None).
+
+    State:
+        step: steps done, 0-dimensional float32.
+        z: where plain RAdam is, in the parameter's shape and dtype.
+        exp_avg_sq: :math:`v`, in the parameter's shape and dtype.
+        Of the group: ``k`` steps done, ``weight_sum``, ``lr_max``, ``scheduled_lr``, ``train_mode``.
+
+    Raises:
+        ValueError: for a hyperparameter out of range.
+
+    Example:
+        >>> import torch
+        >>> from oxistep import zoo
+        >>> w = torch.tensor(1.0, requires_grad=True)
+        >>> optimizer = zoo.RAdamScheduleFree([w], lr=0.1)
+        >>> optimizer.train()
+        >>> for _ in range(6):
+        ...     optimizer.zero_grad()
+        ...     (w * w).backward()
+        ...     optimizer.step()
+        >>> optimizer.eval()
+        >>> round(w.item(), 6)
+        0.8
+
+    Reference:
+        Defazio et al., "The Road Less Scheduled", 2024.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 0.0025,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
+        foreach: bool | None = True,
+        silent_sgd_phase: bool = True,
+        maximize: bool = False,
+        *,
+        state_dtype: Any = None,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        grad_norm_group: Any = None,
+    ) -> None:
+        super().__init__(
+            params,
+            begin(
+                lr=checked_rate(lr),
+                betas=checked_weights(betas),
+                eps=checked_rate(eps, "epsilon value"),
+                r=r,
+                weight_lr_power=weight_lr_power,
+                weight_decay=checked_rate(weight_decay, "weight_decay value"),
+                foreach=foreach,
+                silent_sgd_phase=silent_sgd_phase,
+            ),
+            maximize=maximize,
+            state_dtype=state_dtype,
+            max_grad_norm=max_grad_norm,
+            skip_nonfinite=skip_nonfinite,
+            grad_norm_group=grad_norm_group,
+        )
+
+    @staticmethod
+    def update(
+        p: Any,
+        g: Any,
+        s: Any,
+        lr: Any,
+        betas: Any,
+        eps: Any,
+        weight_decay: Any,
+        r: Any,
+        weight_lr_power: Any,
+        silent_sgd_phase: bool,
+        train_mode: bool = True,
+    ) -> Any:
+        beta1, beta2 = betas
+        z, v = s.get("z", p), s.exp_avg_sq
+        if not train_mode:  # of a step that moves nothing
+            return p
+        step = s.group.get("k", 0) + 1
+        beta2_t = beta2**step
+        rho_inf = 2 / (1 - beta2) - 1
+        rho = rho_inf - 2 * step * beta2_t / (1 - beta2_t)
+        adapts = rho > 4
+        rect = rules.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
+        lr = lr * rules.where(adapts, rect, 0.0 if silent_sgd_phase else 1.0)
+        weight = weight_of(s, lr, r, weight_lr_power)
+        s.exp_avg_sq = rules.addcmul(v * beta2, g, g, value=1 - beta2)
+        # divided by one until it adapts
+        d = g / (
+            rules.sqrt(s.exp_avg_sq) * rules.where(adapts, 1 / rules.sqrt(1 - beta2_t), 0.0)
+            + rules.where(adapts, eps, 1.0)
+        )
+        d = rules.fma(p, weight_decay, d) if weight_decay != 0 else d
+        s.z = rules.fma(d, -lr, z)
+        return rules.fma(d, lr * (beta1 * (1 - weight) - 1), rules.lerp(p, z, weight))
