@@ -1,5 +1,7 @@
 """Rules by kernels: the bits of compiled rules, the results of torch's operations, the same bits everywhere."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ import oxistep  # noqa: E402
 import oxistep.numpy  # noqa: E402
 import oxistep.optim  # noqa: E402
 from oxistep import _core, rules  # noqa: E402
+from oxistep.diagnostics import UpdateMonitor  # noqa: E402
 from oxistep.optim._definition import definition_of  # noqa: E402
 from oxistep.rules._optimizer import source_of  # noqa: E402
 from rules_by_kernels import SHAPES, draw, everything, params, same_bits, train  # noqa: E402
@@ -528,3 +531,50 @@ def test_parameters_that_overlap_have_their_norms_before_either_is_written():
         return base
 
     torch.testing.assert_close(trained(False), trained(True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "every second"])
+@pytest.mark.parametrize("states", [1, 5])
+def test_updates_are_measured_as_they_are_stored(dtype, layout, states):
+    @oxistep.rule
+    def keeping(p, g, s, lr=0.003):
+        for k in range(states):
+            setattr(s, f"m{k}", s.get(f"m{k}") + g / (k + 1))
+        return p - lr * s.m0
+
+    optimizer = train(keeping(params([(70, 20)], dtype, layout)), 3, layout)
+    (p,) = optimizer.param_groups[0]["params"]
+    monitor = UpdateMonitor(optimizer)
+    before = p.detach().double()
+    optimizer.step()
+    (row,) = monitor.rows()
+    assert row["update"] == pytest.approx((p.detach().double() - before).norm().item(), rel=1e-9)
+
+
+def test_words_that_run_code_when_they_are_forgotten():
+    """Of too many words those before are forgotten, and what that runs may step by the same rule."""
+    steps = []
+
+    class Word(str):
+        def __del__(self):
+            steps.append(other.step())
+
+    @oxistep.rule
+    def modal(p, g, s, lr=0.1, mode="slow"):
+        return p - lr * g
+
+    tensors = params([(3,), (3,)])
+    for p in tensors:
+        p.grad = torch.ones(3)
+    optimizer, other = modal(tensors[:1]), modal(tensors[1:])
+
+    def train():
+        for k in range(300):
+            optimizer.param_groups[0]["mode"] = Word(f"word {k}")
+            optimizer.step()
+
+    thread = threading.Thread(target=train, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive() and len(steps) > 200

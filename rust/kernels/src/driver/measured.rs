@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::body::Body;
 use super::source::{Flat, Source};
 use super::types::Types;
-use crate::formats::{Element, Slice, SliceMut};
+use crate::formats::{Element, Format, Slice, SliceMut, bf16, f16};
 use crate::lanes::{LANES, pairwise, sweep};
 use crate::simd::{Level, Simd, Vectorized};
 
@@ -72,11 +72,13 @@ pub(super) struct Lanes {
     update: [f64; LANES],
     param: [f64; LANES],
     grad: [f64; LANES],
+    /// What the parameter is stored as, if what is updated is a copy of it: it is measured as it will be stored.
+    pub(super) stored: Option<Format>,
 }
 
 impl Default for Lanes {
     fn default() -> Self {
-        Self { update: [0.0; LANES], param: [0.0; LANES], grad: [0.0; LANES] }
+        Self { update: [0.0; LANES], param: [0.0; LANES], grad: [0.0; LANES], stored: None }
     }
 }
 
@@ -112,6 +114,9 @@ impl Lanes {
                             let mut old = [Default::default(); TILE];
                             old[..n].copy_from_slice(&x[start..start + n]);
                             body.run(level, factor, types, &mut Flat::new(written, grad, start, n));
+                            if let (SliceMut::F32(new), Some(stored)) = (&mut written[0], self.stored) {
+                                as_stored(&mut new[start..start + n], stored);
+                            }
                             if let SliceMut::$Variant(new) = &written[0] {
                                 level.run(Compare(&old[..n], &new[start..start + n], self));
                             }
@@ -124,6 +129,15 @@ impl Lanes {
             }
             keep_and_compare!(F64, F32, F16, Bf16);
         }
+    }
+}
+
+/// Rounds numbers as they will be stored.
+fn as_stored(x: &mut [f32], stored: Format) {
+    match stored {
+        Format::F16 => x.iter_mut().for_each(|x| *x = f16::store(*x).load()),
+        Format::Bf16 => x.iter_mut().for_each(|x| *x = bf16::store(*x).load()),
+        Format::F32 | Format::F64 => {}
     }
 }
 
