@@ -25,7 +25,8 @@ ASAN_ENV = LD_PRELOAD=$(ASAN_RUNTIME) ASAN_OPTIONS=$(ASAN_OPTIONS) PYTHONMALLOC=
 	OMP_WAIT_POLICY=passive
 ASAN_TESTS ?= tests/test_asan.py tests/test_hostile.py tests/test_steady.py tests/test_errors.py tests/test_sparse.py tests/test_layouts.py tests/test_random_programs.py \
 	tests/test_numpy_errors.py tests/test_numpy_interface.py tests/test_clip.py tests/test_max_grad_norm.py \
-	tests/test_lbfgs.py tests/test_muon.py tests/test_adafactor.py tests/test_threads.py# make asan ASAN_TESTS=tests/test_adam.py
+	tests/test_lbfgs.py tests/test_muon.py tests/test_adafactor.py tests/test_threads.py tests/test_rules_native.py \
+	tests/test_rules_together.py tests/test_rules_numpy.py# make asan ASAN_TESTS=tests/test_adam.py
 
 $(ASAN_RUNTIME):
 	@$(NEED_CARGO)
@@ -85,7 +86,7 @@ valgrind: $(INSTALLED) ## a program of steps, and the Rust tests, under valgrind
 		$(VALGRIND) --undef-value-errors=no $(PY) $(CURDIR)/tests/valgrind_steps.py
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(VALGRIND)" PROPTEST_CASES=3 OXISTEP_TESTS_BRIEFLY=valgrind \
 		cargo test -p oxistep-kernels --locked --profile checked --target-dir target/valgrind \
-		--test layouts --test rows --test norm --test vector --test muon --test fuzz
+		--test layouts --test rows --test norm --test vector --test muon --test program --test fuzz
 
 # ---- fuzzing ----
 # libFuzzer's way of seeing which code a program reached, as cargo-fuzz asks for it.

@@ -46,7 +46,7 @@ pub(crate) struct Plan {
     /// What looking up each item touches, as of when the list of parameters last changed: many small tensors lie
     /// anywhere, and waiting for one after the other is half of what their step costs.
     pub(super) nearby: Vec<Nearby>,
-    pub(super) step: Option<Step<'static>>,
+    pub(super) step: Option<Box<Step<'static>>>,
     pub(super) gradients: Gradients,
     /// The specifications of the DTensors among the parameters, with a gradient or without, in order.
     pub(super) specs: Vec<Py<PyAny>>,
@@ -90,7 +90,7 @@ impl Plan {
             written: Written::default(),
             hints: Vec::new(),
             nearby: Vec::new(),
-            step: Some(Step::default()),
+            step: Some(Box::default()),
             gradients: Gradients::default(),
             specs: Vec::new(),
             ranks: Ranks::default(),

@@ -78,7 +78,8 @@ impl Plan {
             }
             Err(error) => Err(error),
         };
-        self.step = Some(step.recycle());
+        step.clear();
+        self.step = Some(step);
         self.steady.held.clear();
         self.steady.counters.clear();
         done

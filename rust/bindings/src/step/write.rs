@@ -22,7 +22,7 @@ impl Plan {
     /// Updates the native parameters.
     pub(super) fn write<'py>(&mut self, optimizer: &Bound<'py, PyAny>, rests: CollectorRests<'py>) -> PyResult<()> {
         let py = optimizer.py();
-        let mut step: Step<'_> = self.step.take().unwrap_or_default();
+        let mut step: Step<'_> = *self.step.take().unwrap_or_default();
         let watch = self.watch.as_deref_mut();
         self.advanced.clear();
         self.advanced.extend(self.items.iter().map(|item| item.scalar_values));
@@ -44,7 +44,7 @@ impl Plan {
             .and_then(|()| fault::point("versions"))
             .and_then(|()| self.count_versions(py));
         if let Err(error) = ready {
-            self.step = Some(step.recycle());
+            self.step = Some(Box::new(step.recycle()));
             self.set_python_counters(py, 0)?;
             self.take_out_fresh_states(optimizer, self.items.len())?;
             return Err(error);
@@ -80,7 +80,7 @@ impl Plan {
             }
         }
         drop(turns);
-        self.step = Some(step.recycle());
+        self.step = Some(Box::new(step.recycle()));
         self.expect_steady(py, elements);
         if done.is_ok() {
             becomes.write_into(&optimizer.getattr(pyo3::intern!(py, "param_groups"))?)?;

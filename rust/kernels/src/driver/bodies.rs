@@ -158,10 +158,18 @@ impl<'a> Bodies<'a> {
     }
 
     /// Empties it, keeping its memory.
-    pub(super) fn recycle<'b>(mut self) -> Bodies<'b> {
+    pub(super) fn clear(&mut self) {
+        self.list.clear();
         self.numbers.clear();
-        self.tensors.clear();
         self.inputs.clear();
+        self.each = None;
+        self.tensors.clear();
+        self.states = None;
+    }
+
+    /// Empties it, keeping its memory for programs of any lifetime.
+    pub(super) fn recycle<'b>(mut self) -> Bodies<'b> {
+        self.clear();
         let Self { list, numbers, inputs, tensors, .. } = self;
         Bodies { list: recycled(list), numbers, inputs, each: None, tensors, states: None }
     }

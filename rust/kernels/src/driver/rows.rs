@@ -102,9 +102,15 @@ impl<'a> RowList<'a> {
     }
 
     /// Empties it, keeping its memory.
-    pub(super) fn recycle<'b>(mut self) -> RowList<'b> {
+    pub(super) fn clear(&mut self) {
         self.rows.clear();
         self.chunks.clear();
+        self.sums.clear();
+    }
+
+    /// Empties it, keeping its memory for rows of any lifetime.
+    pub(super) fn recycle<'b>(mut self) -> RowList<'b> {
+        self.clear();
         RowList { rows: self.rows, sums: Vec::new(), chunks: self.chunks }
     }
 }

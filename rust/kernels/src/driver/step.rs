@@ -127,9 +127,21 @@ impl<'a> Step<'a> {
         factored.run(pool, level)
     }
 
+    /// Empties the step, keeping its memory.
+    pub fn clear(&mut self) {
+        self.streams.clear();
+        self.chunks.clear();
+        self.bodies.clear();
+        self.elements = 0;
+        self.factored.clear();
+        self.alike.clear();
+        self.like = None;
+        self.rows.clear();
+    }
+
     /// Empties the step, keeping its memory for tensors of any lifetime.
     pub fn recycle<'b>(mut self) -> Step<'b> {
-        self.alike.clear();
+        self.clear();
         let factored = self.factored.recycle();
         Step {
             streams: recycled(self.streams),

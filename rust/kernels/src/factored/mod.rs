@@ -305,12 +305,19 @@ impl<'a> Factored<'a> {
         })
     }
 
-    /// Empties it, keeping its memory for tensors of any lifetime.
-    pub(crate) fn recycle<'b>(mut self) -> Factored<'b> {
+    /// Empties it, keeping its memory.
+    pub(crate) fn clear(&mut self) {
         // last first, so that what takes from the end gets what it had
         self.spare[0].extend(self.pieces.drain(..).rev().map(|piece| piece.sums));
         self.spare[1].extend(self.tiles.drain(..).rev().map(|tile| tile.sums));
         self.wholes.clear();
+        self.matrices.clear();
+        self.strips.clear();
+    }
+
+    /// Empties it, keeping its memory for tensors of any lifetime.
+    pub(crate) fn recycle<'b>(mut self) -> Factored<'b> {
+        self.clear();
         Factored {
             wholes: self.wholes,
             pieces: recycled(self.pieces),
