@@ -4,7 +4,7 @@ from copy import deepcopy
 
 import numpy as np
 
-from oxistep.numpy import SGD, Adagrad, Adam, AdamW, RMSprop
+from oxistep.numpy import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop, Rprop
 
 ROWS = {
     "gradient descent": (SGD, {"lr": 0.1}),
@@ -36,10 +36,48 @@ ROWS = {
     ),
     "AdamW": (AdamW, {"lr": 0.01}),
     "AdamW, all": (AdamW, {"lr": 0.01, "weight_decay": 0.1, "amsgrad": True, "maximize": True}),
+    "Adadelta": (Adadelta, {}),
+    "Adadelta, all": (Adadelta, {"lr": 0.5, "rho": 0.8, "eps": 1e-4, "weight_decay": 0.01, "maximize": True}),
+    "Adamax": (Adamax, {"lr": 0.01}),
+    "Adamax, all": (Adamax, {"lr": 0.01, "betas": (0.8, 0.99), "weight_decay": 0.01, "maximize": True}),
+    "NAdam": (NAdam, {"lr": 0.01}),
+    "NAdam, all": (
+        NAdam,
+        {"lr": 0.01, "betas": (0.8, 0.99), "weight_decay": 0.01, "momentum_decay": 0.1, "maximize": True},
+    ),
+    "NAdam, decoupled": (NAdam, {"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True}),
+    "RAdam": (RAdam, {"lr": 0.01}),
+    "RAdam, all": (RAdam, {"lr": 0.01, "betas": (0.8, 0.9), "weight_decay": 0.01, "maximize": True}),
+    "RAdam, decoupled": (RAdam, {"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True}),
+    "ASGD": (ASGD, {"lr": 0.01}),
+    "ASGD, all": (
+        ASGD,
+        {"lr": 0.01, "lambd": 0.1, "alpha": 0.5, "t0": 3.0, "weight_decay": 0.01, "maximize": True},
+    ),
+    "Rprop": (Rprop, {"lr": 0.01}),
+    "Rprop, all": (Rprop, {"lr": 0.01, "etas": (0.4, 1.5), "step_sizes": (1e-3, 0.1), "maximize": True}),
 }
 
 # One row of each class, for what is about the classes and not about the formulas.
-CLASSES = {name: ROWS[name] for name in ("momentum", "Adagrad", "RMSprop, all", "Adam, all", "AdamW")}
+CLASSES = {
+    name: ROWS[name]
+    for name in (
+        "momentum",
+        "Adagrad",
+        "RMSprop, all",
+        "Adam, all",
+        "AdamW",
+        "Adadelta, all",
+        "Adamax, all",
+        "NAdam, all",
+        "RAdam, all",
+        "ASGD, all",
+        "Rprop, all",
+    )
+}
+
+# The states of one number.
+SCALARS = ("step", "mu_product", "eta", "mu")
 
 
 def snapshot(optimizer):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from numpy_table import CLASSES, snapshot
-from oxistep.numpy import SGD, Adagrad, Adam, AdamW, RMSprop
+from oxistep.numpy import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop, Rprop
 
 NAN = float("nan")
 
@@ -40,6 +40,27 @@ BAD_HYPERPARAMETERS = [
     (Adam, {"eps": -1}, ValueError, "Invalid epsilon value: -1"),
     (Adam, {"weight_decay": -1}, ValueError, "Invalid weight_decay value: -1"),
     (AdamW, {"weight_decay": -1}, ValueError, "Invalid weight_decay value: -1"),
+    *[
+        (cls, {key: -1}, ValueError, f"Invalid {name}: -1")
+        for cls, keys in {
+            Adadelta: ("lr", "rho", "eps", "weight_decay"),
+            Adamax: ("lr", "eps", "weight_decay"),
+            NAdam: ("lr", "eps", "weight_decay", "momentum_decay"),
+            RAdam: ("lr", "eps", "weight_decay"),
+            ASGD: ("lr", "lambd", "alpha", "weight_decay"),
+            Rprop: ("lr",),
+        }.items()
+        for key in keys
+        for name in [{"lr": "learning rate", "eps": "epsilon value"}.get(key, f"{key} value")]
+    ],
+    *[
+        (cls, {"betas": pair}, ValueError, f"Invalid beta parameter at index {index}: {pair[index]}")
+        for cls in (Adamax, NAdam, RAdam)
+        for pair, index in (((1.0, 0.5), 0), ((0.5, -0.5), 1))
+    ],
+    (Adadelta, {"rho": 1.5}, ValueError, "Invalid rho value: 1.5"),
+    (Rprop, {"etas": (0.0, 1.2)}, ValueError, "Invalid eta values: 0.0, 1.2"),
+    (Rprop, {"etas": (0.5, 1.0)}, ValueError, "Invalid eta values: 0.5, 1.0"),
 ]
 
 # torch lets these pass, or fails later.
@@ -52,9 +73,21 @@ BAD_FOR_US = [
             RMSprop: ("lr", "alpha", "eps", "weight_decay", "momentum"),
             Adam: ("lr", "eps", "weight_decay"),
             AdamW: ("lr", "eps", "weight_decay"),
+            Adadelta: ("lr", "rho", "eps", "weight_decay"),
+            Adamax: ("lr", "eps", "weight_decay"),
+            NAdam: ("lr", "eps", "weight_decay", "momentum_decay"),
+            RAdam: ("lr", "eps", "weight_decay"),
+            ASGD: ("lr", "lambd", "alpha", "t0", "weight_decay"),
+            Rprop: ("lr",),
         }.items()
         for key in keys
     ],
+    (NAdam, {"decoupled_weight_decay": 1}, TypeError, "decoupled_weight_decay must be True or False, got 1"),
+    (RAdam, {"decoupled_weight_decay": 0}, TypeError, "decoupled_weight_decay must be True or False, got 0"),
+    (Rprop, {"etas": (0.5, NAN)}, ValueError, "Invalid .*nan"),
+    (Rprop, {"etas": 0.5}, TypeError, "etas must be a tuple of two numbers, got 0.5"),
+    (Rprop, {"step_sizes": (NAN, 50)}, ValueError, "Invalid step size at index 0: nan"),
+    (Rprop, {"step_sizes": (1e-6, "50")}, TypeError, "step size at index 1 must be a number, got str: '50'"),
     (Adam, {"betas": (NAN, 0.5)}, ValueError, "Invalid beta parameter at index 0: nan"),
     (Adam, {"betas": 0.9}, TypeError, "betas must be a tuple of two numbers, got 0.9"),
     (Adam, {"betas": (0.9, 0.99, 0.999)}, TypeError, "betas must be a tuple of two numbers"),
@@ -92,7 +125,7 @@ def test_bad_hyperparameters_of_a_group(cls, bad, error, text):
     good = np.ones(2)
     optimizer = cls([good])
     before = snapshot(optimizer)
-    if "decoupled_weight_decay" in bad:
+    if cls is AdamW and "decoupled_weight_decay" in bad:
         bad, error, text = {"decoupled_weight_decay": False}, ValueError, "decoupled"
     with pytest.raises(error, match=text) as caught:
         optimizer.add_param_group({"params": [np.ones(3)], **bad})
@@ -523,7 +556,7 @@ def test_a_learning_rate_function_that_raises():
 AFTERWARDS = [
     (cls, bad, error, text)
     for cls, bad, error, text in [*BAD_HYPERPARAMETERS, *BAD_FOR_US]
-    if "lr" not in bad and not {"foreach", "fused", "decoupled_weight_decay"} & bad.keys()
+    if not {"lr", "foreach", "fused"} & bad.keys() and not (cls is AdamW and "decoupled_weight_decay" in bad)
 ] + [
     (AdamW, {"decoupled_weight_decay": False}, ValueError, "AdamW's weight decay is decoupled"),
     (Adam, {"betas": (1.0, 0.999)}, ValueError, "Invalid beta parameter at index 0: 1.0"),
@@ -535,9 +568,10 @@ AFTERWARDS = [
 
 
 def test_every_setting_that_constructors_check_is_spoilt_afterwards():
-    for cls in (SGD, Adagrad, RMSprop, Adam, AdamW):
+    for cls in {cls for cls, _ in CLASSES.values()}:
         spoilt = {key for other, bad, *_ in AFTERWARDS if issubclass(cls, other) for key in bad}
-        assert cls._oxistep_checks.keys() - {"lr", "decoupled_weight_decay", "maximize"} <= spoilt, cls
+        spoilt |= {"decoupled_weight_decay"} if cls in (Adam, AdamW) else set()
+        assert cls._oxistep_checks.keys() - {"lr", "maximize"} <= spoilt, cls
 
 
 @pytest.mark.parametrize(("cls", "bad", "error", "text"), AFTERWARDS)
@@ -582,7 +616,7 @@ def test_a_learning_rate_function_that_spoils_its_group():
     assert w.tolist() == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("cls", [Adagrad, RMSprop, Adam, AdamW])
+@pytest.mark.parametrize("cls", sorted({cls for cls, _ in CLASSES.values()} - {SGD}, key=lambda cls: cls.__name__))
 @pytest.mark.parametrize("count", [-1.0, NAN, float("inf")])
 def test_a_step_counter_that_counts_no_steps(cls, count):
     optimizer = cls([np.ones(2), np.ones(2)])

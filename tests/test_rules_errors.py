@@ -252,6 +252,17 @@ def test_what_cannot_be_written():
     optimizer.step()
 
 
+def test_strides_of_zero_mean_nothing_where_there_is_no_element():
+    """torch.tensor(numpy.empty((0, 3))) has them."""
+
+    @oxistep.rule
+    def five(p, g, s):  # more states than kernels take
+        s.a, s.b, s.c, s.d, s.e = (s.a + g, s.b + g, s.c + g, s.d + g, s.e + g)
+        return p - g
+
+    five(with_gradients(leaf(), torch.empty_strided((0, 3), (0, 0)).requires_grad_())).step()
+
+
 def test_states_of_a_checkpoint_that_do_not_fit():
     optimizer = momentum(with_gradients(leaf()))
     optimizer.step()

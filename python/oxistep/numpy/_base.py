@@ -28,7 +28,7 @@ _TORCH_ONLY = {"foreach", "fused", "capturable", "differentiable"}
 
 
 class Optimizer:
-    """Base of the NumPy optimizers; use `SGD`, `Adagrad`, `RMSprop`, `Adam` or `AdamW`.
+    """Base of the NumPy optimizers; use `SGD`, `AdamW` or another of them.
 
     Attributes:
         param_groups: list of dicts, one per group: ``"params"`` (list of arrays), ``"param_names"`` (list of
@@ -42,11 +42,12 @@ class Optimizer:
     """
 
     # What a subclass declares: the native rule; a checker for each hyperparameter; every key a state may
-    # have; the hyperparameters that old checkpoints lack, because torch had not invented them, with what
-    # their absence means.
+    # have, and those of them that are one number; the hyperparameters that old checkpoints lack, because torch
+    # had not invented them, with what their absence means.
     _oxistep_rule: ClassVar[str]
     _oxistep_checks: ClassVar[dict[str, Check]]
     _oxistep_state_keys: ClassVar[tuple[str, ...]]
+    _oxistep_scalars: ClassVar[tuple[str, ...]] = ("step",)
     _oxistep_added_later: ClassVar[Group]
 
     # Reads all hyperparameters of a group but lr; each class has several.
@@ -54,6 +55,9 @@ class Optimizer:
 
     _oxistep_checked_last: tuple[tuple[Any, ...], ...] = ()
     """For each group its hyperparameters but lr as they were when they were last found good."""
+
+    _oxistep_rates: Sequence[float] = ()
+    """The learning rates of the groups in the step under way: some states begin as those."""
 
     _oxistep_torn: Torn | None = None
     """Set when a step broke off half-way, which takes a defect in a kernel; cleared by `load_state_dict`."""
@@ -126,6 +130,7 @@ class Optimizer:
             lr = group["lr"]
             # The common case needs no further look. NaN fails the comparison.
             lrs.append(lr if type(lr) is float and lr >= 0.0 else self._oxistep_learning_rate(lr, k))
+        self._oxistep_rates = lrs
         if self._oxistep_torn is not None:
             self._oxistep_torn.step()
         watch = self._oxistep_watch
@@ -370,6 +375,11 @@ class Optimizer:
             raise ValueError(f"Invalid learning rate: {lr}{where}")
         return float(lr)
 
+    def _oxistep_rate(self, group: Group) -> float:
+        """The learning rate of a group in the step under way."""
+        k = next(k for k, other in enumerate(self.param_groups) if other is group)
+        return self._oxistep_rates[k]
+
     def _oxistep_listed(self, grads: Any) -> list[list[Grad]]:
         groups = self.param_groups
         if not self._oxistep_grouped:
@@ -425,7 +435,7 @@ class Optimizer:
             )
         if missing := [key for key in self._oxistep_required_state(group) if key not in saved]:
             raise ValueError(f"loaded state of {name} lacks {_short(missing)}")
-        return {key: loaded_array(value, key, array, name) for key, value in saved.items()}
+        return {key: loaded_array(value, key, array, name, self._oxistep_scalars) for key, value in saved.items()}
 
     def _oxistep_name(self, group: Group, k: int, i: int) -> str:
         if "param_names" in group:
@@ -434,8 +444,13 @@ class Optimizer:
 
 
 def new_step() -> Array:
-    """Return the step counter of a parameter: 0-dimensional float32, as torch has it."""
-    return np.zeros((), np.float32)
+    """Return the step counter of a parameter."""
+    return new_scalar(0.0)
+
+
+def new_scalar(value: float) -> Array:
+    """Return a state of one number: 0-dimensional float32, as torch has it."""
+    return np.full((), value, np.float32)
 
 
 def _check_parameter(array: Any, name: str) -> None:
@@ -514,8 +529,10 @@ def _plain(value: Any) -> Any:
     return value.item() if getattr(value, "shape", None) == () else value
 
 
-def loaded_array(value: Any, key: str, parameter: Array, name: str) -> Array:
-    """Return a copy of a loaded state, for a step counter or else in the parameter's dtype and layout."""
+def loaded_array(
+    value: Any, key: str, parameter: Array, name: str, scalars: Sequence[str] = Optimizer._oxistep_scalars
+) -> Array:
+    """Return a copy of a loaded state, for a step counter and the like or else in the parameter's dtype and layout."""
     what = f"loaded {key} of {name}"
     try:
         read = np.asanyarray(value)
@@ -523,7 +540,7 @@ def loaded_array(value: Any, key: str, parameter: Array, name: str) -> Array:
         raise TypeError(f"{what} cannot be read as a NumPy array: {error}") from error
     if read.dtype.kind not in "fiu" or (type(read) is not np.ndarray and isinstance(read, np.ma.MaskedArray)):
         raise TypeError(f"{what} must be an array of numbers, got {_kind(read)} of {read.dtype}")
-    loaded = new_step() if key == "step" else np.empty_like(parameter, subok=False)
+    loaded = new_step() if key in scalars else np.empty_like(parameter, subok=False)
     if read.shape != loaded.shape:
         raise ValueError(f"{what} has shape {read.shape}, expected {loaded.shape}")
     if key == "step" and not 0 <= read < np.inf:

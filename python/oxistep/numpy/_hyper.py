@@ -28,13 +28,13 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def number(name: str, *, low: float = -np.inf, below: float | None = None) -> Check:
-    """A checker for numbers with ``low <= value`` and, where given, ``value < below``."""
+def number(name: str, *, low: float = -np.inf, high: float = np.inf, below: float | None = None) -> Check:
+    """A checker for numbers with ``low <= value <= high`` and, where given, ``value < below``."""
 
     def check(value: Any) -> float:
         checked = real(value, name)
         # Written so that NaN fails: every comparison with it is false.
-        if not (low <= checked and (below is None or checked < below)):
+        if not (low <= checked <= high and (below is None or checked < below)):
             raise ValueError(f"Invalid {name}: {checked}")
         return checked
 
@@ -64,11 +64,18 @@ def learning_rate(value: Any) -> LearningRate:
     return float(number("learning rate", low=0.0)(value))
 
 
-def betas(value: Any) -> tuple[float, float]:
-    """Two numbers in [0, 1)."""
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        raise TypeError(f"betas must be a tuple of two numbers, got {value!r}")
-    first, second = (
-        float(number(f"beta parameter at index {i}", low=0.0, below=1.0)(beta)) for i, beta in enumerate(value)
-    )
-    return first, second
+def two(name: str, what: str, *, low: float = -np.inf, below: float | None = None) -> Check:
+    """A checker for the two numbers of argument `name`, each with ``low <= value < below``; errors call one `what`."""
+
+    def check(value: Any) -> tuple[float, float]:
+        if not isinstance(value, tuple | list) or len(value) != 2:
+            raise TypeError(f"{name} must be a tuple of two numbers, got {value!r}")
+        first, second = (
+            float(number(f"{what} at index {i}", low=low, below=below)(one)) for i, one in enumerate(value)
+        )
+        return first, second
+
+    return check
+
+
+betas = two("betas", "beta parameter", low=0.0, below=1.0)

@@ -21,7 +21,7 @@ from oxistep.rules._together import Member, group_numbers, settle
 from oxistep.rules._trace import Facts
 from oxistep.rules._trace import State as StateOfRule
 
-__all__ = ["RuleOptimizer"]
+__all__ = ["RuleOptimizer", "checker"]
 
 
 class RuleOptimizer(Optimizer):
@@ -32,7 +32,7 @@ class RuleOptimizer(Optimizer):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         source = cls._oxistep_source
-        cls._oxistep_checks = {name: _checker(name, one.default) for name, one in source.hyperparameters.items()}
+        cls._oxistep_checks = {name: checker(name, one.default) for name, one in source.hyperparameters.items()}
         if not source.takes_maximize:
             cls._oxistep_checks["maximize"] = flag("maximize")
         super().__init_subclass__(**kwargs)
@@ -104,6 +104,7 @@ class RuleOptimizer(Optimizer):
             checked = self._oxistep_with_rates(group, k)
             # what is a learning rate by its default may be a function of the step in the group
             lrs.append(float(checked["lr"]) if self._oxistep_checks.get("lr") is learning_rate else None)
+        self._oxistep_rates = [lr or 0.0 for lr in lrs]
         try:
             left = step_arrays(tree_of(source), self.param_groups, lrs, listed, self.state, begin, updates)
         except KernelError as panic:
@@ -277,7 +278,7 @@ def _new_states(array: Array, group: Group, missing: Sequence[str], begins: Mapp
     return made
 
 
-def _checker(name: str, default: Any) -> Check:
+def checker(name: str, default: Any) -> Check:
     """What checks a hyperparameter of a rule, as those of other classes are."""
     if name == "lr" and isinstance(default, (int, float)) and not isinstance(default, bool):
         return learning_rate

@@ -4,6 +4,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -115,10 +116,12 @@ class Optimizer(NativeStep, _Optimizer):
         _begin_group_numbers(source, self.param_groups[-1])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        before = self.__dict__.get("param_groups", ())
         super().__setstate__(state)
         if not source_of(type(self)).takes_maximize:
-            for group in self.param_groups:
-                group.setdefault("maximize", False)
+            ascended = [bool(group.get("maximize")) for group in before]
+            for group, maximize in zip_longest(self.param_groups, ascended[: len(self.param_groups)], fillvalue=False):
+                group.setdefault("maximize", maximize)  # packages that keep it on the optimizer save none
         for entry in self.state.values():  # packages keep a parameter's numbers as Python's own
             if isinstance(entry, dict):
                 numbers = {k: v for k, v in entry.items() if type(v) is float and k != "step"}

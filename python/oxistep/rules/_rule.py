@@ -2,16 +2,16 @@
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cached_property
 from types import FunctionType
 from typing import Any
 
 from oxistep.rules._listing import Listing
-from oxistep.rules._source import Source
+from oxistep.rules._source import MISSING, Hyperparameter, Source
 from oxistep.rules._values import Value
 
-__all__ = ["Rule", "rule"]
+__all__ = ["Rule", "constructor", "rule"]
 
 # What every optimizer for torch has beside the rule's own hyperparameters, and every one for NumPy.
 SETTINGS: dict[str, Any] = {
@@ -135,7 +135,9 @@ class Rule:
     @property
     def __signature__(self) -> inspect.Signature:
         settings = [name for name in SETTINGS if name not in self._source.hyperparameters]
-        shown = inspect.signature(_constructor(self._source, settings, object))
+        shown = inspect.signature(
+            constructor(self._source.name, self._source.hyperparameters.values(), settings, object)
+        )
         return shown.replace(parameters=list(shown.parameters.values())[1:], return_annotation=Any)
 
     def __repr__(self) -> str:
@@ -145,7 +147,7 @@ class Rule:
         return self.__qualname__
 
     def _class(self, kind: str, base: type, settings: list[str], members: dict[str, Any]) -> type[Any]:
-        init = _constructor(self._source, settings, base)
+        init = constructor(self._source.name, self._source.hyperparameters.values(), settings, base)
         qualname = f"{self.__qualname__}.{kind}"
         init.__module__, init.__qualname__ = self.__module__, f"{qualname}.__init__"
         return type(base)(
@@ -161,19 +163,31 @@ class Rule:
         )
 
 
-def _constructor(source: Source, settings: list[str], base: type) -> FunctionType:
-    """A constructor that names its parameters itself: programs look at its signature, and at its code."""
-    hyperparameters = source.hyperparameters.values()
-    before = [f"{one.name}=_defaults[{one.name!r}]" for one in hyperparameters if not one.by_name]
-    after = [f"{one.name}=_defaults[{one.name!r}]" for one in hyperparameters if one.by_name]
-    after += [f"{name}=_defaults[{name!r}]" for name in settings]
-    given = ", ".join(f"{one.name!r}: {one.name}" for one in hyperparameters)
+def constructor(
+    name: str, hyperparameters: Collection[Hyperparameter], settings: Iterable[str], base: type
+) -> FunctionType:
+    """A constructor that names its parameters itself: programs look at its signature, and at its code.
+
+    Args:
+        name: of the rule.
+        hyperparameters: what it hands to the constructor of `base`, in a dict.
+        settings: what it hands on as they are.
+        base: the class whose constructor it calls.
+    """
+
+    def one(name: str, default: Any) -> str:
+        return name if default is MISSING else f"{name}=_defaults[{name!r}]"
+
+    before = [one(h.name, h.default) for h in hyperparameters if not h.by_name]
+    after = [one(h.name, h.default) for h in hyperparameters if h.by_name]
+    after += [one(name, SETTINGS[name]) for name in settings]
+    given = ", ".join(f"{h.name!r}: {h.name}" for h in hyperparameters)
     handed = "".join(f", {name}={name}" for name in settings)
     text = f"def __init__({', '.join(['self', 'params', *before, *(['*', *after] if after else [])])}):\n"
     text += f"    _base.__init__(self, params, {{{given}}}{handed})\n"
-    defaults = SETTINGS | {one.name: one.default for one in hyperparameters}
+    defaults = SETTINGS | {h.name: h.default for h in hyperparameters}
     names: dict[str, Any] = {"_base": base, "_defaults": defaults}
-    exec(compile(text, f"<constructor of rule {source.name}>", "exec"), names)
+    exec(compile(text, f"<constructor of rule {name}>", "exec"), names)
     init: FunctionType = names["__init__"]
     init.__annotations__ = {"return": None}
     return init

@@ -15,7 +15,7 @@ from oxistep.rules._run import Given, Run
 from oxistep.rules._trace import Facts, State
 from oxistep.rules._tree import MOST, Tree
 
-__all__ = ["Hyperparameter", "Source", "Unknown", "numbers_alone"]
+__all__ = ["MISSING", "Hyperparameter", "Source", "Unknown", "numbers_alone"]
 
 MISSING = inspect.Parameter.empty
 

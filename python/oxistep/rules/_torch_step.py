@@ -68,7 +68,9 @@ class Row:
     def _check_writable(self, what: str, tensor: Tensor) -> None:
         if tensor.is_inference() and not torch.is_inference_mode_enabled():
             raise self.refuse(f"{what} was made in inference mode, where it can be written alone".strip())
-        if any(n > 1 and stride == 0 for n, stride in zip(tensor.shape, _strides(tensor), strict=True)):
+        if tensor.numel() and any(
+            n > 1 and stride == 0 for n, stride in zip(tensor.shape, _strides(tensor), strict=True)
+        ):
             raise self.refuse(f"{what} is expanded: several of its elements are one place of memory".strip())
 
     def _new_run(self, program: Program, totals: dict[Any, float]) -> Run:

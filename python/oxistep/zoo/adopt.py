@@ -132,7 +132,7 @@ class ADOPT(Optimizer):
             s.exp_avg_sq = g * g
             return p
         if weight_decay != 0 and decoupled:
-            p = p * (1 - decay_rate(lr, corrected_weight_decay, max_lr_snapshot) * weight_decay)
+            p = p - decay_rate(lr, corrected_weight_decay, max_lr_snapshot) * weight_decay * p
         normed = g / rules.maximum(rules.sqrt(s.exp_avg_sq), eps)
         if clip_exp is not None:
             most = (s.step - 1) ** clip_exp

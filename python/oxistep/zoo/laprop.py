@@ -117,5 +117,5 @@ class LaProp(Optimizer):
         rate = rules.where(s.exp_avg_lr_1 != 0, lr / s.exp_avg_lr_1, 0.0)
         p = p - rate * (cautious(s.exp_avg, g) if caution else s.exp_avg)
         if weight_decay != 0:
-            p = p * (1 - decay_rate(lr, corrected_weight_decay, max_lr_snapshot) * weight_decay)
+            p = p - decay_rate(lr, corrected_weight_decay, max_lr_snapshot) * weight_decay * p
         return p

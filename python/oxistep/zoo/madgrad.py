@@ -4,6 +4,7 @@ from typing import Any
 
 from oxistep import rules
 from oxistep.zoo._base import Optimizer, Params
+from oxistep.zoo._parts import in_float32
 
 __all__ = ["MADGRAD"]
 
@@ -29,7 +30,8 @@ class MADGRAD(Optimizer):
         decoupled_decay: multiply the parameter with :math:`1 - \gamma \lambda` instead (default: False).
         maximize: ascend instead of descend (default: False).
         foreach: a key of the param groups, as in torch; every value takes the same kernels (default: None).
-        state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None).
+        state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it; without a momentum None is
+            the same (default: None).
         max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
         grad_norm_group: the ranks over which the norm is summed, if each holds a part of the parameters (default:
@@ -93,7 +95,8 @@ class MADGRAD(Optimizer):
                 "foreach": foreach,
             },
             maximize=maximize,
-            state_dtype=state_dtype,
+            # without a momentum the parameter is computed back from the sums: they must be what they were
+            state_dtype=in_float32(state_dtype) if momentum == 0 else state_dtype,
             max_grad_norm=max_grad_norm,
             skip_nonfinite=skip_nonfinite,
             grad_norm_group=grad_norm_group,
@@ -108,7 +111,7 @@ class MADGRAD(Optimizer):
         rate = rules.where(lr > 0, lr + eps, 0.0) * rules.sqrt(s.step)
         if weight_decay != 0:
             if decoupled_decay:
-                p = p * (1 - lr * weight_decay)
+                p = p - lr * weight_decay * p
             else:
                 g = weight_decay * p + g
         s.grad_sum_sq = rules.addcmul(s.grad_sum_sq, g, g, rate)

@@ -10,7 +10,7 @@ __all__ = ["RMSpropTF"]
 
 
 class RMSpropTF(Optimizer):
-    r"""RMSprop as TensorFlow has it: :math:`\epsilon` in the root, squares that begin as ones, rates within the momentum.
+    r"""RMSprop as TensorFlow has it: :math:`\epsilon` in the root, squares that begin as ones, rates in the momentum.
 
     .. math::
         v &\leftarrow \alpha v + (1 - \alpha) g^2 \qquad (v = 1 \text{ at first}) \\

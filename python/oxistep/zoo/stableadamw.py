@@ -134,7 +134,7 @@ class StableAdamW(GroupCounts, Optimizer):
         """
         super().add_param_group(param_group)
         try:
-            _settle(self.param_groups[-1])
+            settle(self.param_groups[-1])
         except ValueError:
             del self.param_groups[-1]
             raise
@@ -142,7 +142,7 @@ class StableAdamW(GroupCounts, Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
-            _settle(group)
+            settle(group)
 
     @staticmethod
     def update(
@@ -176,7 +176,7 @@ class StableAdamW(GroupCounts, Optimizer):
         return kept
 
 
-def _settle(group: dict[str, Any]) -> None:
+def settle(group: dict[str, Any]) -> None:
     """Settles whether a group sums as Kahan does, and of which type its parameters are: that of the first says both."""
     dtypes = {str(p.dtype).removeprefix("torch.") for p in group["params"]}
     halves = dtypes & _SPLITS.keys()

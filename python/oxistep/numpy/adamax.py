@@ -1,0 +1,101 @@
+"""Adamax."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from oxistep.numpy._base import Array, Group, Optimizer, Params, State, new_step
+from oxistep.numpy._hyper import Check, LearningRate, betas, flag, learning_rate, number
+
+# The argument's name hides the checker's inside __init__.
+_betas = betas
+
+
+class Adamax(Optimizer):
+    r"""Adamax: Adam with the largest recent gradient in place of the root mean square.
+
+    For the parameter x, its gradient g, the learning rate lr, weight decay w and the step t = 1, 2, ...::
+
+        g <- -g                                  if maximize
+        g <- g + w x                              if weight_decay
+        m <- b1 m + (1 - b1) g
+        u <- max(b2 u, |g| + eps)
+        x <- x - lr / (1 - b1^t) * m / u
+
+    Args:
+        params: what to update, in place: a list of arrays, a dict from name to array, or a list of group
+            dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
+            float64 or float16 arrays of any shape and any layout that does not overlap.
+        lr: learning rate, a number or a function of the number of steps done, counted from 0 (default: 2e-3).
+        betas: b1 and b2, how slowly the average of gradients and the largest one forget (default: (0.9, 0.999)).
+        eps: added to the gradient's size (default: 1e-8).
+        weight_decay: w, L2 penalty (default: 0).
+        maximize: ascend instead of descend (default: False).
+
+    State:
+        step: t, 0-dimensional float32, as in torch.
+        exp_avg: m, in the parameter's shape and dtype.
+        exp_inf: u, in the parameter's shape and dtype.
+
+    Native:
+        Every step; what it cannot take it refuses, before anything is changed.
+
+    Raises:
+        TypeError: something in `params` is not an array of one of these types, or an argument has a wrong
+            type.
+        ValueError: an argument is out of range or NaN, an array cannot be written, or `params` is empty.
+
+    Example:
+        >>> import numpy as np
+        >>> from oxistep.numpy import Adamax
+        >>> x = np.array([4.0, 3.0])
+        >>> optimizer = Adamax([x], lr=0.1)
+        >>> for _ in range(100):
+        ...     optimizer.step([np.array([2.0, 20.0]) * x])  # gradient of x1^2 + 10 x2^2
+        >>> print(x.round(5))
+        [ 0.08632 -0.01231]
+
+    Reference:
+        Kingma, Ba, `Adam: A Method for Stochastic Optimization <https://arxiv.org/abs/1412.6980>`_, 2014, section 7.1.
+    """
+
+    _oxistep_rule = "adamax"
+    _oxistep_checks: ClassVar[dict[str, Check]] = {
+        "lr": learning_rate,
+        "betas": _betas,
+        "eps": number("epsilon value", low=0.0),
+        "weight_decay": number("weight_decay value", low=0.0),
+        "maximize": flag("maximize"),
+    }
+    _oxistep_state_keys = ("step", "exp_avg", "exp_inf")
+    _oxistep_added_later: ClassVar[Group] = {"maximize": False}
+
+    def __init__(
+        self,
+        params: Params,
+        lr: LearningRate = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "maximize": maximize,
+            },
+        )
+
+    def _oxistep_new_state(self, array: Array, group: Group) -> State:
+        return {
+            "step": new_step(),
+            "exp_avg": np.zeros_like(array, subok=False),
+            "exp_inf": np.zeros_like(array, subok=False),
+        }

@@ -1,0 +1,107 @@
+"""Averaged stochastic gradient descent."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from oxistep.numpy._base import Array, Group, Optimizer, Params, State, new_scalar, new_step
+from oxistep.numpy._hyper import Check, LearningRate, flag, learning_rate, number
+
+
+class ASGD(Optimizer):
+    r"""Gradient descent with a falling rate, and the average of the parameters it passes through.
+
+    For the parameter x, its gradient g, the learning rate lr, weight decay w and the step t = 1, 2, ...; e begins
+    as lr, k as 1::
+
+        g <- -g                                  if maximize
+        g <- g + w x                              if weight_decay
+        x <- x (1 - lambd e) - e g
+        a <- a + k (x - a)
+        e <- lr / (1 + lambd lr t)^alpha;  k <- 1 / max(1, t - t0)
+
+    Args:
+        params: what to update, in place: a list of arrays, a dict from name to array, or a list of group
+            dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
+            float64 or float16 arrays of any shape and any layout that does not overlap.
+        lr: learning rate, a number or a function of the number of steps done, counted from 0 (default: 1e-2).
+        lambd: decay of the parameter and of the rate (default: 1e-4).
+        alpha: power with which the rate falls (default: 0.75).
+        t0: when averaging starts (default: 1e6).
+        weight_decay: w, L2 penalty (default: 0).
+        maximize: ascend instead of descend (default: False).
+
+    State:
+        step: t, 0-dimensional float32, as in torch.
+        eta: e, 0-dimensional float32, as in torch.
+        mu: k, 0-dimensional float32, as in torch.
+        ax: a, the average, in the parameter's shape and dtype.
+
+    Native:
+        Every step; what it cannot take it refuses, before anything is changed.
+
+    Raises:
+        TypeError: something in `params` is not an array of one of these types, or an argument has a wrong
+            type.
+        ValueError: an argument is out of range or NaN, an array cannot be written, or `params` is empty.
+
+    Example:
+        >>> import numpy as np
+        >>> from oxistep.numpy import ASGD
+        >>> x = np.array([4.0, 3.0])
+        >>> optimizer = ASGD([x], lr=0.05)
+        >>> for _ in range(100):
+        ...     optimizer.step([np.array([2.0, 20.0]) * x])  # gradient of x1^2 + 10 x2^2
+        >>> print(x.round(5))
+        [0.00011 0.     ]
+
+    Reference:
+        Polyak, Juditsky, `Acceleration of Stochastic Approximation by Averaging <https://doi.org/10.1137/0330046>`_,
+        1992.
+    """
+
+    _oxistep_rule = "asgd"
+    _oxistep_checks: ClassVar[dict[str, Check]] = {
+        "lr": learning_rate,
+        "lambd": number("lambd value", low=0.0),
+        "alpha": number("alpha value", low=0.0),
+        "t0": number("t0 value"),
+        "weight_decay": number("weight_decay value", low=0.0),
+        "maximize": flag("maximize"),
+    }
+    _oxistep_state_keys = ("step", "eta", "mu", "ax")
+    _oxistep_scalars = ("step", "eta", "mu")
+    _oxistep_added_later: ClassVar[Group] = {"maximize": False}
+
+    def __init__(
+        self,
+        params: Params,
+        lr: LearningRate = 1e-2,
+        lambd: float = 1e-4,
+        alpha: float = 0.75,
+        t0: float = 1e6,
+        weight_decay: float = 0,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "lambd": lambd,
+                "alpha": alpha,
+                "t0": t0,
+                "weight_decay": weight_decay,
+                "maximize": maximize,
+            },
+        )
+
+    def _oxistep_new_state(self, array: Array, group: Group) -> State:
+        return {
+            "step": new_step(),
+            "eta": new_scalar(self._oxistep_rate(group)),
+            "mu": new_scalar(1.0),
+            "ax": np.zeros_like(array, subok=False),
+        }

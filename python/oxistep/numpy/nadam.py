@@ -1,0 +1,117 @@
+"""NAdam."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from oxistep.numpy._base import Array, Group, Optimizer, Params, State, new_scalar, new_step
+from oxistep.numpy._hyper import Check, LearningRate, betas, flag, learning_rate, number
+
+# The argument's name hides the checker's inside __init__.
+_betas = betas
+
+
+class NAdam(Optimizer):
+    r"""NAdam: Adam with Nesterov's look ahead.
+
+    For the parameter x, its gradient g, the learning rate lr, weight decay w, momentum decay c and the step
+    t = 1, 2, ...::
+
+        g <- -g                                  if maximize
+        x <- x - lr w x                          if weight_decay and decoupled_weight_decay
+        g <- g + w x                              else, if weight_decay
+        mu(t) = b1 (1 - 0.96^(t c) / 2);  P <- P mu(t)
+        m <- b1 m + (1 - b1) g
+        h <- b2 h + (1 - b2) g^2
+        d <- sqrt(h / (1 - b2^t)) + eps
+        x <- x - lr (1 - mu(t)) / (1 - P) * g / d - lr mu(t + 1) / (1 - P mu(t + 1)) * m / d
+
+    Args:
+        params: what to update, in place: a list of arrays, a dict from name to array, or a list of group
+            dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
+            float64 or float16 arrays of any shape and any layout that does not overlap.
+        lr: learning rate, a number or a function of the number of steps done, counted from 0 (default: 2e-3).
+        betas: b1 and b2, how slowly the averages of gradient and square forget (default: (0.9, 0.999)).
+        eps: added to the denominator, outside the root (default: 1e-8).
+        weight_decay: w (default: 0).
+        momentum_decay: c (default: 4e-3).
+        decoupled_weight_decay: shrink the parameter itself instead of adding to the gradient (default: False).
+        maximize: ascend instead of descend (default: False).
+
+    State:
+        step: t, 0-dimensional float32, as in torch.
+        mu_product: P, 0-dimensional float32, as in torch.
+        exp_avg: m, in the parameter's shape and dtype.
+        exp_avg_sq: h, in the parameter's shape and dtype.
+
+    Native:
+        Every step; what it cannot take it refuses, before anything is changed.
+
+    Raises:
+        TypeError: something in `params` is not an array of one of these types, or an argument has a wrong
+            type.
+        ValueError: an argument is out of range or NaN, an array cannot be written, or `params` is empty.
+
+    Example:
+        >>> import numpy as np
+        >>> from oxistep.numpy import NAdam
+        >>> x = np.array([4.0, 3.0])
+        >>> optimizer = NAdam([x], lr=0.1)
+        >>> for _ in range(100):
+        ...     optimizer.step([np.array([2.0, 20.0]) * x])  # gradient of x1^2 + 10 x2^2
+        >>> print(x.round(5))
+        [-0.00017 -0.00473]
+
+    Reference:
+        Dozat, `Incorporating Nesterov Momentum into Adam <https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ>`_,
+        2016.
+    """
+
+    _oxistep_rule = "nadam"
+    _oxistep_checks: ClassVar[dict[str, Check]] = {
+        "lr": learning_rate,
+        "betas": _betas,
+        "eps": number("epsilon value", low=0.0),
+        "weight_decay": number("weight_decay value", low=0.0),
+        "momentum_decay": number("momentum_decay value", low=0.0),
+        "decoupled_weight_decay": flag("decoupled_weight_decay"),
+        "maximize": flag("maximize"),
+    }
+    _oxistep_state_keys = ("step", "mu_product", "exp_avg", "exp_avg_sq")
+    _oxistep_scalars = ("step", "mu_product")
+    _oxistep_added_later: ClassVar[Group] = {"maximize": False, "decoupled_weight_decay": False}
+
+    def __init__(
+        self,
+        params: Params,
+        lr: LearningRate = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum_decay: float = 4e-3,
+        decoupled_weight_decay: bool = False,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "momentum_decay": momentum_decay,
+                "decoupled_weight_decay": decoupled_weight_decay,
+                "maximize": maximize,
+            },
+        )
+
+    def _oxistep_new_state(self, array: Array, group: Group) -> State:
+        return {
+            "step": new_step(),
+            "mu_product": new_scalar(1.0),
+            "exp_avg": np.zeros_like(array, subok=False),
+            "exp_avg_sq": np.zeros_like(array, subok=False),
+        }
