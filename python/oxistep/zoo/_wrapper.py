@@ -8,11 +8,13 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer as TorchOptimizer
 else:
     try:
-        from torch.optim import Optimizer as TorchOptimizer
+        import torch
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
         TorchOptimizer = object
+    else:
+        TorchOptimizer = torch.optim.Optimizer
 
 __all__ = ["Wrapper"]
 
