@@ -245,7 +245,8 @@ class Prodigy(OneEstimate, Optimizer):
 
 
 def _check(groups: list[dict[str, Any]]) -> None:
-    rates = {float(group["lr"]) for group in groups if not callable(group["lr"])} - {0.0}
+    given = (group["lr"] for group in groups)  # what is no number the step refuses
+    rates = {float(lr) for lr in given if isinstance(lr, (int, float)) or hasattr(lr, "item")} - {0.0}
     if len(rates) > 1:
         raise RuntimeError(
             "Setting different lr values in different parameter groups is only supported for values of 0"
