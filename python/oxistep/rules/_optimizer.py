@@ -4,7 +4,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import zip_longest
+from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -119,9 +119,8 @@ class Optimizer(NativeStep, _Optimizer):
         before = self.__dict__.get("param_groups", ())
         super().__setstate__(state)
         if not source_of(type(self)).takes_maximize:
-            ascended = [bool(group.get("maximize")) for group in before]
-            for group, maximize in zip_longest(self.param_groups, ascended[: len(self.param_groups)], fillvalue=False):
-                group.setdefault("maximize", maximize)  # packages that keep it on the optimizer save none
+            for group, old in zip(self.param_groups, chain(before, repeat({})), strict=False):
+                group.setdefault("maximize", old.get("maximize", False))  # those who keep it elsewhere save none
         for entry in self.state.values():  # packages keep a parameter's numbers as Python's own
             if isinstance(entry, dict):
                 numbers = {k: v for k, v in entry.items() if type(v) is float and k != "step"}

@@ -4,12 +4,13 @@ from typing import Any
 
 from oxistep import rules
 from oxistep.zoo._base import Optimizer, Params, checked_betas, checked_rate
+from oxistep.zoo._group_counts import GroupCounts
 from oxistep.zoo._parts import begun, cautious
 
 __all__ = ["Adan"]
 
 
-class Adan(Optimizer):
+class Adan(GroupCounts, Optimizer):
     r"""Adan: means of gradients, of their differences, and of squares of both together.
 
     .. math::
@@ -44,8 +45,7 @@ class Adan(Optimizer):
         step: steps done, 0-dimensional float32.
         exp_avg, exp_avg_diff, exp_avg_sq: :math:`m, \delta, n`, in the parameter's shape and dtype.
         neg_pre_grad: :math:`-g'`.
-        ``param_groups[k]["step"]`` is :math:`t`: steps in which a parameter of the group had a gradient, as timm counts
-            for its corrections.
+        ``param_groups[k]["step"]`` is :math:`t`: all steps of the optimizer, as timm counts them for its corrections.
 
     Raises:
         ValueError: for a hyperparameter out of range, in timm's words.

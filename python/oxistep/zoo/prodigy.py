@@ -72,7 +72,7 @@ class Prodigy(OneEstimate, Optimizer):
         safeguard_warmup: leave :math:`\gamma` out of :math:`s`, for schedules that begin near zero (default: False).
         d0: :math:`d_0`, the first step size (default: 1e-6).
         d_coef: what the estimate is multiplied with, which is what to tune (default: 1.0).
-        growth_rate: :math:`d` grows by this factor at most in a step (default: infinity).
+        growth_rate: :math:`d` grows by this factor at most in a step (default: inf).
         slice_p: 1: the estimate is of all elements (default: 1).
         maximize: ascend instead of descend (default: False).
         foreach: a key of the param groups; every value takes the same kernels (default: None).
@@ -245,7 +245,8 @@ class Prodigy(OneEstimate, Optimizer):
 
 
 def _check(groups: list[dict[str, Any]]) -> None:
-    rates = {float(group["lr"]) for group in groups if not callable(group["lr"])} - {0.0}
+    given = (group["lr"] for group in groups)  # what is no number the step refuses
+    rates = {float(lr) for lr in given if isinstance(lr, (int, float)) or hasattr(lr, "item")} - {0.0}
     if len(rates) > 1:
         raise RuntimeError(
             "Setting different lr values in different parameter groups is only supported for values of 0"

@@ -65,7 +65,7 @@ class RAdamScheduleFree(ScheduleFree, Optimizer):
         ...     optimizer.step()
         >>> optimizer.eval()
         >>> round(w.item(), 6)
-        0.8
+        0.99649
 
     Reference:
         Defazio et al., "The Road Less Scheduled", 2024.
