@@ -1,5 +1,5 @@
-"""The zoo's classes with norms, totals and numbers of groups, beside the packages they come from: late parameters, groups
-without gradients, checkpoints.
+"""The zoo's classes with norms, totals and numbers of groups, beside the packages they come from: late parameters,
+groups without gradients, checkpoints.
 """
 
 import copy
