@@ -82,7 +82,7 @@ LOADS: dict[str, dict[str, str]] = {
 LEFT_OUT = ("fsdp_in_use", "gradient_release", "triton")
 
 # Whose signature is not the package's that results are compared with.
-OTHER_SIGNATURE = {"AdEMAMix": "it is that of bitsandbytes, which has no step on the CPU to compare with"}
+OTHER_SIGNATURE = {"AdEMAMix": "it is that of bitsandbytes, whose rule pytorch_optimizer has as well"}
 
 # Whole signatures, without what all have beside them.
 SIGNATURES = {
