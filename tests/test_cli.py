@@ -97,6 +97,9 @@ def test_every_option_has_a_help():
     (["trajectories", "--output", "x.png", "--optimizer", "Adam,lr"], "expected NAME,argument=value"),
     (["trajectories", "--output", "x.png", "--optimizer", "Adam,lr=os"], "expected NAME,argument=value"),
     (["trajectories", "--output", "x.png", "--optimizer", "Adma"], "oxistep.optim has no 'Adma'; it has ASGD"),
+    (["trajectories", "--output", "x.png", "--optimizer", "zoo.Leon"], "oxistep.zoo has no 'Leon'; it has ADOPT"),
+    (["trajectories", "--output", "x.png", "--optimizer", "zoo.SAM"], "oxistep.zoo has no 'SAM'; it has ADOPT"),
+    (["trajectories", "--output", "x.png", "--library", "torch", "--optimizer", "zoo.Lion"], "torch has none"),
     (["trajectories", "--output", "x.png", "--optimizer", "Adam,lrr=1"], "unexpected keyword argument 'lrr'"),
     (["trajectories", "--output", "x.png", "--optimizer", "Adam,lr=-1"], "Invalid learning rate"),
     (["trajectories", "--output", "x.png", "--library", "numpy", "--optimizer", "LBFGS"], "has no 'LBFGS'"),
@@ -240,7 +243,10 @@ def test_info(capsys):
     assert found["threads"] == oxistep.get_num_threads()
     assert found["native"]["oxistep.optim"]["Adam"]["float32"] == "native"
     assert len(found["native"]["oxistep.optim"]) == 15
-    assert found["native"]["oxistep.numpy"] == ["Adagrad", "Adam", "AdamW", "RMSprop", "SGD"]
+    assert found["native"]["oxistep.zoo"]["Lion"]["bfloat16"] == "native"
+    assert found["native"]["oxistep.numpy"] == sorted(
+        ["ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"]
+    )
 
 
 def test_info_says_what_a_variable_changes():
@@ -322,6 +328,28 @@ def test_trajectories_of_every_library(capsys, tmp_path, library):
     paths = json_of(output)["paths"]
     assert code == 0 and len(paths) == 8
     np.testing.assert_allclose(paths["AdaGrad, lr 0.1"]["end"], [2.32355, 1.39497], atol=6e-6)
+
+
+@pytest.mark.parametrize("library", ["oxistep", "numpy"])
+def test_trajectories_of_the_zoo(capsys, tmp_path, library):
+    chosen = {"zoo.Lion,lr=0.1": 0.1, "zoo.AdamWScheduleFree,lr=0.3": 0.05, "zoo.AdamW,lr=0.1": 0.1}
+    options = [word for one in chosen for word in ("--optimizer", one)]
+    code, output, _ = here(
+        capsys,
+        "trajectories",
+        "--output",
+        tmp_path / "x.svg",
+        "--library",
+        library,
+        "--json",
+        "--steps",
+        "200",
+        *options,
+    )
+    assert code == 0
+    for path, close in zip(json_of(output)["paths"].values(), chosen.values(), strict=True):
+        assert not path["diverged"]
+        np.testing.assert_allclose(path["end"], 0, atol=close)
 
 
 @pytest.mark.parametrize("function", ["rosenbrock", "himmelblau", "beale", "saddle"])

@@ -1,13 +1,16 @@
 """`oxistep explain`: whose states a checkpoint holds, found from the states alone."""
 
+import inspect
 import json
+import re
 
 import pytest
 import torch
 
 import oxistep.optim
+from oxistep import zoo
 from oxistep.cli import main
-from oxistep.cli._checkpoint import STATES, recognized, report_of, state_dicts
+from oxistep.cli._checkpoint import STATES, ZOO_STATES, recognized, report_of, state_dicts
 
 pytest.importorskip("rich")
 
@@ -64,6 +67,33 @@ def _tensors(state):
             yield from _tensors(value)
 
 
+@pytest.mark.parametrize("name", ZOO_STATES)
+def test_every_class_of_the_zoo_is_recognized(name, capsys, tmp_path):
+    parameters = [torch.nn.Parameter(torch.ones(shape)) for shape in SHAPES]
+    optimizer = getattr(zoo, name)(parameters, lr=0.01, **({"momentum": 0.9} if name in ("LARS", "SGDW") else {}))
+    if hasattr(optimizer, "train"):
+        optimizer.train()
+    for _ in range(3):
+        for parameter in parameters:
+            parameter.grad = torch.full_like(parameter, 0.5)
+        optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "c.pt")
+    code, output, _ = run(capsys, tmp_path / "c.pt", "--json")
+    [found] = json.loads(output)["optimizers"]
+    assert (code, found["optimizers"]) == (0, [f"zoo.{name}"])
+    assert [row["shape"] for row in found["parameters"]] == [list(shape) for shape in SHAPES]
+    for row in found["parameters"]:
+        assert row["path"] == oxistep.explain(optimizer)[0].path != "unknown", row["reason"]
+
+
+def test_all_states_of_the_zoo_are_known():
+    assert set(ZOO_STATES) == set(zoo.__all__) - {"Grokfast", "Lookahead", "SAM"}
+    for name, keys in ZOO_STATES.items():
+        text = inspect.getsource(getattr(zoo, name).update)
+        assert set(re.findall(r"\bs\.(\w+)", text)) - {"group", "get", "step"} <= keys
+        assert set(re.findall(r's\.get\("(\w+)"', text)) <= keys
+
+
 def test_what_nothing_decides_is_said():
     saved = stepped("Adam")
     for group in saved["param_groups"]:
@@ -80,7 +110,7 @@ def test_settings_of_schedulers_and_users_do_not_disturb():
 
 def test_states_that_nobody_keeps():
     report = report_of("", {"state": {0: {"exp_avg": torch.ones(2), "surprise": 1}}, "param_groups": [{"params": [0]}]})
-    assert report.title == "no class of torch.optim"
+    assert report.title == "no class of torch.optim or oxistep.zoo"
     assert report.parameters[0].path == "unknown"
 
 

@@ -277,7 +277,9 @@ NAMES = {
 
 def is_optimizer(value):
     ours = ("oxistep.optim.", "oxistep.numpy.")
-    return inspect.isclass(value) and value.__module__.startswith(ours) and hasattr(value, "step")
+    if not inspect.isclass(value) or value.__module__ == "oxistep.numpy.zoo":  # whose page is that of the zoo
+        return False
+    return value.__module__.startswith(ours) and hasattr(value, "step")
 
 
 OPTIMIZERS = [name for name, value in NAMES.items() if is_optimizer(value)]
@@ -340,7 +342,7 @@ def default_said(text):
         return None
     said = re.split(r"[,;:](?![^(]*\)) ", match[1])[0]
     try:
-        return (eval(said, {"__builtins__": {}, "True": True, "False": False, "None": None}),)
+        return (eval(said, {"__builtins__": {}, "True": True, "False": False, "None": None, "inf": float("inf")}),)
     except (NameError, SyntaxError):
         return (None,)
 

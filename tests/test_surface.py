@@ -81,7 +81,15 @@ for ask in vars, dir, lambda module: dict(inspect.getmembers(module, inspect.isc
 
 @pytest.mark.parametrize(
     "module",
-    ["oxistep", "oxistep.numpy", "oxistep.diagnostics", "oxistep.integrations", "oxistep.rules", "oxistep.viz"],
+    [
+        "oxistep",
+        "oxistep.numpy",
+        "oxistep.diagnostics",
+        "oxistep.integrations",
+        "oxistep.rules",
+        "oxistep.viz",
+        "oxistep.zoo",
+    ],
 )
 def test_namespaces_hold_what_is_listed_and_modules_of_the_package(module):
     report = python(
@@ -214,7 +222,7 @@ def test_importing_oxistep_imports_no_torch():
     assert python("import sys, oxistep.rules; oxistep.rule; print('torch' in sys.modules)") == "False"
 
 
-@pytest.mark.parametrize("module", ["optim", "numpy", "diagnostics", "integrations", "rules", "viz"])
+@pytest.mark.parametrize("module", ["optim", "numpy", "diagnostics", "integrations", "rules", "viz", "zoo"])
 def test_modules_are_reachable_after_importing_the_package(module):
     program = f"import oxistep; print(oxistep.{module}.__name__)"
     assert python(program, torch_may_be_there=True) == f"oxistep.{module}"

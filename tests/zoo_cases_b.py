@@ -180,7 +180,7 @@ CASES = [
         )
     ],
     *[
-        Case("RAdamScheduleFree", {"lr": 0.02, "weight_decay": 0.1, "r": 1.0} | one, "schedulefree", "RAdamScheduleFree")
+        Case("RAdamScheduleFree", DECAY | {"r": 1.0} | one, "schedulefree", "RAdamScheduleFree")
         for one in (
             {},
             {"weight_decay": 0, "r": 0.0},

@@ -23,6 +23,7 @@ if _typing.TYPE_CHECKING:
     from oxistep import optim as optim
     from oxistep import rules as rules
     from oxistep import viz as viz
+    from oxistep import zoo as zoo
     from oxistep._clip import clip_grad_norm_ as clip_grad_norm_
     from oxistep._clip import clip_grad_value_ as clip_grad_value_
     from oxistep._clip import get_total_norm as get_total_norm
@@ -102,6 +103,7 @@ __all__ = [
     "rules",
     "set_num_threads",
     "swap",
+    "zoo",
 ]
 
 
@@ -127,7 +129,7 @@ if _level := _os.environ.get("OXISTEP_SIMD"):
 
 
 # Modules that are loaded when first touched.
-_MODULES = ("diagnostics", "integrations", "numpy", "optim", "rules", "viz")
+_MODULES = ("diagnostics", "integrations", "numpy", "optim", "rules", "viz", "zoo")
 
 
 if not _typing.TYPE_CHECKING:  # a type checker would believe that every name is there

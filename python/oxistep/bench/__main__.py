@@ -7,6 +7,7 @@ end-to-end  the share of the step when a small GPT and an MLP are trained
 distributed steps on DTensors under FSDP2, in two processes
 offload     a step inside DeepSpeed beside DeepSpeedCPUAdam
 rules       rules that users write beside compiled ones and torch's operations
+zoo         the optimizers of oxistep.zoo beside the packages that people take them from
 watching    what the monitors of oxistep.diagnostics cost
 page        one HTML page from a file of results
 compare     did anything become slower, relative to its peer, between two files of results?
@@ -29,6 +30,7 @@ COMMANDS = {
     "distributed": "distributed",
     "offload": "offload",
     "rules": "rules",
+    "zoo": "zoo",
     "watching": "watching",
     "page": "page",
     "compare": "compare",

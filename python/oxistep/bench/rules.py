@@ -251,9 +251,15 @@ def main(argv: list[str] | None = None, program: str | None = None) -> int:
     for workload, shapes in workloads.items():
         for name in options.rule or RULES:
             rows += measured(workload, name, shapes, options.seconds)
-    table = plain(
-        "workload", "rule", "against", "rule's time", "its time", "its / rule's", "quartiles", "floor", left=3
-    )
+    show_rows(rows, "rule", "rule's time", "its / rule's")
+    if options.into:
+        results.add(options.into, "rules", rows)
+    return 0
+
+
+def show_rows(rows: list[dict[str, Any]], rule: str, time: str, ratio: str) -> None:
+    """Print them as a table, whose columns of what is measured are called so."""
+    table = plain("workload", rule, "against", time, "its time", ratio, "quartiles", "floor", left=3)
     for row in rows:
         asked = row["floor"]
         table.add_row(
@@ -267,9 +273,6 @@ def main(argv: list[str] | None = None, program: str | None = None) -> int:
             "" if asked is None else f"{asked:g} {'met' if row['median'] >= asked else 'MISSED'}",
         )
     show(Console(highlight=False), table)
-    if options.into:
-        results.add(options.into, "rules", rows)
-    return 0
 
 
 if __name__ == "__main__":

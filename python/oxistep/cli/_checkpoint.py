@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# The states each class of torch.optim keeps for a parameter; all but `step` are tensors.
+# The states each class of torch.optim keeps for a parameter, all but `step` tensors.
 STATES: dict[str, set[str]] = {
     "SGD": {"momentum_buffer"},
     "Adagrad": {"step", "sum"},
@@ -37,6 +37,36 @@ STATES: dict[str, set[str]] = {
         "al",
     },
 }
+# And each class of oxistep.zoo, which has them from the packages that people take such optimizers from.
+ZOO_STATES: dict[str, set[str]] = {
+    "ADOPT": {"step", "exp_avg", "exp_avg_sq"},
+    "AdEMAMix": {"step", "exp_avg", "exp_avg_slow", "exp_avg_sq"},
+    "AdaBelief": {"step", "exp_avg", "exp_avg_var", "max_exp_avg_var"},
+    "AdaBound": {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"},
+    "AdamAtan2": {"step", "steps", "exp_avg", "exp_avg_sq", "param_init"},
+    "AdamW": {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"},
+    "AdamWScheduleFree": {"step", "z", "exp_avg_sq"},
+    "Adan": {"step", "exp_avg", "exp_avg_diff", "exp_avg_sq", "neg_pre_grad"},
+    "LAMB": {"step", "exp_avg", "exp_avg_sq"},
+    "LARS": {"step", "momentum_buffer"},
+    "LaProp": {"step", "exp_avg", "exp_avg_sq", "exp_avg_lr_1", "exp_avg_lr_2"},
+    "Lion": {"step", "exp_avg"},
+    "MADGRAD": {"step", "grad_sum_sq", "s", "x0"},
+    "MARS": {"step", "exp_avg", "exp_avg_sq", "last_grad"},
+    "NAdamW": {"step", "exp_avg", "exp_avg_sq"},
+    "NovoGrad": {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"},
+    "Prodigy": {"step", "exp_avg", "exp_avg_sq", "p0", "s"},
+    "RAdamScheduleFree": {"step", "z", "exp_avg_sq"},
+    "RMSpropTF": {"step", "square_avg", "grad_avg", "momentum_buffer"},
+    "SGDScheduleFree": {"step", "z"},
+    "SGDW": {"step", "momentum_buffer"},
+    "SignSGD": {"step", "momentum_buffer"},
+    "SophiaG": {"step", "exp_avg", "hessian"},
+    "StableAdamW": {"step", "exp_avg", "exp_avg_sq", "eps_sq", "kahan_comp"},
+    "Tiger": {"step", "exp_avg"},
+}
+# What schedulers note in groups, and the zoo has a setting of the same name.
+_NOTED = {"max_lr"}
 _DEPTH = 4  # how deep dicts are searched
 
 
@@ -72,7 +102,7 @@ class Report:
     @property
     def title(self) -> str:
         """The class, or those it may be."""
-        return " or ".join(self.optimizers) if self.optimizers else "no class of torch.optim"
+        return " or ".join(self.optimizers) if self.optimizers else "no class of torch.optim or oxistep.zoo"
 
     def lines(self) -> Iterator[str]:
         """In words, without the list of parameters."""
@@ -161,22 +191,30 @@ def report_of(where: str, saved: dict[str, Any]) -> Report:
 
 
 def recognized(saved: dict[str, Any]) -> list[str]:
-    """The classes that keep such states and know all these settings; of these, those that share most settings."""
+    """The classes that keep such states and know all these settings; of these, those that share most settings.
+
+    torch's go before those of ``oxistep.zoo``, which are called ``zoo.Lion``.
+    """
     import torch
 
+    from oxistep import zoo
+
     kept = {key for state in saved["state"].values() for key in state}
-    defaults = {
-        name: set(getattr(torch.optim, name)([torch.nn.Parameter(torch.ones(2, 2))]).defaults)
-        for name in STATES
-        if hasattr(torch.optim, name)
-    }
+    ones = [torch.nn.Parameter(torch.ones(2, 2))]
+    of_torch = {name: set(getattr(torch.optim, name)(ones).defaults) for name in STATES if hasattr(torch.optim, name)}
+    of_zoo = {f"zoo.{name}": set(getattr(zoo, name)(ones, lr=1e-3).defaults) for name in ZOO_STATES}
     # Groups may hold more: what schedulers note, and what users like to.
-    settings = {key for group in saved["param_groups"] for key in group} & set().union(*defaults.values())
-    scores = {
-        name: len(settings) / len(known)
-        for name, known in defaults.items()
-        if kept <= STATES[name] and settings <= known  # a checkpoint may be older than a setting, hardly newer
-    }
+    known_to_any = set().union(*of_torch.values(), *of_zoo.values()) - _NOTED
+    settings = {key for group in saved["param_groups"] for key in group} & known_to_any
+    states = STATES | {f"zoo.{name}": keys for name, keys in ZOO_STATES.items()}
+    for defaults in (of_torch, of_zoo):
+        scores = {
+            name: len(settings) / len(known)
+            for name, known in defaults.items()
+            if kept <= states[name] and settings <= known  # a checkpoint may be older than a setting, hardly newer
+        }
+        if scores:
+            break
     decoupled = {bool(group.get("decoupled_weight_decay")) for group in saved["param_groups"]}
     if "decoupled_weight_decay" in settings and {"Adam", "AdamW"} <= set(scores):
         del scores["Adam" if decoupled == {True} else "AdamW"]
@@ -187,18 +225,20 @@ def recognized(saved: dict[str, Any]) -> list[str]:
 def _paths(name: str, saved: dict[str, Any]) -> dict[Any, tuple[str, str]]:
     """What `oxistep.explain` says once the states are loaded for stand-ins of their shape and dtype."""
     import oxistep.optim
+    import oxistep.zoo
 
+    library, own = (oxistep.zoo if name.startswith("zoo.") else oxistep.optim), name.removeprefix("zoo.")
     made, numbers = [], []
     for group in saved["param_groups"]:
         params = [_stand_in(saved["state"].get(number, {}), name == "SparseAdam") for number in group["params"]]
         made.append({"params": params})
         numbers += list(group["params"])
     try:
-        optimizer = getattr(oxistep.optim, name)(made)
+        optimizer = getattr(library, own)(made, lr=1e-3)
         optimizer.load_state_dict(saved)
         rows = oxistep.explain(optimizer)
     except Exception as error:  # a file can hold anything
-        why = f"oxistep.optim.{name} cannot load it: {type(error).__name__}: {error}".splitlines()[0]
+        why = f"{library.__name__}.{own} cannot load it: {type(error).__name__}: {error}".splitlines()[0]
         return dict.fromkeys(numbers, ("unknown", why))
     return {
         number: (row.path, row.reason)
@@ -230,7 +270,10 @@ def _like(state: dict[str, Any]) -> tuple[tuple[int, ...] | None, Any]:
     if "func_evals" in state:  # L-BFGS: one vector for all parameters
         return None, None
     arrays = [t for key, t in state.items() if key not in ("step", "eta", "mu", "mu_product") and hasattr(t, "shape")]
-    return (tuple(arrays[0].shape), arrays[0].dtype) if arrays else (None, None)
+    if not arrays:
+        return None, None
+    like = max(arrays, key=lambda t: len(t.shape))  # others are numbers, or lie flat
+    return tuple(like.shape), like.dtype
 
 
 def _tensors(state: Any) -> Iterator[Any]:

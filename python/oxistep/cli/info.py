@@ -17,6 +17,7 @@ import oxistep
 from oxistep.bench.environment import cpu_model
 from oxistep.bench.workloads import DTYPES
 from oxistep.cli._terminal import print_json
+from oxistep.cli.trajectories import WRAPPERS
 
 SUMMARY = "version, processor, threads, what is installed, what runs native"
 EXTRAS = ("torch", "matplotlib", "rich", "jinja2")
@@ -59,7 +60,8 @@ def gather() -> dict[str, Any]:
         "torch_error": torch_error,
         "extras": {name: _version(name) for name in EXTRAS[1:]},
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
-        "native": {"oxistep.numpy": _numpy_classes()} | ({} if torch_version is None else {"oxistep.optim": _native()}),
+        "native": {"oxistep.numpy": _numpy_classes()}
+        | ({} if torch_version is None else {name: _native(name) for name in ("oxistep.optim", "oxistep.zoo")}),
     }
 
 
@@ -87,19 +89,20 @@ def _torch() -> tuple[str | None, str | None]:
 def _numpy_classes() -> list[str]:
     import oxistep.numpy
 
-    return [name for name in sorted(oxistep.numpy.__all__) if name != "Optimizer"]
+    # those of the zoo are made when they are touched
+    there = {name: value for name, value in vars(oxistep.numpy).items() if name in oxistep.numpy.__all__}
+    return [name for name in sorted(there) if isinstance(there[name], type) and name != "Optimizer"]
 
 
-def _native() -> dict[str, dict[str, str]]:
+def _native(module: str) -> dict[str, dict[str, str]]:
     """Class -> dtype -> "native", or why not: what `oxistep.explain` says of a small step of each."""
     import torch
 
-    import oxistep.optim
-
+    library = importlib.import_module(module)
     found: dict[str, dict[str, str]] = {}
-    for name in sorted(oxistep.optim.__all__):
-        made = getattr(oxistep.optim, name)
-        if not isinstance(made, type) or not made.__module__.startswith("oxistep."):
+    for name in sorted(library.__all__):
+        made = getattr(library, name)
+        if not isinstance(made, type) or not made.__module__.startswith("oxistep.") or name in WRAPPERS:
             continue
         found[name] = {dtype: _path(made, getattr(torch, dtype)) for dtype in DTYPES}
     return found
@@ -111,7 +114,7 @@ def _path(optimizer: Any, dtype: Any) -> str:
     parameter = torch.nn.Parameter(torch.ones(SIDE, SIDE, dtype=dtype))
     gradient = torch.ones(SIDE, SIDE, dtype=dtype)
     parameter.grad = gradient.to_sparse(1) if optimizer.__name__ == "SparseAdam" else gradient
-    [row] = oxistep.explain(optimizer([parameter]))
+    [row] = oxistep.explain(optimizer([parameter], lr=1e-3))
     return row.path if row.path == "native" else f"{row.path}: {row.reason}"
 
 
@@ -129,6 +132,7 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "", ""
     yield "native for NumPy arrays", ": " + ", ".join(found["native"]["oxistep.numpy"])
     optimizers = found["native"].get("oxistep.optim", {})
+    optimizers = optimizers | {f"zoo.{name}": paths for name, paths in found["native"].get("oxistep.zoo", {}).items()}
     groups: dict[tuple[str, ...], list[str]] = {}
     for name, paths in optimizers.items():
         groups.setdefault(tuple(d for d, path in paths.items() if path == "native"), []).append(name)

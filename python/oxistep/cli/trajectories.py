@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from oxistep._options import count, finite, new_file
 from oxistep.cli._terminal import UsageError, need, print_json, progress
 
 SUMMARY = "draw the paths of optimizers over contour lines"
+WRAPPERS = ("Grokfast", "Lookahead", "SAM")  # of the zoo, which take an optimizer
 LIBRARIES = ("oxistep", "torch", "numpy")
 
 # From plain operators alone, so that tensors, arrays and numbers will do; with where one commonly starts.
@@ -70,7 +72,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=optimizer,
         action="append",
         metavar="NAME,ARGUMENT=VALUE,...",
-        help="a class of the library with its arguments, such as Adam,lr=0.1 (repeatable); default: eight of them",
+        help="a class of the library with its arguments, such as Adam,lr=0.1 or, of oxistep's zoo, zoo.Lion,lr=0.01 "
+        "(repeatable); default: eight of them",
     )
     parser.add_argument(
         "--library", choices=LIBRARIES, help="whose classes (default: oxistep, or numpy where torch is missing)"
@@ -146,14 +149,25 @@ def _library(name: str | None) -> Any:
     return oxistep.numpy
 
 
+def _zoo_of(library: Any) -> Any:
+    """The optimizers that torch.optim lacks, for the same parameters as the library's."""
+    if not library.__name__.startswith("oxistep."):
+        raise UsageError("argument --optimizer: oxistep has a zoo, torch has none: leave out --library torch")
+    return importlib.import_module("oxistep.numpy.zoo" if library.__name__ == "oxistep.numpy" else "oxistep.zoo")
+
+
+def _makes_of_parameters(name: str) -> bool:
+    """Whether a class is an optimizer: neither the base of all nor one that wraps another."""
+    return name not in ("Optimizer", *WRAPPERS)
+
+
 def _optimizers(chosen: list[tuple[str, str, dict[str, Any]]], library: Any) -> Mapping[str, Any]:
     made = {}
     for label, name, arguments in chosen:
-        one = getattr(library, name, None) if name.isidentifier() else None
-        if not isinstance(one, type) or name == "Optimizer":
-            names = [n for n in library.__all__ if isinstance(getattr(library, n), type) and n != "Optimizer"]
-            raise UsageError(
-                f"argument --optimizer: {library.__name__} has no {name!r}; it has {', '.join(sorted(names))}"
-            )
+        of, own = (_zoo_of(library), name.removeprefix("zoo.")) if name.startswith("zoo.") else (library, name)
+        one = getattr(of, own, None) if own.isidentifier() else None
+        if not isinstance(one, type) or not _makes_of_parameters(own):
+            names = [n for n in of.__all__ if isinstance(getattr(of, n), type) and _makes_of_parameters(n)]
+            raise UsageError(f"argument --optimizer: {of.__name__} has no {own!r}; it has {', '.join(sorted(names))}")
         made[label] = lambda p, one=one, arguments=arguments: one(p, **arguments)
     return made

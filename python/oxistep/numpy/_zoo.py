@@ -208,13 +208,22 @@ def _doc(of: type, arguments: list[Hyperparameter]) -> str:
     kept[0] = (
         "    params: arrays, in a list, a dict or param groups, as every optimizer of ``oxistep.numpy`` takes them."
     )
-    states = re.search(r"^State:\n.*?\n(?=\S)", rest, re.S | re.M)
-    reference = re.search(r"^Reference:\n.*", rest, re.S | re.M)
+    sections = {name: text.rstrip() for name, text in re.findall(r"^(\w+:)\n(.*?)(?=^\S|\Z)", rest, re.S | re.M)}
+    required = "".join(f", {one.name}=0.1" for one in arguments if one.default is MISSING)
+    lines = [
+        ">>> import numpy as np",
+        ">>> from oxistep.numpy import zoo",
+        ">>> w = np.array([1.0, -2.0])",
+        f">>> optimizer = zoo.{of.__name__}([w]{required})",
+        *([">>> optimizer.train()"] if hasattr(of, "train") else []),
+        ">>> optimizer.step([np.array([0.5, 0.5])])",
+    ]
+    sections["Example:"] = "\n".join(f"    {line}" for line in lines)
     parts = [
         start.rstrip(),
         f"For NumPy's arrays, by the definition of :class:`oxistep.zoo.{of.__name__}`. ``lr`` may be a function of the "
         "number of steps done.",
         "Args:\n" + "\n".join(kept),
-        *(match[0].rstrip() for match in (states, reference) if match),
+        *(f"{name}\n{sections[name]}" for name in ("State:", "Raises:", "Example:", "Reference:") if name in sections),
     ]
     return "\n\n".join(parts) + "\n"

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from oxistep._bowl import START, bowl, eight
 from oxistep.viz import _style as style
-from oxistep.viz._descent import Make, built, checked_start, checked_steps, takes_arrays
+from oxistep.viz._descent import Make, built, checked_start, checked_steps, set_to_train, takes_arrays, tested
 from oxistep.viz._surface import Surface
 
 Problem = Callable[[], tuple[list[Any], Callable[[], Any]]]
@@ -131,6 +131,7 @@ def _train(name: str, make: Make, problem: Problem | None, steps: int) -> list[f
     optimizer = make(parameters)
     if not hasattr(optimizer, "step"):
         raise TypeError(f"{name!r} must make an optimizer of a list of parameters, not {type(optimizer).__name__}")
+    set_to_train(optimizer)
     return (_with_arrays if takes_arrays(optimizer) else _with_tensors)(optimizer, loss, steps)
 
 
@@ -148,7 +149,8 @@ def _with_arrays(optimizer: Any, loss: Callable[[], Any], steps: int) -> list[fl
         if not np.isfinite(losses[-1]):
             return losses
         optimizer.step(gradients)
-    return [*losses, float(loss()[0])]
+    with tested(optimizer):
+        return [*losses, float(loss()[0])]
 
 
 def _with_tensors(optimizer: Any, loss: Callable[[], Any], steps: int) -> list[float]:
@@ -168,7 +170,8 @@ def _with_tensors(optimizer: Any, loss: Callable[[], Any], steps: int) -> list[f
         noted.clear()
         if not np.isfinite(losses[-1]):
             return losses
-    return [*losses, loss().item()]
+    with tested(optimizer):
+        return [*losses, loss().item()]
 
 
 def _last(losses: NDArray[np.float64]) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,7 +72,27 @@ def built(name: str, make: Make, arrays: list[Any], tensors: Callable[[], list[A
         raise TypeError(
             f"{name!r} must make an optimizer of a list of parameters, it made a {type(optimizer).__name__}"
         )
+    set_to_train(optimizer)
     return optimizer, parameters
+
+
+def set_to_train(optimizer: Any) -> None:
+    """Sets a schedule-free optimizer to train; others have no such mode."""
+    if callable(getattr(optimizer, "train", None)):
+        optimizer.train()
+
+
+@contextmanager
+def tested(optimizer: Any) -> Iterator[None]:
+    """Where the parameters are what is to be tested: of a schedule-free optimizer the averages."""
+    turns = callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
+    if turns:
+        optimizer.eval()
+    try:
+        yield
+    finally:
+        if turns:
+            optimizer.train()
 
 
 def takes_arrays(optimizer: Any) -> bool:
@@ -95,7 +116,8 @@ def _with_arrays(optimizer: Any, point: NDArray[np.float32], surface: Surface, s
     path = [point.tolist()]
     for _ in range(steps):
         optimizer.step([surface.gradient(point).astype(point.dtype)])
-        path.append(point.tolist())
+        with tested(optimizer):
+            path.append(point.tolist())
         if not np.isfinite(point).all():
             break
     return np.array(path, np.float64)
@@ -117,7 +139,8 @@ def _with_tensors(optimizer: Any, point: Any, surface: Surface, steps: int) -> P
     path = [point.tolist()]
     for _ in range(steps):
         optimizer.step(closure)  # a closure, because LBFGS wants one; to the others it is the same
-        path.append(point.tolist())
+        with tested(optimizer):
+            path.append(point.tolist())
         if not torch.isfinite(point).all():
             break
     return np.array(path, np.float64)

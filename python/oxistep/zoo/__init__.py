@@ -8,10 +8,12 @@ from oxistep.zoo.adamwschedulefree import AdamWScheduleFree
 from oxistep.zoo.adan import Adan
 from oxistep.zoo.ademamix import AdEMAMix
 from oxistep.zoo.adopt import ADOPT
+from oxistep.zoo.grokfast import Grokfast
 from oxistep.zoo.lamb import LAMB
 from oxistep.zoo.laprop import LaProp
 from oxistep.zoo.lars import LARS
 from oxistep.zoo.lion import Lion
+from oxistep.zoo.lookahead import Lookahead
 from oxistep.zoo.madgrad import MADGRAD
 from oxistep.zoo.mars import MARS
 from oxistep.zoo.nadamw import NAdamW
@@ -19,6 +21,7 @@ from oxistep.zoo.novograd import NovoGrad
 from oxistep.zoo.prodigy import Prodigy
 from oxistep.zoo.radamschedulefree import RAdamScheduleFree
 from oxistep.zoo.rmsproptf import RMSpropTF
+from oxistep.zoo.sam import SAM
 from oxistep.zoo.sgdschedulefree import SGDScheduleFree
 from oxistep.zoo.sgdw import SGDW
 from oxistep.zoo.signsgd import SignSGD
@@ -35,10 +38,12 @@ __all__ = [
     "AdamW",
     "AdamWScheduleFree",
     "Adan",
+    "Grokfast",
     "LAMB",
     "LARS",
     "LaProp",
     "Lion",
+    "Lookahead",
     "MADGRAD",
     "MARS",
     "NAdamW",
@@ -46,6 +51,7 @@ __all__ = [
     "Prodigy",
     "RAdamScheduleFree",
     "RMSpropTF",
+    "SAM",
     "SGDScheduleFree",
     "SGDW",
     "SignSGD",

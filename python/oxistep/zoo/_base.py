@@ -79,11 +79,13 @@ class Optimizer(RulesOptimizer):
         """The groups of which no parameter had a gradient in the step just taken, each with its rule and what the rule
         reads of it; none, if that step was skipped.
         """
+        idle = [group for group in self.param_groups if all(p.grad is None for p in group["params"])]
+        if not idle:
+            return
         from oxistep.optim._kept import kept_of
         from oxistep.rules._optimizer import source_of
 
-        idle = [group for group in self.param_groups if all(p.grad is None for p in group["params"])]
-        if idle and kept_of(self).skip_nonfinite and not math.isfinite(float(self.last_grad_norm or 0.0)):
+        if kept_of(self).skip_nonfinite and not math.isfinite(float(self.last_grad_norm or 0.0)):
             return
         for group in idle:
             source = source_of(type(self))

@@ -3,9 +3,10 @@
 from typing import Any
 
 from oxistep import rules
+from oxistep.zoo._base import checked_betas
 from oxistep.zoo._group_counts import GroupCounts
 
-__all__ = ["ScheduleFree", "begin", "positive_momentum", "warmed_up", "weight_of"]
+__all__ = ["ScheduleFree", "begin", "checked_momentum", "checked_weights", "warmed_up", "weight_of"]
 
 
 class ScheduleFree(GroupCounts):
@@ -96,12 +97,22 @@ def weight_of(s: Any, lr: Any, r: Any, power: Any) -> Any:
     return rules.where(weight_sum != 0, weight / weight_sum, 0.0)
 
 
-def positive_momentum(betas: Any) -> Any:
-    """Weights of means, of which the first is the momentum: ``eval()`` divides by it.
+def checked_momentum(momentum: Any) -> Any:
+    """The momentum, by which ``eval()`` divides.
 
     Raises:
-        ValueError: if it is zero.
+        ValueError: if it is not between 0 and 1.
     """
-    if betas[0] == 0:
-        raise ValueError(f"Momentum must be between 0 and 1 exclusive: {betas[0]}")
-    return betas
+    if isinstance(momentum, (int, float)) and not 0 < momentum < 1:
+        raise ValueError(f"Momentum must be between 0 and 1 exclusive: {momentum}")
+    return momentum
+
+
+def checked_weights(betas: Any) -> Any:
+    """The weights of means, of which the first is the momentum.
+
+    Raises:
+        ValueError: if they are out of range.
+    """
+    checked_momentum(betas[0])
+    return checked_betas(betas)

@@ -3,8 +3,8 @@
 from typing import Any
 
 from oxistep import rules
-from oxistep.zoo._base import Optimizer, Params, checked_betas, checked_rate
-from oxistep.zoo._schedulefree import ScheduleFree, begin, positive_momentum, warmed_up, weight_of
+from oxistep.zoo._base import Optimizer, Params, checked_rate
+from oxistep.zoo._schedulefree import ScheduleFree, begin, checked_weights, warmed_up, weight_of
 
 __all__ = ["AdamWScheduleFree"]
 
@@ -86,7 +86,7 @@ class AdamWScheduleFree(ScheduleFree, Optimizer):
             params,
             begin(
                 lr=checked_rate(lr),
-                betas=positive_momentum(checked_betas(betas)),
+                betas=checked_weights(betas),
                 eps=checked_rate(eps, "epsilon value"),
                 r=r,
                 warmup_steps=warmup_steps,

@@ -30,8 +30,8 @@ class LAMB(GroupCounts, Optimizer):
         eps: :math:`\epsilon`, added to the root (default: 1e-6).
         weight_decay: :math:`\lambda` (default: 0.01).
         grad_averaging: weigh gradients with :math:`1 - \beta_1` in the mean, not with 1 (default: True).
-        max_grad_norm: the largest norm of all gradients together; None does not clip. timm's, a key of the
-            param groups (default: 1.0).
+        max_grad_norm: the largest norm of all gradients together, a key of the param groups; None does not clip, and
+            leaves the group out of the norm (default: 1.0).
         trust_clip: no ratio of norms above 1 (default: False).
         always_adapt: scale also where there is no weight decay (default: False).
         caution: leave out elements whose update and gradient differ in sign, and scale the others up (default: False).

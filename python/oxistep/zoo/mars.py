@@ -46,7 +46,7 @@ class MARS(Optimizer):
         step: steps done, 0-dimensional float32.
         exp_avg: :math:`m`, in the parameter's shape and dtype.
         exp_avg_sq: :math:`v`, in the parameter's shape and dtype; with ``mars_type="lion"`` only where AdamW steps.
-        last_grad: the gradient of the step before, in the parameter's shape and dtype, where MARS steps.
+        last_grad: the gradient of the step before, in the parameter's shape and dtype.
 
     Raises:
         ValueError: for a hyperparameter out of range, in timm's words, or another ``mars_type``.
@@ -126,9 +126,9 @@ class MARS(Optimizer):
         betas_1d: Any,
         caution: bool,
     ) -> Any:
+        last, s.last_grad = s.last_grad, g
         if optimize_1d or p.ndim >= 2:
             beta1, beta2 = betas
-            last, s.last_grad = s.last_grad, g
             c = g if s.step == 1 else rules.fma(g - last, gamma * (beta1 / (1 - beta1)), g)
             c = c * (1 / rules.maximum(rules.norm(c), 1.0))
         else:

@@ -35,10 +35,11 @@ class OneEstimate(_Base):
             group.update((name, first[name]) for name in NUMBERS if name in first)
         result = super().step(*args, **kwargs)
         if others:
-            idle = [group for group, *_ in self._zoo_idle(*args)]
-            active = next((group for group in self.param_groups if not any(group is one for one in idle)), None)
-            for group in idle if active is not None else ():
-                group.update((name, active[name]) for name in NUMBERS if name in active)  # type: ignore[index]
+            idle = {id(group) for group, *_ in self._zoo_idle(*args)}
+            active = next((group for group in self.param_groups if id(group) not in idle), first)
+            for group in self.param_groups:
+                if id(group) in idle:
+                    group.update((name, active[name]) for name in NUMBERS if name in active)
         return result
 
     # torch must not wrap it for hooks: the step that it calls has them called.
@@ -71,7 +72,7 @@ class Prodigy(OneEstimate, Optimizer):
         safeguard_warmup: leave :math:`\gamma` out of :math:`s`, for schedules that begin near zero (default: False).
         d0: :math:`d_0`, the first step size (default: 1e-6).
         d_coef: what the estimate is multiplied with, which is what to tune (default: 1.0).
-        growth_rate: :math:`d` grows by this factor at most in a step (default: infinity).
+        growth_rate: :math:`d` grows by this factor at most in a step (default: inf).
         slice_p: 1: the estimate is of all elements (default: 1).
         maximize: ascend instead of descend (default: False).
         foreach: a key of the param groups; every value takes the same kernels (default: None).
@@ -184,7 +185,7 @@ class Prodigy(OneEstimate, Optimizer):
             entry = state.get(saved, {})
             flat = {name: entry[name] for name in ("s", "p0") if name in entry and entry[name].shape != p.shape}
             if flat:  # what was zero altogether has one zero in p0
-                state[saved] = entry | {name: x.expand(p.numel()).reshape(p.shape) for name, x in flat.items()}
+                state[saved] = entry | {name: x.expand(p.numel()).reshape(p.shape).clone() for name, x in flat.items()}
         super().load_state_dict({**state_dict, "state": state})
 
     @staticmethod
@@ -244,7 +245,8 @@ class Prodigy(OneEstimate, Optimizer):
 
 
 def _check(groups: list[dict[str, Any]]) -> None:
-    rates = {float(group["lr"]) for group in groups if not callable(group["lr"])} - {0.0}
+    given = (group["lr"] for group in groups)  # what is no number the step refuses
+    rates = {float(lr) for lr in given if isinstance(lr, (int, float)) or hasattr(lr, "item")} - {0.0}
     if len(rates) > 1:
         raise RuntimeError(
             "Setting different lr values in different parameter groups is only supported for values of 0"

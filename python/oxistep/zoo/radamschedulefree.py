@@ -3,8 +3,8 @@
 from typing import Any
 
 from oxistep import rules
-from oxistep.zoo._base import Optimizer, Params, checked_betas, checked_rate
-from oxistep.zoo._schedulefree import ScheduleFree, begin, positive_momentum, weight_of
+from oxistep.zoo._base import Optimizer, Params, checked_rate
+from oxistep.zoo._schedulefree import ScheduleFree, begin, checked_weights, weight_of
 
 __all__ = ["RAdamScheduleFree"]
 
@@ -65,7 +65,7 @@ class RAdamScheduleFree(ScheduleFree, Optimizer):
         ...     optimizer.step()
         >>> optimizer.eval()
         >>> round(w.item(), 6)
-        0.8
+        0.99649
 
     Reference:
         Defazio et al., "The Road Less Scheduled", 2024.
@@ -93,7 +93,7 @@ class RAdamScheduleFree(ScheduleFree, Optimizer):
             params,
             begin(
                 lr=checked_rate(lr),
-                betas=positive_momentum(checked_betas(betas)),
+                betas=checked_weights(betas),
                 eps=checked_rate(eps, "epsilon value"),
                 r=r,
                 weight_lr_power=weight_lr_power,

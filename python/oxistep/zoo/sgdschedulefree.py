@@ -4,7 +4,7 @@ from typing import Any
 
 from oxistep import rules
 from oxistep.zoo._base import Optimizer, Params, checked_rate
-from oxistep.zoo._schedulefree import ScheduleFree, begin, warmed_up, weight_of
+from oxistep.zoo._schedulefree import ScheduleFree, begin, checked_momentum, warmed_up, weight_of
 
 __all__ = ["SGDScheduleFree"]
 
@@ -78,13 +78,11 @@ class SGDScheduleFree(ScheduleFree, Optimizer):
         skip_nonfinite: bool = False,
         grad_norm_group: Any = None,
     ) -> None:
-        if isinstance(momentum, (int, float)) and not 0 < momentum < 1:
-            raise ValueError(f"Momentum must be between 0 and 1 exclusive: {momentum}")
         super().__init__(
             params,
             begin(
                 lr=checked_rate(lr),
-                momentum=momentum,
+                momentum=checked_momentum(momentum),
                 r=r,
                 warmup_steps=warmup_steps,
                 weight_lr_power=weight_lr_power,

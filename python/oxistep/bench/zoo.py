@@ -1,0 +1,158 @@
+"""The optimizers of oxistep.zoo beside the packages that people take them from.
+
+    python -m oxistep.bench zoo
+
+Contestants take turns, and are compared within each round: ours, the package's for-loop and its foreach, where it has
+both. Three steps of each are compared before the clock runs. The ceiling is the native probe: a loop over as many
+arrays, with next to no arithmetic, brought to the bytes that the optimizer reads and writes in all its passes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from oxistep import zoo
+from oxistep.rules._listing import Listing
+from oxistep.rules._optimizer import source_of
+
+from .._options import count, positive
+from . import results
+from .originals import ORIGINALS
+from .paired import Step, contestant, measure
+from .probe import native_probe
+from .rules import PROBE, Parameters, parameters, show_rows
+from .workloads import gpt2_small
+
+OURS, WARM_UP = "oxistep", 3
+MAX_STATES = 3  # of the probe; its bytes are scaled
+SHAPES: dict[str, list[tuple[int, ...]]] = {
+    "two scalars": [(), ()],
+    "2,000 x 64": [(64,)] * 2000,
+    "GPT-2 small": gpt2_small(),
+}
+
+FEW = ("LARS", "Lion", "NovoGrad", "SGDScheduleFree", "SGDW", "SignSGD", "Tiger")
+"""Few passes in torch too."""
+SEVERAL = ("LAMB", "LARS", "MARS", "NovoGrad", "Prodigy", "StableAdamW")
+"""Several passes in ours."""
+
+
+def floor(workload: str, name: str, against: str) -> float | None:
+    """What is asked: the time of the other over ours."""
+    if against == PROBE:
+        return 0.8 if name in SEVERAL else 0.85
+    return {"two scalars": 5.0, "2,000 x 64": 15.0}.get(workload, 2.0 if name in FEW else 4.0)
+
+
+def streams(name: str, optimizer: Any) -> tuple[int, int]:
+    """Of a step on its way: how many state arrays there are, and the arrays read and written in all passes."""
+    source = source_of(type(optimizer))
+    group = {key: value for key, value in optimizer.param_groups[0].items() if key in source.hyperparameters}
+    program = Listing.of(source, {**group, "step": 100.0})[-1]
+    states = sum(state.kind.has_elements for state in program.states.values())
+    return states, program.bytes(1)
+
+
+def contestants(name: str, shapes: list[tuple[int, ...]]) -> tuple[dict[str, Step], Any]:
+    """A step of each, and our optimizer; they start alike, and must have come to the same after some steps."""
+    original = ORIGINALS[name]
+    made: dict[str, tuple[Parameters, Any]] = {}
+
+    def add(label: str, make: Callable[..., Any], arguments: dict[str, Any]) -> None:
+        ps = parameters(shapes)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # optimi's of foreach
+            optimizer = make(ps, lr=original.lr, **original.arguments, **original.timed, **arguments)
+        if hasattr(optimizer, "train"):
+            optimizer.train()
+        made[label] = ps, optimizer
+
+    add(OURS, getattr(zoo, name), {})
+    cls = original.load()
+    if cls is not None:
+        for label, arguments in original.variants().items():
+            add(label, cls, arguments)
+    gradients = [p.grad.clone() for p in made[OURS][0] if p.grad is not None]
+    for ps, optimizer in made.values():
+        for _ in range(WARM_UP):
+            for p, gradient in zip(ps, gradients, strict=True):
+                assert p.grad is not None
+                p.grad.copy_(gradient)  # some packages write into it
+            optimizer.step()
+    ours, optimizer = made[OURS]
+    for label, (theirs, _) in made.items():
+        for a, b in zip(ours, theirs, strict=True):
+            if not torch.allclose(a, b, rtol=1e-4, atol=1e-4):
+                raise SystemExit(f"{name}: oxistep and {label} came to different parameters")
+    return {label: made_one.step for label, (_, made_one) in made.items()}, optimizer
+
+
+def measured(workload: str, name: str, shapes: list[tuple[int, ...]], seconds: float) -> list[dict[str, Any]]:
+    """One row for each rival."""
+    steps, optimizer = contestants(name, shapes)
+    elements = sum(torch.Size(shape).numel() for shape in shapes)
+    states, arrays = streams(name, optimizer)
+    moved = 1.0
+    if workload == "flat" and (probe := native_probe(4 * elements, min(states, MAX_STATES))) is not None:
+        steps[PROBE] = probe[0]
+        moved = arrays * 4 * elements / probe[1]
+    paired = measure({n: contestant(step) for n, step in steps.items()}, seconds, lead_in=elements < 2**22)
+    rows = []
+    for other in [n for n in paired.nanoseconds if n != OURS]:
+        ratio = asdict(paired.ratio(other, OURS))
+        other_ns = paired.median(other)
+        if other == PROBE:  # which reads and writes each array once
+            ratio, other_ns = {key: value * moved for key, value in ratio.items()}, other_ns * moved
+        rows.append({"workload": workload, "rule": name, "against": other, "rule_ns": paired.median(OURS),
+                     "other_ns": other_ns, "floor": None, **ratio})  # fmt: skip
+    rivals = [row for row in rows if row["against"] != PROBE]
+    asked = [min(rivals, key=lambda row: float(row["median"]))] if rivals else []
+    for row in [*asked, *(row for row in rows if row["against"] == PROBE)]:
+        row["floor"] = floor(workload, name, row["against"])
+    return rows
+
+
+def arguments(argv: list[str] | None, program: str | None) -> argparse.Namespace:
+    parser = results.command(__doc__, program, "zoo")
+    parser.add_argument(
+        "--optimizer", action="append", choices=ORIGINALS, metavar="NAME", help=f"only {', '.join(ORIGINALS)}"
+    )
+    parser.add_argument("--workload", action="append", choices=[*SHAPES, "flat"], help="only these (repeatable)")
+    parser.add_argument("--flat", type=count, help="elements of the large tensor (default: 64 Mi)")
+    parser.add_argument("--seconds", type=positive, default=5.0, help="for each cell (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="4 Mi elements, 0.3 seconds a cell, without GPT-2 small")
+    parser.add_argument("--threads", type=count, help="torch.set_num_threads; default: torch's own")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None, program: str | None = None) -> int:
+    options = arguments(argv, program)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    seconds = min(options.seconds, 0.3) if options.quick else options.seconds
+    workloads: dict[str, list[tuple[int, ...]]] = {
+        **SHAPES,
+        "flat": [(options.flat or (2**22 if options.quick else 2**26),)],
+    }
+    chosen = options.workload or [name for name in workloads if not (options.quick and name == "GPT-2 small")]
+    rows = []
+    for workload in chosen:
+        for name in options.optimizer or ORIGINALS:
+            rows += measured(workload, name, workloads[workload], seconds)
+            gc.collect()  # optimizers of torch refer to themselves
+    show_rows(rows, "optimizer", "oxistep's time", "its / oxistep's")
+    if options.into:
+        results.add(options.into, "zoo", rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""`python -m oxistep.bench zoo`: the zoo beside the packages that people take its optimizers from."""
+
+import inspect
+import json
+
+import pytest
+
+pytest.importorskip("rich")
+pytest.importorskip("torch")
+
+import oxistep.zoo
+from oxistep.bench import originals, zoo
+
+WRAPPERS = {"Grokfast", "Lookahead", "SAM"}
+
+
+def test_every_class_has_an_original():
+    assert set(originals.ORIGINALS) == set(oxistep.zoo.__all__) - WRAPPERS
+
+
+@pytest.mark.parametrize("name", originals.ORIGINALS)
+@pytest.mark.filterwarnings("ignore:This overload of add_ is deprecated")
+def test_every_class_is_compared_and_added_to_the_results(name, tmp_path, capsys, monkeypatch):
+    from oxistep.bench import probe
+
+    monkeypatch.setattr(probe, "SMALLEST_BYTES", 1)
+    monkeypatch.setattr(zoo, "SHAPES", {"two scalars": [(), ()]})
+    file = tmp_path / "r.json"
+    arguments = ["--optimizer", name, "--flat", "5000", "--quick", "--seconds", "0.01", "--into", str(file)]
+    assert zoo.main(arguments) == 0
+    rows = json.loads(file.read_text())["zoo"]
+    rivals = {row["against"] for row in rows if row["workload"] == "two scalars"}
+    assert rivals == set(originals.ORIGINALS[name].variants())
+    assert {row["against"] for row in rows if row["workload"] == "flat"} == rivals | {"probe"}
+    assert all(row["median"] > 0 for row in rows)
+    asked = [row["against"] for row in rows if row["floor"] is not None]
+    assert len(asked) == (3 if rivals else 1)
+    output = capsys.readouterr().out
+    assert "floor" in output and all(row["against"] in output for row in rows)
+
+
+def test_where_the_package_is_missing_ours_is_beside_the_probe_alone(monkeypatch):
+    monkeypatch.setattr(originals.Original, "load", lambda self: None)
+    steps, _ = zoo.contestants("Lion", [(4,)])
+    assert set(steps) == {zoo.OURS}
+
+
+def test_a_wrong_original_is_not_timed(monkeypatch):
+    class Wrong(oxistep.zoo.Lion):
+        def step(self, closure=None):
+            return None
+
+    monkeypatch.setattr(originals.Original, "load", lambda self: Wrong)
+    monkeypatch.setattr(originals.Original, "variants", lambda self: {"wrong": {}})
+    with pytest.raises(SystemExit, match="Lion: oxistep and wrong came to different parameters"):
+        zoo.contestants("Lion", [(64,)])
+
+
+@pytest.mark.parametrize(("name", "states", "arrays"), [("Lion", 1, 5), ("AdamWScheduleFree", 2, 7), ("LAMB", 2, 13)])
+def test_streams_are_those_of_all_passes(name, states, arrays):
+    _, optimizer = zoo.contestants(name, [(4,)])
+    assert zoo.streams(name, optimizer) == (states, arrays)
+
+
+@pytest.mark.parametrize("name", originals.ORIGINALS)
+def test_arguments_of_the_table_are_arguments(name):
+    ours = inspect.signature(getattr(oxistep.zoo, name)).parameters
+    original = originals.ORIGINALS[name]
+    assert ours.keys() >= original.arguments.keys() | original.timed.keys()
+    theirs = original.load()
+    if theirs is not None:
+        assert inspect.signature(theirs).parameters.keys() >= original.arguments.keys() | original.theirs.keys()
