@@ -1,8 +1,9 @@
 //! Functions of elements that the processor has no instruction for, and small choices that torch makes.
 //!
 //! They are computed by a pure-Rust library, number by number: the same bits at every SIMD level and on every system.
-//! Those of an `f32` are computed in `f64` and rounded once.
+//! Those of an `f32` are computed in `f64` and rounded once; some by `smooth.rs`, in vectors.
 
+use super::smooth;
 use crate::arithmetic::Real;
 
 /// A number that programs compute with.
@@ -98,7 +99,7 @@ impl Power {
 }
 
 macro_rules! functions {
-    ($t:ty, $wide:ident => $($function:ident = $library:ident),*) => {
+    ($t:ty, $wide:ident, $smooth:ident => $($function:ident = $library:ident),*) => {
         impl Functions for $t {
             $(
                 #[inline]
@@ -106,9 +107,13 @@ macro_rules! functions {
                     libm::$library($wide::from(self)) as Self
                 }
             )*
-            #[inline]
+            #[inline(always)]
+            fn cbrt(self) -> Self {
+                $smooth::cbrt($wide::from(self)) as Self
+            }
+            #[inline(always)]
             fn atan2(self, x: Self) -> Self {
-                libm::atan2($wide::from(self), $wide::from(x)) as Self
+                $smooth::atan2($wide::from(self), $wide::from(x)) as Self
             }
             #[inline]
             fn pow(self, exponent: Self) -> Self {
@@ -121,5 +126,5 @@ macro_rules! functions {
         }
     };
 }
-functions!(f32, f64 => exp = exp, log = log, cos = cos, tanh = tanh, cbrt = cbrt);
-functions!(f64, f64 => exp = exp, log = log, cos = cos, tanh = tanh, cbrt = cbrt);
+functions!(f32, f64, smooth => exp = exp, log = log, cos = cos, tanh = tanh);
+functions!(f64, f64, libm => exp = exp, log = log, cos = cos, tanh = tanh);

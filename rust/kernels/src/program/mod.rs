@@ -16,6 +16,7 @@ pub mod ops;
 mod pass;
 mod reduce;
 mod registers;
+mod smooth;
 mod tiles;
 mod vectors;
 mod wrong;
