@@ -17,8 +17,8 @@ use crate::optimizer::group::{Group, Keys};
 use crate::optimizer::rule::{ClassRule, GroupRule, compiled};
 use crate::step::array_item::{Item, Look, strange_keys};
 use crate::step::counters::scalars;
+use crate::step::found::{GroupNumbers, find, holds};
 use crate::step::lists::Counters;
-use crate::step::together::{GroupNumbers, find, holds};
 use crate::step::traced::Traced;
 use crate::threads::with_pool;
 

@@ -8,7 +8,7 @@ use pyo3::types::PyDict;
 use crate::memory::stream::Memory;
 use crate::memory::torch::describe::Torch;
 use crate::optimizer::traced::Leaf;
-use crate::step::together::GroupNumbers;
+use crate::step::found::GroupNumbers;
 
 /// How many steps in a row may begin as steady ones and turn out not to be, before it is tried but once in a while.
 pub(super) const PATIENCE: u32 = 4;

@@ -6,6 +6,7 @@ pub(crate) mod checks;
 pub(crate) mod class;
 pub(crate) mod counters;
 pub(crate) mod described;
+pub(crate) mod found;
 pub(crate) mod guard;
 pub(crate) mod item;
 pub(crate) mod known;

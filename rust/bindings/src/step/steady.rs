@@ -32,11 +32,11 @@ use crate::memory::torch::modules::modules;
 use crate::optimizer::group::{Group, Keys, is_fused};
 use crate::optimizer::rule::GroupRule;
 use crate::optimizer::traced::{Known, Leaf, Numbers};
+use crate::step::found::{find, holds};
 use crate::step::guard::Guard;
 use crate::step::lists::Counters;
 use crate::step::plan::Plan;
 use crate::step::routed::served;
-use crate::step::together::{find, holds};
 use crate::step::traced::{Inputs, OfCounters, OfGroup};
 use crate::threads::with_pool;
 

@@ -110,10 +110,10 @@ impl Chunk<'_> {
                 update(body, level, factor, any, &mut source, sums);
             }
             (None, Some(layout), _) => {
-                let sums = sums.map(|sums| {
+                let mut sums = sums;
+                if let Some(sums) = &mut sums {
                     sums.stored = Some(written[0].format());
-                    sums
-                });
+                }
                 let mut source = Gathered::<f32>::new(pass, (written, grad), (layout, range));
                 update(body, level, factor, any, &mut source, sums);
             }
