@@ -9,7 +9,7 @@ MAKEFLAGS += --no-builtin-rules
 
 # ---- knobs (make NAME=value ...) ----
 TORCH ?=#              another torch than the locked one, in an environment of its own: make test TORCH=2.10
-PEERS ?=#              1: an environment of its own with requirements/peers.in: make bench PEERS=1
+PEERS ?=#              1: an environment of its own with requirements/peers.in, zoo.in: make bench PEERS=1, make test PEERS=1
 ENGINES ?=#            1: an environment of its own with requirements/engines.in: make test-python ENGINES=1 TESTS=tests/engines
 VENV ?= .venv$(if $(TORCH),-torch$(TORCH))$(if $(PEERS),-peers)$(if $(ENGINES),-engines)
 TESTS ?= tests#        make test-python TESTS=tests/test_adam.py
@@ -62,11 +62,12 @@ $(UV):
 
 # With another torch its own dependencies, which it pins exactly, are left to it. The lock is used as constraints, so
 # that UV_TORCH_BACKEND=cpu can drop the CUDA packages it names.
-$(ENV): requirements/dev.in requirements/dev.txt $(if $(PEERS),requirements/peers.in) \
+$(ENV): requirements/dev.in requirements/dev.txt $(if $(PEERS),requirements/peers.in requirements/zoo.in) \
 		$(if $(ENGINES),requirements/engines.in) | $(UV)
 	$(if $(TORCH),grep -vE '^(torch|triton|nvidia-.*|cuda-.*)==',cat) requirements/dev.txt > $(VENV)/.constraints.txt
 	$(BIN)/uv pip install --python $(PY) --compile-bytecode -r requirements/dev.in -c $(VENV)/.constraints.txt $(if $(TORCH),'torch==$(TORCH).*')
 	$(if $(PEERS),$(BIN)/uv pip install --python $(PY) -r requirements/peers.in -c $(VENV)/.constraints.txt)
+	$(if $(PEERS),$(BIN)/uv pip install --python $(PY) --no-deps -r requirements/zoo.in)
 	$(if $(ENGINES),$(BIN)/uv pip install --python $(PY) -r requirements/engines.in -c $(VENV)/.constraints.txt)
 	@touch $@
 
@@ -222,6 +223,10 @@ ENGINE_TESTS := tests/engines tests/test_registries.py tests/test_integrations.p
 .PHONY: test-engines
 test-engines: ## trainers and engines themselves (Hugging Face, Lightning, DeepSpeed, ...), in an environment of its own
 	$(MAKE) test-python ENGINES=1 TESTS="$(ENGINE_TESTS)"
+
+.PHONY: test-peers
+test-peers: ## the zoo beside the packages that its optimizers are from (timm, schedulefree, ...), in an environment of its own
+	$(MAKE) test-python PEERS=1 TESTS=tests/test_zoo_peers.py PYTEST_ARGS="-n 2 $(PYTEST_ARGS)"
 
 # A wheel that fails on demand, in a folder of its own. It is never installed into the environment.
 FAULTS := target/faults

@@ -394,6 +394,41 @@ def test_numbers_of_a_parameter_are_kept_in_float64():
     assert entry["product"].item() == pytest.approx(0.9)
 
 
+def test_numbers_that_were_saved_as_pythons_own_are_loaded():
+    optimizer = nadam_like(draw())
+    train(optimizer, 3)
+    saved = copy.deepcopy(optimizer.state_dict())
+    for state in saved["state"].values():
+        state["product"], state["step"] = float(state["product"]), int(state["step"])
+    loaded = nadam_like([p.detach().clone().requires_grad_() for p in optimizer.param_groups[0]["params"]])
+    loaded.load_state_dict(saved)
+    train(optimizer, 3, start=3)
+    train(loaded, 3, start=3)
+    for p, q in zip(optimizer.param_groups[0]["params"], loaded.param_groups[0]["params"], strict=True):
+        assert torch.equal(p, q)
+        assert loaded.state[q]["product"].dtype == torch.float64
+
+
+def test_a_checkpoint_that_says_nothing_of_maximize_leaves_it():
+    optimizer = momentum(draw(), maximize=True)
+    saved = optimizer.state_dict()
+    del saved["param_groups"][0]["maximize"]
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["maximize"] is True
+
+
+def test_a_number_of_a_group_may_be_called_step():
+    @oxistep.rule
+    def counted(p, g, s, lr=0.1):
+        s.group.step = s.group.get("step", 0) + 1
+        return p - lr / s.group.step * g
+
+    optimizer = counted(draw())
+    train(optimizer, 2)
+    assert optimizer.param_groups[0]["step"] == 2
+    assert optimizer.state[optimizer.param_groups[0]["params"][0]]["step"] == 2
+
+
 @pytest.mark.parametrize("infinite", [None, 0, 2])
 def test_grad_scaler(infinite):
     def scaled(make):

@@ -82,7 +82,7 @@ LOADS: dict[str, dict[str, str]] = {
 LEFT_OUT = ("fsdp_in_use", "gradient_release", "triton")
 
 # Whose signature is not the package's that results are compared with.
-OTHER_SIGNATURE = {"AdEMAMix": "it is that of bitsandbytes, which has no step on the CPU to compare with"}
+OTHER_SIGNATURE = {"AdEMAMix": "it is that of bitsandbytes, whose rule pytorch_optimizer has as well"}
 
 # Whole signatures, without what all have beside them.
 SIGNATURES = {
@@ -138,6 +138,9 @@ SIGNATURES = {
     "Tiger": "lr=0.001, beta=0.965, weight_decay=0.01, weight_decouple=True, fixed_decay=False, foreach=None, "
     "maximize=False",
 }
+# What steps with another optimizer's rule has tests of its own.
+WRAPPERS = ("Grokfast", "Lookahead", "SAM")
+NAMES = [name for name in zoo.__all__ if name not in WRAPPERS]
 SIGNS = ("Lion", "SignSGD", "SophiaG", "Tiger")
 SETTINGS = ("state_dtype=None", "max_grad_norm=None", "skip_nonfinite=False", "grad_norm_group=None")
 
