@@ -1,4 +1,6 @@
-"""The zoo's classes with norms, totals and numbers of groups, beside the packages they come from."""
+"""The zoo's classes with norms, totals and numbers of groups, beside the packages they come from: late parameters,
+groups without gradients, checkpoints.
+"""
 
 import copy
 import inspect
@@ -96,14 +98,14 @@ def test_float64_is_the_packages(case):
     assert apart(trained(case, torch.float64), trained(case, torch.float64, True)) <= case.float64
 
 
-@each_case
+@each_class
 def test_float32_is_the_packages_and_as_near_to_float64(case):
     ours, theirs, exact = (trained(case, *how) for how in ((torch.float32,), (torch.float32, True), (torch.float64,)))
     assert apart(ours, theirs) <= 5e-5
     assert apart(ours, exact) <= 1.5 * apart(theirs, exact) + 1e-6
 
 
-@each_case
+@each_class
 def test_bfloat16_is_no_worse_than_the_packages(case):
     ratios = []
     for seed in range(0, 50000, 10000):
@@ -117,7 +119,7 @@ def test_bfloat16_is_no_worse_than_the_packages(case):
     assert statistics.median(ratios) <= 1.15, ratios
 
 
-@each_case
+@each_class
 def test_maximize_is_negated_gradients(case):
     one, other = start(), start()
     up, down = made(case, one, maximize=True), made(case, other)
@@ -131,7 +133,7 @@ def test_maximize_is_negated_gradients(case):
     assert all(torch.equal(p, q) for p, q in zip(one, other, strict=True))
 
 
-@each_case
+@each_class
 def test_two_groups_are_as_one(case):
     found = []
     for two in (False, True):
@@ -163,7 +165,7 @@ def test_nothing_moves_without_rate_and_gradient(case):
     assert all(torch.equal(p, q) for p, q in zip(values(params), before, strict=True))
 
 
-@each_case
+@each_class
 def test_gradients_stay_as_they_are(case):
     params = start(torch.float32)
     optimizer = made(case, params)
@@ -195,7 +197,7 @@ def same(one, other):
         }
 
 
-@each_case
+@each_class
 @pytest.mark.parametrize("how", ["state_dict", "deepcopy", "pickle"])
 def test_training_resumes_to_the_bit(case, how):
     params = start(torch.float32)
