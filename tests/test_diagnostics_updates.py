@@ -195,6 +195,8 @@ def test_numpy_optimizers(name):
     params = {"w": rng.normal(size=(30, 10)).astype(np.float32), "even": buffer[::2], "odd": buffer[1::2]}
     copies = {key: value.copy() for key, value in params.items()}
     optimizer, other = getattr(onp, name)(params, lr=0.01), getattr(onp, name)(copies, lr=0.01)
+    for one in (optimizer, other) if hasattr(optimizer, "train") else ():
+        one.train()
     monitor = UpdateMonitor(optimizer)
     assert monitor.names == list(params)
     for k in range(3):

@@ -93,7 +93,6 @@ __all__ = [
     "SophiaG",
     "StableAdamW",
     "Tiger",
-    "zoo",
 ]
 
 if not _TYPE_CHECKING:  # a type checker would believe that every name is there
@@ -106,4 +105,4 @@ if not _TYPE_CHECKING:  # a type checker would believe that every name is there
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+    return sorted({*__all__, "zoo", *(name for name in globals() if name.startswith("__"))})

@@ -124,6 +124,8 @@ class RuleOptimizer(Optimizer):
 
     def _oxistep_write(self, rows: list[_Row], members: list[Member], updates: Array | None) -> None:
         written: list[Array] = []
+        if updates is not None:
+            updates.fill(np.nan)  # of those without a gradient
         try:
             for row, member in zip(rows, members, strict=True):
                 written.append(row.array)

@@ -13,7 +13,7 @@ class AdamWScheduleFree(ScheduleFree, Optimizer):
     r"""Schedule-free AdamW: an average of the iterates takes the place of a schedule.
 
     .. math::
-        c &= w_k / \textstyle\sum_{j \le k} w_j, \qquad w_k = k^r \gamma_{max}^{power} \\
+        c &= w_k / \sum_{j \le k} w_j, \qquad w_k = k^r \gamma_{max}^{power} \\
         v &\leftarrow \beta_2 v + (1 - \beta_2) g^2 \\
         d &= \frac{g}{\sqrt{v / (1 - \beta_2^k)} + \epsilon} + \lambda \theta \\
         \theta &\leftarrow \theta + c (z - \theta) - \gamma (1 - \beta_1 (1 - c)) d \\

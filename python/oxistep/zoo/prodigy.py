@@ -50,10 +50,10 @@ class Prodigy(OneEstimate, Optimizer):
     r"""Prodigy: Adam that finds its step size :math:`d` by itself.
 
     .. math::
-        r &\leftarrow \sqrt{\beta_2} r + \textstyle\sum \frac{d}{d_0} \gamma d \langle g, \theta_0 - \theta \rangle \\
+        r &\leftarrow \sqrt{\beta_2} r + \sum \frac{d}{d_0} \gamma d \langle g, \theta_0 - \theta \rangle \\
         s &\leftarrow \sqrt{\beta_2} s + \frac{d}{d_0} \gamma d g \\
         m &\leftarrow \beta_1 m + (1 - \beta_1) d g, \qquad v \leftarrow \beta_2 v + (1 - \beta_2) d^2 g^2 \\
-        d' &= \max(d, d_{coef} \, r / \textstyle\sum \|s\|_1) \\
+        d' &= \max(d, d_{coef} \, r / \sum \|s\|_1) \\
         \theta &\leftarrow \theta - \gamma d \left(\lambda \theta + \frac{m}{\sqrt{v} + d' \epsilon}\right),
             \qquad d \leftarrow d'
 

@@ -17,7 +17,7 @@ class RAdamScheduleFree(ScheduleFree, Optimizer):
             \rho = \rho_\infty - 2 k \beta_2^k / (1 - \beta_2^k) \\
         \gamma &= lr \sqrt{\frac{(\rho - 4) (\rho - 2) \rho_\infty}{(\rho_\infty - 4) (\rho_\infty - 2) \rho}}
             \text{ if } \rho > 4, \text{ else } 0 \text{ (or } lr \text{, with } d = g + \lambda \theta \text{)} \\
-        c &= w_k / \textstyle\sum_{j \le k} w_j, \qquad w_k = k^r \gamma_{max}^{power} \\
+        c &= w_k / \sum_{j \le k} w_j, \qquad w_k = k^r \gamma_{max}^{power} \\
         v &\leftarrow \beta_2 v + (1 - \beta_2) g^2 \\
         d &= \frac{g}{\sqrt{v / (1 - \beta_2^k)} + \epsilon} + \lambda \theta \\
         \theta &\leftarrow \theta + c (z - \theta) - \gamma (1 - \beta_1 (1 - c)) d \\

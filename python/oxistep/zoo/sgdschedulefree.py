@@ -13,7 +13,7 @@ class SGDScheduleFree(ScheduleFree, Optimizer):
     r"""Schedule-free SGD: an average of the iterates takes the place of a schedule.
 
     .. math::
-        c &= w_k / \textstyle\sum_{j \le k} w_j, \qquad w_k = k^r \gamma_{max}^{power} \\
+        c &= w_k / \sum_{j \le k} w_j, \qquad w_k = k^r \gamma_{max}^{power} \\
         d &= g + \lambda \theta \\
         \theta &\leftarrow \theta + c (z - \theta) - \gamma (1 - \mu (1 - c)) d \\
         z &\leftarrow z - \gamma d
