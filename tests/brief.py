@@ -16,12 +16,20 @@ that need an interpreter of their own share the imports of torch: see ``fresh``.
 
 import zlib
 from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
+from typing import TypeVar
 
 import pytest
 
+T = TypeVar("T")
+
 ASKED = False
 """Whether this is a brief run; known when the files of tests are imported."""
+
+
+def some(values: Iterable[T], every: int) -> list[T]:
+    """All of them in the whole run, one of so many in the brief one."""
+    return list(values)[:: every if ASKED else 1]
 
 
 def number(*, whole: int, brief: int) -> int:

@@ -10,6 +10,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 
+import brief
 from numpy_table import layouts, same_bits, snapshot
 from oxistep.numpy import zoo
 
@@ -32,8 +33,8 @@ MORE = {
 }
 ROWS = [(name, hyper) for name in NAMES for hyper in ({}, {"maximize": True}, *MORE.get(name, []))]
 
-every_class = pytest.mark.parametrize("name", NAMES)
-every_row = pytest.mark.parametrize(("name", "hyper"), ROWS, ids=[f"{name} {hyper}" for name, hyper in ROWS])
+every_class = pytest.mark.parametrize("name", brief.some(NAMES, 4))
+every_row = pytest.mark.parametrize(("name", "hyper"), brief.some(ROWS, 2), ids=str)
 
 
 def made(name, params, **hyper):

@@ -5,12 +5,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import brief  # noqa: E402
 import oxistep.numpy.zoo  # noqa: E402
 from oxistep import zoo  # noqa: E402
 from oxistep.diagnostics import UpdateMonitor, lr_range_test  # noqa: E402
 
 NAMES = oxistep.numpy.zoo.__all__
-each = pytest.mark.parametrize("name", NAMES)
+each = pytest.mark.parametrize("name", brief.some(NAMES, 5))
 
 
 def bits(optimizer, params):

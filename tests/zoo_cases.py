@@ -266,9 +266,10 @@ CASES += [
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 # One of each class, with the flags that use most of its states.
 ONE_OF_EACH = {case.name: case for case in sorted(CASES, key=lambda case: len(case.kwargs))}
-# In the brief run of one class what concerns its flags little.
-each_case_or_class = pytest.mark.parametrize("case", ONE_OF_EACH.values() if brief.ASKED else CASES, ids=str)
-each_class = pytest.mark.parametrize("case", ONE_OF_EACH.values(), ids=lambda case: case.name)
+# In the brief run what concerns a class and its flags little is tried with some classes.
+SOME = brief.some(ONE_OF_EACH.values(), 4)
+each_case_or_class = pytest.mark.parametrize("case", SOME if brief.ASKED else CASES, ids=str)
+each_class = pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
 
 
 def signature_of(cls):

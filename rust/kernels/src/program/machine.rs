@@ -19,8 +19,11 @@ use crate::simd::{Level, prefetch_far_address};
 
 /// Elements of a tile.
 pub(crate) const TILE: usize = 256;
-/// How many bytes ahead streams are brought into the second-level cache, in steps that are too large for it.
-const AHEAD: usize = 4096;
+/// Elements of a tile where one instruction does all, where the streams lie: nothing waits in a register.
+const LONG: usize = 4096;
+/// How many bytes ahead streams are brought into the second-level cache, in steps that are too large for it: a tile of
+/// `f32`. Of 512 to 8,192 this was the fastest on Zen 3 (docs/experiments.md).
+const AHEAD: usize = 1024;
 
 /// A pass with what it needs while it runs.
 pub(crate) struct Machine<'m, A, const W: usize> {
@@ -153,9 +156,11 @@ impl<'m, A: Computes, const W: usize> Machine<'m, A, W> {
         let level = self.level.at_hand();
         let far = elements > SMALL_CHUNK + SMALL_CHUNK / 2;
         let whole = elements / W * W;
+        let direct = views.iter().all(|view| matches!(view, View::Absent | View::Direct(..) | View::Shared(..)));
+        let tile = if direct && !far && self.pass.instructions.len() == 1 { LONG } else { TILE };
         let mut at = 0;
         while at < elements {
-            let n = if at < whole { TILE.min(whole - at) } else { elements - at };
+            let n = if at < whole { tile.min(whole - at) } else { elements - at };
             if far {
                 views.iter().for_each(|view| view.prefetch(at, n));
             }
