@@ -6,7 +6,6 @@ import copy
 import inspect
 import re
 from collections.abc import Iterator
-from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -149,7 +148,7 @@ class _SophiaG(ZooOptimizer):
             grads: as ``step`` takes them.
         """
         of_hessian: RuleOptimizer = copy.copy(self)
-        of_hessian.__class__ = _hessian()
+        of_hessian.__class__ = _Hessian
         of_hessian.step(grads)
         self._oxistep_torn = of_hessian._oxistep_torn
         for row, states in zip(self._oxistep_listed(grads), self.state, strict=True):
@@ -158,11 +157,10 @@ class _SophiaG(ZooOptimizer):
                     entry["step"] -= 1
 
 
-@cache
-def _hessian() -> type[RuleOptimizer]:
-    """What counts a step of SophiaG's ``update_hessian``."""
-    source = Source(zoo.SophiaG.hessian_update, "SophiaG.update_hessian")
-    return type("SophiaG", (RuleOptimizer,), {"_oxistep_source": source})
+class _Hessian(RuleOptimizer):
+    """Takes the step of SophiaG's ``update_hessian``."""
+
+    _oxistep_source = Source(zoo.SophiaG.hessian_update, "SophiaG.update_hessian")
 
 
 class _StableAdamW(ZooOptimizer):
