@@ -1,6 +1,8 @@
 """Rules by kernels that look at more than one parameter, at numbers of the group, or at elements before they decide."""
 
 import copy
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -306,3 +308,33 @@ def test_the_order_of_parameters_does_not_matter_to_sums():
         summed(ps).step()
         results.add(ps[0].detach().flatten()[0].item())
     assert len(results) == 1
+
+
+def test_what_tracing_does_before_a_question_is_answered_is_seen():
+    """The rule's function is the user's: here it gives a parameter other memory, after that one was described."""
+    first, second = torch.nn.Parameter(torch.ones(300_000)), torch.nn.Parameter(torch.ones(2, 2))
+    traced = []
+
+    @oxistep.rule
+    def meddling(p, g, s, lr=0.5):
+        if p.ndim == 2 and not traced:
+            traced.append(1)
+            first.data = torch.zeros(300_000)
+        if rules.max_abs(p) > 0.5:
+            return p - lr * g
+        return p + lr * g
+
+    optimizer = meddling([first, second])
+    first.grad, second.grad = torch.ones(300_000), torch.ones(2, 2)
+    optimizer.step()
+    assert (first == 0.5).all() and (second == 0.5).all() and traced
+
+
+def test_an_optimizer_whose_groups_have_numbers_is_let_go_of():
+    optimizer = train(warmed_up(params(SHAPES)), 5)
+    (p, *_) = everything_p(optimizer)
+    p.register_hook(lambda grad, keeps=optimizer: grad)  # a cycle: parameter, hook, optimizer, group, parameter
+    gone = weakref.ref(optimizer)
+    del optimizer, p
+    gc.collect()
+    assert gone() is None

@@ -80,6 +80,7 @@ pub(crate) fn step_arrays(
     let mut advanced = fill(&mut step, (&items, &traced), arrays.each(), &rules, measuring.as_mut())?;
     let becomes = look_at(py, &mut step, &items, &traced)?;
     store_fresh_states(&items)?;
+    let of_groups = groups.iter().map(|group| Ok(group.cast_into::<PyDict>()?)).collect::<PyResult<Vec<_>>>()?;
     let small = step.elements() < driver::SERIAL;
     drop(rests);
     let mut measured = measuring.as_mut().map(|measuring| &mut measuring.measured);
@@ -101,7 +102,7 @@ pub(crate) fn step_arrays(
         item.scalars.iter_mut().zip(after).for_each(|(scalar, &x)| scalar.set(x));
     }
     let Err(panic) = done else {
-        becomes.write_into(groups)?;
+        becomes.write(|g| &of_groups[g])?;
         return Ok(None);
     };
     Err(panicked_over(&*panic, PyList::new(py, items.iter().map(|(_, item)| &item.param))?))

@@ -44,6 +44,7 @@ impl Plan {
         plan.joined = !guard.measures();
         let result = plan.take_step(optimizer, &guard);
         plan.forget(slf.py());
+        plan.answers.clear(); // of this step alone
         if result.is_err() && !plan.joined {
             // the error that comes is this rank's own
             drop(plan.definition.call_method1(slf.py(), pyo3::intern!(slf.py(), "call_off"), (optimizer,)));

@@ -6,7 +6,7 @@ use oxistep_kernels::driver::{self, Stopped};
 use oxistep_kernels::simd::Level;
 use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList};
+use pyo3::types::PyDict;
 
 use crate::error::panicked_reading;
 use crate::fault;
@@ -58,23 +58,14 @@ impl GroupNumbers {
     }
 
     /// Writes them into the groups.
-    pub(super) fn write<'py>(&self, group: impl Fn(usize) -> PyResult<Bound<'py, PyDict>>) -> PyResult<()> {
+    pub(super) fn write<'g, 'py: 'g>(&self, group: impl Fn(usize) -> &'g Bound<'py, PyDict>) -> PyResult<()> {
         for Becomes { group: g, name, value, assigned } in &self.0 {
-            let values = group(*g)?;
+            let values = group(*g);
             if *assigned || !values.contains(*name)? {
                 values.set_item(*name, *value)?;
             }
         }
         Ok(())
-    }
-
-    /// As [`GroupNumbers::write`], into the groups of that list.
-    pub(super) fn write_into(&self, groups: &Bound<'_, PyAny>) -> PyResult<()> {
-        if self.0.is_empty() {
-            return Ok(());
-        }
-        let groups = groups.cast::<PyList>()?;
-        self.write(|g| Ok(groups.get_item(g)?.cast_into::<PyDict>()?))
     }
 }
 

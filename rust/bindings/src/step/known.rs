@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
 
 use crate::memory::stream::Memory;
 use crate::memory::torch::describe::Torch;
@@ -45,8 +44,7 @@ pub(super) struct Steady {
     pub(super) programs: usize,
     /// Some programs are to be looked at before anything is written.
     pub(super) looks: bool,
-    /// The groups of rules that users wrote, and of each program which is its own.
-    pub(super) groups: Vec<Py<PyDict>>,
+    /// Of each program the place of its group among those of the step.
     pub(super) group_of: Vec<usize>,
     /// What the numbers of groups become.
     pub(super) numbers: GroupNumbers,
@@ -87,7 +85,6 @@ impl Steady {
         self.awaited.clear();
         self.programs = 0;
         self.looks = false;
-        self.groups.clear();
         self.group_of.clear();
         self.numbers.clear();
     }

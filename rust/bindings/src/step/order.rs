@@ -21,7 +21,6 @@ impl Plan {
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let py = optimizer.py();
         self.measuring = guard.measures();
-        self.answers.clear();
         if self.is_overridden(optimizer)? {
             return self.leave_everything(optimizer, guard);
         }

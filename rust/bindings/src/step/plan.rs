@@ -9,7 +9,7 @@ use std::any::Any;
 use oxistep_kernels::overlap::Written;
 use oxistep_kernels::{Scalars, Step};
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyString};
+use pyo3::types::{PyDict, PyList, PyString};
 
 use crate::error::panicked_over;
 use crate::memory::nearby::Nearby;
@@ -56,6 +56,8 @@ pub(crate) struct Plan {
     pub(super) steady: Steady,
     /// Of each parameter, what its rule's questions about its elements came to in this step, as far as they were asked.
     pub(super) answers: Vec<Vec<u64>>,
+    /// The groups of this step, if a user wrote the rule: their numbers are written.
+    pub(super) groups: Vec<Py<PyDict>>,
     /// The native parameters of the last step.
     pub(super) versions: Option<Versions>,
     /// The addresses of their states' objects, as one number: another number, other objects.
@@ -97,6 +99,7 @@ impl Plan {
             joined: false,
             steady: Steady::default(),
             answers: Vec::new(),
+            groups: Vec::new(),
             versions: None,
             known_states: 0,
             holds_inference_tensor: false,
@@ -130,6 +133,7 @@ impl Plan {
     pub(super) fn forget(&mut self, py: Python<'_>) {
         self.items.clear();
         self.rules.clear();
+        self.groups.clear();
         self.advanced.clear();
         self.ranks.forget();
         self.state_map.forget();

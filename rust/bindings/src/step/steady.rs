@@ -69,7 +69,7 @@ impl Plan {
                 // until a step ends well, the next one is not tried in this way
                 let done = self.write_steady(optimizer.py(), guard, &mut step, rests);
                 self.steady.ready = matches!(done, Ok(Attempt::Done(_)));
-                self.steady.failures = 0;
+                self.steady.failures = if self.steady.ready { 0 } else { self.steady.failures + 1 };
                 done
             }
             Ok(false) => {
@@ -124,7 +124,7 @@ impl Plan {
                 GroupRule::Traced(_) => Names::default(),
             };
             if matches!(rule, GroupRule::Traced(_)) {
-                self.steady.groups.push(values.clone().unbind());
+                self.groups.push(values.clone().unbind());
             }
             let of_group = OfGroup::of(&values);
             let mut one = One { rule, factor, single_lr, names, of_group, last: None, leaf: None, found: None };
@@ -359,7 +359,7 @@ impl Plan {
             return Ok(false);
         }
         self.steady.looks |= now.is_looked_at();
-        self.steady.group_of.push(self.steady.groups.len() - 1);
+        self.steady.group_of.push(self.groups.len() - 1);
         self.steady.counters[first_counter].1 = of_counters.step();
         for (i, &node) in now.becomes.iter().enumerate() {
             self.steady.counters[first_counter + 1 + i].1 = values[1 + i];
@@ -536,7 +536,7 @@ impl Plan {
             unsafe { memory.write_scalar(*value) };
         }
         if done.is_ok() {
-            self.steady.numbers.write(|g| Ok(self.steady.groups[g].bind(py).clone()))?;
+            self.steady.numbers.write(|g| self.groups[g].bind(py))?;
         }
         done.map(|()| Attempt::Done(norm)).map_err(|panic| self.broke_off(py, &*panic))
     }

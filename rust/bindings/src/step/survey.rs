@@ -87,6 +87,9 @@ impl Plan {
             ClassRule::Compiled(_) => None,
             ClassRule::Traced(tree) => Some(tree.clone_ref(py)),
         };
+        if tree.is_some() {
+            self.groups.push(values.clone().unbind());
+        }
         let single_lr = group.single_lr;
         let foreach = asks_for_foreach(group.find("foreach")?.as_ref());
         self.foreign |= group.foreign;

@@ -39,6 +39,8 @@ impl Plan {
         while self.items.iter().any(|item| question(item).is_some()) {
             any = true;
             fault::point("questions")?;
+            // tracing rules, making states and what stood before may have run code since tensors were described
+            self.describe_again(py)?;
             let mut step = Step::default();
             self.advanced.clear();
             self.advanced.extend(self.items.iter().map(|item| item.scalar_values));

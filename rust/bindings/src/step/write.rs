@@ -83,7 +83,7 @@ impl Plan {
         self.step = Some(Box::new(step.recycle()));
         self.expect_steady(py, elements);
         if done.is_ok() {
-            becomes.write_into(&optimizer.getattr(pyo3::intern!(py, "param_groups"))?)?;
+            becomes.write(|g| self.groups[g].bind(py))?;
         }
         done.map_err(|panic| self.broke_off(py, &*panic))
     }

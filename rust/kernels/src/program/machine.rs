@@ -22,7 +22,7 @@ pub(crate) const TILE: usize = 256;
 /// Elements of a tile where one instruction does all, where the streams lie: nothing waits in a register.
 const LONG: usize = 4096;
 /// How many bytes ahead streams are brought into the second-level cache, in steps that are too large for it: a tile of
-/// `f32`. Of 512 to 8,192 this was the fastest on Zen 3 (docs/experiments.md).
+/// `f32`. Of 512 to 4,096 this was the fastest on Zen 3 (docs/experiments.md).
 const AHEAD: usize = 1024;
 
 /// A pass with what it needs while it runs.
