@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 import oxistep  # noqa: E402
 from oxistep import zoo  # noqa: E402
 from oxistep.optim._definition import definition_of  # noqa: E402
+from rules_by_kernels import everything  # noqa: E402
 from scenarios import CLOSE, FORCED  # noqa: E402
 from zoo_cases import (  # noqa: E402
     CASES,
@@ -91,15 +92,6 @@ def judged(place, dtype):
         judge.grads = [None if g is None else g.double().numpy() for g in gradients(k, dtype, late=case.late)]
         case.take(judge, k)
     return judge.params
-
-
-def everything(optimizer):
-    """Parameters and states, by name."""
-    found = {}
-    for k, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-        found[k, "p"] = p.detach()
-        found |= {(k, name): torch.as_tensor(value) for name, value in optimizer.state[p].items()}
-    return found
 
 
 def same(one, other, **close):
