@@ -65,6 +65,6 @@ def test_tables_are_written_where_they_belong(tmp_path, monkeypatch):
     results.write_text(json.dumps({"zoo": rows}), encoding="utf-8")
     tables.write("speed", tables.table(tables.speed_rows(results)))
     text = page.read_text(encoding="utf-8")
-    assert "| `Lion` | timm | 6.0 |  |  | 12.0 | 0.90 |" in text
+    assert "| `Lion` | timm | 6.0 | 12.0 | 0.90 |" in text  # a column for each workload that was measured
     tables.write("speed", tables.table(tables.speed_rows(results)))
     assert page.read_text(encoding="utf-8") == text
