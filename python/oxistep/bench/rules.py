@@ -162,11 +162,12 @@ def floor(workload: str, name: str, against: str) -> float | None:
     return asked
 
 
-def parameters(shapes: list[tuple[int, ...]]) -> Parameters:
+def parameters(shapes: list[tuple[int, ...]], dtype: torch.dtype | None = None) -> Parameters:
+    """The same numbers each time, of float32, which another dtype holds."""
     generator = torch.Generator().manual_seed(0)
-    made = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    made = [torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
     for p in made:
-        p.grad = torch.randn(p.shape, generator=generator)
+        p.grad = torch.randn(p.shape, generator=generator).to(dtype)
     return made
 
 

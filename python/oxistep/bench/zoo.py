@@ -3,8 +3,10 @@
     python -m oxistep.bench zoo
 
 Contestants take turns, and are compared within each round: ours, the package's for-loop and its foreach, where it has
-both. Three steps of each are compared before the clock runs. The ceiling is the native probe: a loop over as many
-arrays, with next to no arithmetic, brought to the bytes that the optimizer reads and writes in all its passes.
+both. Three steps of each are compared before the clock runs; where a package comes to something else (torch's float32
+norm of 64 Mi elements is half a percent too small), ours must be what the package comes to in float64. The ceiling is
+the native probe: a loop over as many arrays, with next to no arithmetic, brought to the bytes that the optimizer reads
+and writes in all its passes.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from .probe import native_probe
 from .rules import PROBE, Parameters, parameters, show_rows
 from .workloads import gpt2_small
 
-OURS, WARM_UP = "oxistep", 3
+OURS, JUDGE, WARM_UP = "oxistep", "float64", 3
 MAX_STATES = 3  # of the probe; its bytes are scaled
 SHAPES: dict[str, list[tuple[int, ...]]] = {
     "two scalars": [(), ()],
@@ -64,35 +66,41 @@ def streams(name: str, optimizer: Any) -> tuple[int, int]:
 def contestants(name: str, shapes: list[tuple[int, ...]]) -> tuple[dict[str, Step], Any]:
     """A step of each, and our optimizer; they start alike, and must have come to the same after some steps."""
     original = ORIGINALS[name]
+    arguments = {"lr": original.lr, **original.arguments, **original.timed}
     made: dict[str, tuple[Parameters, Any]] = {}
 
-    def add(label: str, make: Callable[..., Any], arguments: dict[str, Any]) -> None:
-        ps = parameters(shapes)
+    def add(label: str, make: Callable[..., Any], of_package: dict[str, Any], dtype: torch.dtype | None = None) -> None:
+        ps = parameters(shapes, dtype)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # optimi's of foreach
-            optimizer = make(ps, lr=original.lr, **original.arguments, **original.timed, **arguments)
+            optimizer = make(ps, **arguments, **of_package)
         if hasattr(optimizer, "train"):
             optimizer.train()
-        made[label] = ps, optimizer
-
-    add(OURS, getattr(zoo, name), {})
-    cls = original.load()
-    if cls is not None:
-        for label, arguments in original.variants().items():
-            add(label, cls, arguments)
-    gradients = [p.grad.clone() for p in made[OURS][0] if p.grad is not None]
-    for ps, optimizer in made.values():
+        gradients = [p.grad.clone() for p in ps if p.grad is not None]
         for _ in range(WARM_UP):
             for p, gradient in zip(ps, gradients, strict=True):
                 assert p.grad is not None
                 p.grad.copy_(gradient)  # some packages write into it
             optimizer.step()
-    ours, optimizer = made[OURS]
-    for label, (theirs, _) in made.items():
-        for a, b in zip(ours, theirs, strict=True):
-            if not torch.allclose(a, b, rtol=1e-4, atol=1e-4):
-                raise SystemExit(f"{name}: oxistep and {label} came to different parameters")
-    return {label: made_one.step for label, (_, made_one) in made.items()}, optimizer
+        made[label] = ps, optimizer
+
+    add(OURS, getattr(zoo, name), {})
+    cls = original.load()
+    if cls is not None:
+        variants = original.variants()
+        for label, of_package in variants.items():
+            add(label, cls, of_package)
+        ours = made[OURS][0]
+        differ = [label for label in variants if not alike(ours, made[label][0])]
+        if differ:
+            add(JUDGE, cls, variants[differ[0]], torch.float64)
+            if not alike(ours, made.pop(JUDGE)[0]):
+                raise SystemExit(f"{name}: oxistep and {differ[0]} came to different parameters")
+    return {label: optimizer.step for label, (_, optimizer) in made.items()}, made[OURS][1]
+
+
+def alike(ours: Parameters, theirs: Parameters) -> bool:
+    return all(torch.allclose(a, b.to(a.dtype), rtol=1e-4, atol=1e-4) for a, b in zip(ours, theirs, strict=True))
 
 
 def measured(workload: str, name: str, shapes: list[tuple[int, ...]], seconds: float) -> list[dict[str, Any]]:

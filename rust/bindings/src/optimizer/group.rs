@@ -13,16 +13,28 @@ use crate::memory::unfit::Reason;
 
 /// Python strings made once, for looking names up in dicts.
 #[derive(Default)]
-pub(crate) struct Keys(Vec<(&'static str, Py<PyString>)>);
+pub(crate) struct Keys {
+    known: Vec<(&'static str, Py<PyString>)>,
+    /// Where the name that was asked for after the last one stands: steps ask for the same names in the same order.
+    next: usize,
+}
 
 impl Keys {
+    #[inline]
     pub(crate) fn get<'py>(&mut self, py: Python<'py>, name: &'static str) -> &Bound<'py, PyString> {
-        let known = self.0.iter().position(|(known, _)| std::ptr::eq(*known, name));
-        let index = known.unwrap_or_else(|| {
-            self.0.push((name, PyString::intern(py, name).unbind()));
-            self.0.len() - 1
-        });
-        self.0[index].1.bind(py)
+        let is_next = self.known.get(self.next).is_some_and(|(known, _)| std::ptr::eq(*known, name));
+        let index = if is_next { self.next } else { self.search(py, name) };
+        self.next = index + 1;
+        self.known[index].1.bind(py)
+    }
+
+    #[inline(never)]
+    fn search(&mut self, py: Python<'_>, name: &'static str) -> usize {
+        let known = self.known.iter().position(|(known, _)| std::ptr::eq(*known, name));
+        known.unwrap_or_else(|| {
+            self.known.push((name, PyString::intern(py, name).unbind()));
+            self.known.len() - 1
+        })
     }
 }
 

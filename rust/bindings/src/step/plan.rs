@@ -47,6 +47,8 @@ pub(crate) struct Plan {
     /// anywhere, and waiting for one after the other is half of what their step costs.
     pub(super) nearby: Vec<Nearby>,
     pub(super) step: Option<Box<Step<'static>>>,
+    /// Memory for the steps of parameters that take turns.
+    pub(super) turns: Vec<Step<'static>>,
     pub(super) gradients: Gradients,
     /// The specifications of the DTensors among the parameters, with a gradient or without, in order.
     pub(super) specs: Vec<Py<PyAny>>,
@@ -93,6 +95,7 @@ impl Plan {
             hints: Vec::new(),
             nearby: Vec::new(),
             step: Some(Box::default()),
+            turns: Vec::new(),
             gradients: Gradients::default(),
             specs: Vec::new(),
             ranks: Ranks::default(),

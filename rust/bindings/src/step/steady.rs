@@ -451,7 +451,8 @@ impl Plan {
             if !self.steady.is_next(&object) {
                 return Ok(None);
             }
-            let Ok(counter) = torch.describe_values(&object) else { return Ok(None) };
+            let may_be_integer = objects.len() == 1;
+            let Some(counter) = torch.describe_known_count(&object, may_be_integer) else { return Ok(None) };
             let Some(value) = counter.number() else { return Ok(None) };
             if !self.written.add_known(k, counter.memory.interval()) {
                 return Ok(None);

@@ -27,14 +27,15 @@ impl Plan {
         self.advanced.clear();
         self.advanced.extend(self.items.iter().map(|item| item.scalar_values));
         // parameters that share memory are updated one after the other, as torch does, each in a step of its own
+        let mut spare = std::mem::take(&mut self.turns);
         let (mut turns, mut becomes) = (Vec::new(), GroupNumbers::default());
         let free = |item: &Item| !item.tied;
         let ready = fill(&mut step, &self.items, free, &self.rules, &mut self.advanced, watch)
             .and_then(|()| {
-                for tied in self.items.iter().filter(|item| item.tied) {
-                    let mut turn = Step::default();
-                    let this = |item: &Item| std::ptr::eq(item, tied);
-                    fill(&mut turn, &self.items, this, &self.rules, &mut self.advanced, None)?;
+                for (tied, advanced) in self.items.iter().zip(&mut self.advanced).filter(|(item, _)| item.tied) {
+                    let mut turn: Step<'_> = spare.pop().unwrap_or_default();
+                    let (tied, advanced) = (std::slice::from_ref(tied), std::slice::from_mut(advanced));
+                    fill(&mut turn, tied, |_| true, &self.rules, advanced, None)?;
                     turns.push(turn);
                 }
                 look_at(py, &mut step, &self.items)
@@ -79,7 +80,7 @@ impl Plan {
                 }
             }
         }
-        drop(turns);
+        self.turns.extend(turns.into_iter().map(Step::recycle));
         self.step = Some(Box::new(step.recycle()));
         self.expect_steady(py, elements);
         if done.is_ok() {

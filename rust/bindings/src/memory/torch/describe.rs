@@ -207,6 +207,26 @@ impl Torch {
         if suspicious && is_lazy(object, described.memory.complex) { Err(Unfit::Lazy) } else { Ok(described) }
     }
 
+    /// As [`Torch::describe_values`], for what was a plain tensor on the CPU at the last step and most likely still is.
+    /// `may_be_integer`: also of int64.
+    #[inline(always)]
+    pub(crate) fn describe_known_count<'t>(
+        &self,
+        object: &'t Bound<'_, PyAny>,
+        may_be_integer: bool,
+    ) -> Option<Described<'t>> {
+        let shim = self.shim.as_ref().filter(|_| self.is_plain(object));
+        match shim.and_then(|shim| known(shim, shim.tensor_in(object))) {
+            Some(described) if !described.may_be_lazy() => Some(described),
+            _ => self.describe_odd_count(object, may_be_integer),
+        }
+    }
+
+    #[inline(never)]
+    fn describe_odd_count<'t>(&self, object: &'t Bound<'_, PyAny>, may_be_integer: bool) -> Option<Described<'t>> {
+        if may_be_integer { self.describe_count(object).ok() } else { self.describe_values(object).ok() }
+    }
+
     /// As [`Torch::describe_values`], for a counter of int64 too, which some programs make.
     pub(crate) fn describe_count<'t>(&self, object: &'t Bound<'_, PyAny>) -> Result<Described<'t>, Unfit> {
         let mut raw = self.raw(object)?;
@@ -249,8 +269,9 @@ impl Torch {
     }
 }
 
-/// Describes a tensor that most likely is strided, and is known to lie inside its storage.
-#[inline(always)]
+/// Describes a tensor that most likely is strided, and is known to lie inside its storage. (One function that all of a
+/// parameter's tensors go through: five copies of it are much of what the first-level cache holds of a step.)
+#[inline(never)]
 fn known<'t>(shim: &Shim, tensor: TensorRef<'t>) -> Option<Described<'t>> {
     let mut described = understood(shim.describe_strided(tensor)?).ok()?;
     described.whole = Some(whole(shim, tensor, &described.memory).ok()??);
