@@ -143,6 +143,12 @@ pub(crate) trait Kernel {
 pub(crate) struct Available(usize);
 
 impl Level {
+    /// Whether its vectors have 64 bytes, at this level or the best one below it that the processor has.
+    #[inline]
+    pub(crate) fn is_wide(self) -> bool {
+        self.min(Self::best_cached()) == Self::Avx512
+    }
+
     /// This level, or the best one below it, as one that the processor has.
     pub(crate) fn at_hand(self) -> Available {
         Available(match self.min(Self::best_cached()) {
@@ -165,9 +171,20 @@ impl<F: Copy> Compiled<F> {
     }
 }
 
-/// Compiles a function for each level.
+/// For which levels a function is compiled. (It can be called at the others, too.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Compile {
+    /// For the baseline alone.
+    Baseline,
+    /// For each.
+    All,
+    /// For that with vectors of 64 bytes.
+    Wide,
+}
+
+/// Compiles a function.
 #[cfg(target_arch = "x86_64")]
-pub(crate) const fn compiled<K: Kernel>() -> Compiled<for<'j> fn(K::Job<'j>)> {
+pub(crate) const fn compiled<K: Kernel>(levels: Compile) -> Compiled<for<'j> fn(K::Job<'j>)> {
     fn baseline<K: Kernel>(job: K::Job<'_>) {
         K::run(job, halves::Plain);
     }
@@ -179,12 +196,16 @@ pub(crate) const fn compiled<K: Kernel>() -> Compiled<for<'j> fn(K::Job<'j>)> {
         // SAFETY: as above.
         unsafe { kernel_avx512::<K>(job) }
     }
-    Compiled([baseline::<K>, avx2::<K>, avx512::<K>])
+    Compiled(match levels {
+        Compile::Baseline => [baseline::<K>; 3],
+        Compile::All => [baseline::<K>, avx2::<K>, avx512::<K>],
+        Compile::Wide => [baseline::<K>, baseline::<K>, avx512::<K>],
+    })
 }
 
 /// Compiles a function: the architecture has one level.
 #[cfg(not(target_arch = "x86_64"))]
-pub(crate) const fn compiled<K: Kernel>() -> Compiled<for<'j> fn(K::Job<'j>)> {
+pub(crate) const fn compiled<K: Kernel>(_levels: Compile) -> Compiled<for<'j> fn(K::Job<'j>)> {
     fn baseline<K: Kernel>(job: K::Job<'_>) {
         K::run(job, halves::Plain);
     }

@@ -101,6 +101,7 @@ fn programs_beside_rules() {
         ("Adam as torch's", adam, traced::adam(), &adam_inputs[..]),
         ("Adam as textbooks'", adam, traced::textbook_adam(), &adam_inputs[..]),
         ("momentum, SGD", sgd, traced::momentum(), &[lr, 0.9][..]),
+        ("LAMB, Adam", adam, traced::lamb(), &adam_inputs[..4]),
         ("Lion, SGD", sgd, traced::lion(), &[lr, 0.9, 0.99, 0.1][..]),
     ];
     let mut sizes = vec![(2000, 64), (1, 1 << 12), (1, 1 << 16), (1, 1 << 20)];

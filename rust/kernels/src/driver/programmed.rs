@@ -49,13 +49,16 @@ impl Walking<'_> {
     fn within<A: Computes, const N: usize>(self) {
         let mut room = Room([A::ZERO; N]);
         let room = &mut room.0[..self.program.0.room()];
-        // vectors of 32 bytes at every level: those of 64 gain nothing where there are divisions
-        match (size_of::<A>() == 4, self.program.2 <= 3) {
-            (true, true) => self.each::<A, 8, 5>(room),
-            (true, false) => self.each::<A, 8, STREAMS>(room),
-            (false, true) => self.each::<A, 4, 5>(room),
-            (false, false) => self.each::<A, 4, STREAMS>(room),
+        // vectors of 64 bytes where the processor has them and the pass gains, else of 32
+        match (size_of::<A>() == 4, self.level.is_wide() && self.program.0.is_wide()) {
+            (true, true) => self.among::<A, 16>(room),
+            (true, false) | (false, true) => self.among::<A, 8>(room),
+            (false, false) => self.among::<A, 4>(room),
         }
+    }
+
+    fn among<A: Computes, const W: usize>(self, room: &mut [A]) {
+        if self.program.2 <= 3 { self.each::<A, W, 5>(room) } else { self.each::<A, W, STREAMS>(room) }
     }
 
     /// Runs the pass over all that the source hands out, at most so many streams.

@@ -10,9 +10,9 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 
 use super::functions::{Functions, Power as Short};
-use super::reduce::{Lanes, larger, take};
+use super::reduce::{DOT, Lanes, MAX_ABS, SUM, take};
 use super::vectors::Vector;
-use crate::simd::{Compiled, Kernel, Simd, compiled};
+use crate::simd::{Compile, Compiled, Kernel, Simd, compiled};
 
 /// The most operands of an instruction.
 pub(super) const OPERANDS: usize = 12;
@@ -204,6 +204,14 @@ macro_rules! instructions {
             MaxAbs,
         }
 
+        impl Code {
+            /// Whether it gains by vectors of 64 bytes: those that keep middle values. Loops of few operations over so
+            /// many lanes the compiler unrolls, and does not vectorise.
+            pub(super) fn is_wide(self) -> bool {
+                matches!(self, $(Self::$Kept)|*)
+            }
+        }
+
         /// The table; what stands first is preferred among those of the same length.
         pub(super) const PATTERNS: &[Pattern] = &[
             $(Pattern { code: Code::$Code, text: $text, tiles: tiles!($args) },)*
@@ -251,14 +259,19 @@ macro_rules! instructions {
         })*
 
         impl<A: Functions, const W: usize> Table<A, W> {
+            /// Whether its vectors have 64 bytes.
+            const WIDE: bool = W * size_of::<A>() == 64;
+            /// What wide vectors are not used for: see [`Code::is_wide`].
+            const ALONE: Compile = if Self::WIDE { Compile::Baseline } else { Compile::All };
+
             /// In the order of the codes.
             pub(super) const ALL: &'static [Compiled<Function<A, W>>] = &[
-                $(compiled::<kernels::$Code<A, W>>(),)*
-                $(compiled::<kernels::$Kept<A, W>>(),)*
-                compiled::<Power<A, W>>(),
-                compiled::<Reduction<A, W, SUM>>(),
-                compiled::<Reduction<A, W, DOT>>(),
-                compiled::<Reduction<A, W, MAX_ABS>>(),
+                $(compiled::<kernels::$Code<A, W>>(Self::ALONE),)*
+                $(compiled::<kernels::$Kept<A, W>>(if Self::WIDE { Compile::Wide } else { Compile::All }),)*
+                compiled::<Power<A, W>>(Self::ALONE),
+                compiled::<Reduction<A, W, SUM>>(Self::ALONE),
+                compiled::<Reduction<A, W, DOT>>(Self::ALONE),
+                compiled::<Reduction<A, W, MAX_ABS>>(Self::ALONE),
             ];
         }
     };
@@ -277,10 +290,6 @@ impl<A: Functions, const W: usize> Kernel for Power<A, W> {
     }
 }
 
-const SUM: u8 = 0;
-const DOT: u8 = 1;
-const MAX_ABS: u8 = 2;
-
 /// Adds to the lanes of the reduction whose number is the instruction's `out`.
 struct Reduction<A, const W: usize, const KIND: u8>(PhantomData<A>);
 
@@ -292,11 +301,8 @@ impl<A: Functions, const W: usize, const KIND: u8> Kernel for Reduction<A, W, KI
         let (x, place) = (take_up!(tile, instruction, T0), (tile.at, tile.elements));
         let lanes = &tile.lanes[instruction.out as usize];
         let mut found = lanes.get();
-        match KIND {
-            SUM => take(x, x, place, &mut found, |lane, x, _| lane + x),
-            DOT => take(x, take_up!(tile, instruction, T1), place, &mut found, |lane, x, y| lane + x * y),
-            _ => take(x, x, place, &mut found, |lane, x, _| larger(lane, x.abs())),
-        }
+        let y = if KIND == DOT { take_up!(tile, instruction, T1) } else { x };
+        take::<A, W, KIND>(x, y, place, &mut found);
         lanes.set(found);
     }
 }
@@ -485,6 +491,31 @@ instructions! {
     }, if is_usual(root, eps) => {
         let (m, v) = (m.lerp(g, w), (v * b).addcmul(g, g, c));
         ((p * keep).addcdiv(m, v.sqrt().over(root.divisor()) + eps, k), [m, v])
+    };
+    // the same from what a user writes: a mean by lerp or by two products, the gradient squared first or not
+    AdamLerp[2] = b"-0/*1>%234+/q>+*56**73389"
+        [p: T0, k: N1, m: T2, g: T3, w: N4, b2: N5, v: T6, w2: N7, root: N8, eps: N9] => {
+        let (m, v) = (m.lerp(g, w), b2 * v + (w2 * g) * g);
+        (p - (k * m) / (v.sqrt() / root + eps), [m, v])
+    }, if is_usual(root, eps) => {
+        let (m, v) = (m.lerp(g, w), b2 * v + (w2 * g) * g);
+        (p - (k * m) / (v.sqrt().over(root.divisor()) + eps), [m, v])
+    };
+    AdamRoot[2] = b"-0/*1>+*23*45+/q>+*67**8559:"
+        [p: T0, k: N1, b: N2, m: T3, w: N4, g: T5, b2: N6, v: T7, w2: N8, root: N9, eps: N10] => {
+        let (m, v) = (b * m + w * g, b2 * v + (w2 * g) * g);
+        (p - (k * m) / (v.sqrt() / root + eps), [m, v])
+    }, if is_usual(root, eps) => {
+        let (m, v) = (b * m + w * g, b2 * v + (w2 * g) * g);
+        (p - (k * m) / (v.sqrt().over(root.divisor()) + eps), [m, v])
+    };
+    AdamRootSquare[2] = b"-0/*1>+*23*45+/q>+*67*8*559:"
+        [p: T0, k: N1, b: N2, m: T3, w: N4, g: T5, b2: N6, v: T7, w2: N8, root: N9, eps: N10] => {
+        let (m, v) = (b * m + w * g, b2 * v + w2 * (g * g));
+        (p - (k * m) / (v.sqrt() / root + eps), [m, v])
+    }, if is_usual(root, eps) => {
+        let (m, v) = (b * m + w * g, b2 * v + w2 * (g * g));
+        (p - (k * m) / (v.sqrt().over(root.divisor()) + eps), [m, v])
     };
     // Adam as textbooks write it: where the brackets are, and whether the gradient is squared first
     AdamHats[2] = b"-0/*1/>+*23*456+q/>+*78**955:;"

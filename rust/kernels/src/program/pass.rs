@@ -79,6 +79,11 @@ impl Pass {
         self.instructions.len()
     }
 
+    /// Whether it gains by vectors of 64 bytes.
+    pub(crate) fn is_wide(&self) -> bool {
+        self.instructions.iter().all(|own| own.code.is_wide())
+    }
+
     /// Whether a stream is written; the gradient is stream 1.
     pub(crate) fn is_written(&self, stream: usize) -> bool {
         self.written.checked_shr(stream as u32).is_some_and(|bits| bits & 1 == 1)

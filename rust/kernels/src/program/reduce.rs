@@ -16,29 +16,52 @@ pub(super) fn larger(a: f64, b: f64) -> f64 {
     if b > a || b.is_nan() { b } else { a }
 }
 
+/// Kinds of reductions: sums, sums of products, the largest number without its sign.
+pub(super) const SUM: u8 = 0;
+pub(super) const DOT: u8 = 1;
+pub(super) const MAX_ABS: u8 = 2;
+
+/// A lane after one more element, or pair of them. (No closure: one that is not inlined has not the SIMD level.)
+#[inline(always)]
+fn add<const KIND: u8>(lane: f64, x: f64, y: f64) -> f64 {
+    match KIND {
+        SUM => lane + x,
+        DOT => lane + x * y,
+        _ => larger(lane, x.abs()),
+    }
+}
+
+/// As many vectors as there are lanes.
+#[inline(always)]
+fn row<A: Functions, const W: usize>(from: &[Vector<A, W>]) -> [A; LANES] {
+    let mut row = [A::ZERO; LANES];
+    for (to, from) in row.as_chunks_mut::<W>().0.iter_mut().zip(from) {
+        *to = from.get();
+    }
+    row
+}
+
 /// Takes some elements into their lanes: those of `x` with those of `y`. `at` is the place of the first one.
 #[inline(always)]
-pub(super) fn take<A: Functions, const W: usize>(
+pub(super) fn take<A: Functions, const W: usize, const KIND: u8>(
     x: &[Vector<A, W>],
     y: &[Vector<A, W>],
     (at, elements): (usize, usize),
     lanes: &mut Lanes,
-    add: impl Fn(f64, f64, f64) -> f64,
 ) {
-    let per_round = LANES / W;
     let rounds = if at.is_multiple_of(LANES) { elements / LANES } else { 0 };
+    let per_round = LANES / W;
     for (x, y) in x.chunks_exact(per_round).zip(y.chunks_exact(per_round)).take(rounds) {
-        for ((x, y), lanes) in x.iter().zip(y).zip(lanes.as_chunks_mut::<W>().0) {
-            let (x, y) = (x.get(), y.get());
-            for lane in 0..W {
-                lanes[lane] = add(lanes[lane], x[lane].wide(), y[lane].wide());
-            }
+        // a row first, so that the loop over the lanes is long enough for the compiler to vectorise it
+        let (x, y) = (row(x), row(y));
+        for lane in 0..LANES {
+            lanes[lane] = add::<KIND>(lanes[lane], x[lane].wide(), y[lane].wide());
         }
     }
     for i in rounds * LANES..elements {
         let (x, y) = (x[i / W].get()[i % W], y[i / W].get()[i % W]);
         let lane = (at + i) % LANES;
-        lanes[lane] = add(lanes[lane], x.wide(), y.wide());
+        lanes[lane] = add::<KIND>(lanes[lane], x.wide(), y.wide());
     }
 }
 
