@@ -199,21 +199,32 @@ fn adam_as_a_program_has_the_bits_of_the_rule() {
 #[test]
 fn instructions_that_stand_for_several_operations_have_their_bits() {
     let mut rng = Random(4);
-    let drafts = [traced::adam(), traced::textbook_adam(), traced::lamb(), traced::momentum(), traced::lion()];
-    for draft in &drafts {
+    // and how many instructions there are where several operations are one
+    let drafts = [
+        (traced::adam(), 1),
+        (traced::textbook_adam(), 1),
+        (traced::adam_over_root(true, false), 1),
+        (traced::adam_over_root(false, false), 1),
+        (traced::adam_over_root(false, true), 1),
+        (traced::lamb(), 10),
+        (traced::momentum(), 1),
+        (traced::lion(), 2),
+    ];
+    for ((draft, instructions), ty) in drafts.iter().flat_map(|draft| [(draft, F32), (draft, Type::F64)]) {
         let description = draft.description();
         let programs = [Program::new(&description).unwrap(), Program::plain(&description).unwrap()];
+        assert_eq!(programs[0].instructions(), *instructions, "{draft:?}");
         assert!(programs[0].instructions() < programs[1].instructions());
         for values in [Values::Scaled, Values::Wide, Values::Any] {
             for eps in [1e-8, 0.0, -0.0] {
                 let inputs = [1e-3, 0.9, 0.999, eps, 3.0];
-                let types = vec![F32; 2 + draft.states as usize];
+                let types = vec![ty; 2 + draft.states as usize];
                 let mut before = Tensor::new(&types, 20_000, &inputs[..draft.inputs as usize], &mut rng);
-                before.param = values.buffer(F32, 20_000, &mut rng);
-                before.grad = values.buffer(F32, 20_000, &mut rng);
-                before.states.iter_mut().for_each(|state| *state = values.buffer(F32, 20_000, &mut rng));
+                before.param = values.buffer(ty, 20_000, &mut rng);
+                before.grad = values.buffer(ty, 20_000, &mut rng);
+                before.states.iter_mut().for_each(|state| *state = values.buffer(ty, 20_000, &mut rng));
                 if let Some(squares) = before.states.get_mut(1) {
-                    *squares = Buffer::new(F32, squares.values().map(f64::abs));
+                    *squares = Buffer::new(ty, squares.values().map(f64::abs));
                 }
                 for level in levels() {
                     let after = programs.each_ref().map(|program| {
@@ -221,7 +232,7 @@ fn instructions_that_stand_for_several_operations_have_their_bits() {
                         stepped(program, &[], &mut after, &Serial, level);
                         after[0].bits()
                     });
-                    assert!(after[0] == after[1], "{values:?} {eps} {level:?} {draft:?}");
+                    assert!(after[0] == after[1], "{ty:?} {values:?} {eps} {level:?} {draft:?}");
                 }
             }
         }

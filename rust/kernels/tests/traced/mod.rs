@@ -141,6 +141,41 @@ pub(crate) fn textbook_adam() -> Draft {
     d
 }
 
+/// Adam over the corrected root, with the same inputs: the mean by `lerp` or by two products, the gradient squared
+/// first or not.
+pub(crate) fn adam_over_root(lerp: bool, squared: bool) -> Draft {
+    let mut d = Draft::default();
+    let (p, g, m, v) = (d.op("param", &[]), d.op("grad", &[]), d.state(0), d.state(1));
+    let [lr, beta1, beta2, eps, step] = [0, 1, 2, 3, 4].map(|k| d.input(k));
+    let one = d.constant(1.0);
+    let [w1, w2] = [beta1, beta2].map(|beta| d.op("sub", &[one, beta]));
+    let m = if lerp {
+        d.op("lerp", &[m, g, w1])
+    } else {
+        let (a, b) = (d.op("mul", &[beta1, m]), d.op("mul", &[w1, g]));
+        d.op("add", &[a, b])
+    };
+    let a = d.op("mul", &[beta2, v]);
+    let first = d.op("mul", &[if squared { g } else { w2 }, g]);
+    let b = d.op("mul", &if squared { [w2, first] } else { [first, g] });
+    let v = d.op("add", &[a, b]);
+    let corrections = [beta1, beta2].map(|beta| {
+        let power = d.op("pow", &[beta, step]);
+        d.op("sub", &[one, power])
+    });
+    let (root, of_correction) = (d.op("sqrt", &[v]), d.op("sqrt", &[corrections[1]]));
+    let root = d.op("div", &[root, of_correction]);
+    let denominator = d.op("add", &[root, eps]);
+    let size = d.op("div", &[lr, corrections[0]]);
+    let ratio = d.op("mul", &[size, m]);
+    let ratio = d.op("div", &[ratio, denominator]);
+    let p = d.op("sub", &[p, ratio]);
+    d.write(0, p);
+    d.write(1, m);
+    d.write(2, v);
+    d
+}
+
 /// Momentum: v = beta v - lr g, p + v; the inputs are lr, beta.
 pub(crate) fn momentum() -> Draft {
     let mut d = Draft::default();
