@@ -53,6 +53,16 @@ def stepped(name, steps, **kwargs):
     return Scenario(optimizer, ready, [])
 
 
+def counting_in_integers():
+    scenario = stepped("Adam", 1)
+    for state in scenario.optimizer.state.values():
+        state["step"] = state["step"].long()
+    for _ in range(2):
+        scenario.ready()
+        scenario.optimizer.step()
+    return scenario
+
+
 def mixed(steps, **kwargs):
     params = [*draw((4, 3), (5,)), draw((3,), seed=1)[0].detach().as_subclass(Plain).requires_grad_()]
     optimizer = oxistep.optim.Adam([{"params": [params[0], params[2]]}, {"params": [params[1]]}], lr=0.1, **kwargs)
@@ -150,6 +160,7 @@ def large():
 SCENARIOS = {
     **{f"{name}, first step": lambda name=name: stepped(name, 0) for name in NATIVE},
     **{f"{name}, fourth step": lambda name=name: stepped(name, 3) for name in NATIVE},
+    "int64 counters": counting_in_integers,
     "first step, part torch's": lambda: mixed(0),
     "third step, part torch's": lambda: mixed(2),
     "part torch's, clipping": lambda: mixed(2, max_grad_norm=0.1),

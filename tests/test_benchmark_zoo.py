@@ -6,10 +6,10 @@ import json
 import pytest
 
 pytest.importorskip("rich")
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
-import oxistep.zoo
-from oxistep.bench import originals, zoo
+import oxistep.zoo  # noqa: E402
+from oxistep.bench import originals, zoo  # noqa: E402
 
 WRAPPERS = {"Grokfast", "Lookahead", "SAM"}
 
@@ -54,6 +54,33 @@ def test_a_wrong_original_is_not_timed(monkeypatch):
     monkeypatch.setattr(originals.Original, "variants", lambda self: {"wrong": {}})
     with pytest.raises(SystemExit, match="Lion: oxistep and wrong came to different parameters"):
         zoo.contestants("Lion", [(64,)])
+
+
+def test_a_variant_that_is_wrong_in_float32_alone_is_not_timed(monkeypatch):
+    class Wrong(oxistep.zoo.Lion):
+        def step(self, closure=None):
+            if self.param_groups[0]["params"][0].dtype == torch.float64:
+                super().step(closure)
+
+    monkeypatch.setattr(originals.Original, "load", lambda self: Wrong)
+    monkeypatch.setattr(originals.Original, "variants", lambda self: {"wrong": {}})
+    with pytest.raises(SystemExit, match="Lion: oxistep and wrong came to different parameters"):
+        zoo.contestants("Lion", [(64,)])
+
+
+def test_a_variant_that_is_inexact_in_float32_is_timed_if_float64_agrees(monkeypatch, capsys):
+    class Inexact(oxistep.zoo.SGDW):
+        def step(self, closure=None):
+            super().step(closure)
+            (p,) = self.param_groups[0]["params"]
+            if p.dtype == torch.float32:
+                p.data.mul_(1 + 2e-4)
+
+    monkeypatch.setattr(originals.Original, "load", lambda self: Inexact)
+    monkeypatch.setattr(originals.Original, "variants", lambda self: {"inexact": {}})
+    steps, _ = zoo.contestants("SGDW", [(64,)])
+    assert set(steps) == {zoo.OURS, "inexact"}
+    assert "SGDW: inexact is inexact in float32" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "states", "arrays"), [("Lion", 1, 5), ("AdamWScheduleFree", 2, 7), ("LAMB", 2, 13)])

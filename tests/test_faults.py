@@ -60,6 +60,12 @@ def test_a_fault_at_any_point_changes_nothing(name):
     assert len(walk(SCENARIOS[name])) > 3
 
 
+def test_counters_of_int64_take_steady_steps():
+    met = walk(SCENARIOS["int64 counters"])
+    assert {"steady counter", "steady versions"} <= set(met)
+    assert "survey" not in met
+
+
 def test_the_scenarios_meet_every_point():
     """Every point in the sources is met by some scenario: none is dead, none is forgotten."""
     met = set()

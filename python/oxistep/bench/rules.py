@@ -163,7 +163,7 @@ def floor(workload: str, name: str, against: str) -> float | None:
 
 
 def parameters(shapes: list[tuple[int, ...]], dtype: torch.dtype | None = None) -> Parameters:
-    """The same numbers each time, of float32, which another dtype holds."""
+    """The same numbers each time, drawn in float32, then of this dtype."""
     generator = torch.Generator().manual_seed(0)
     made = [torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
     for p in made:

@@ -33,7 +33,7 @@ from .probe import native_probe
 from .rules import PROBE, Parameters, parameters, show_rows
 from .workloads import gpt2_small
 
-OURS, JUDGE, WARM_UP = "oxistep", "float64", 3
+OURS, WARM_UP = "oxistep", 3
 MAX_STATES = 3  # of the probe; its bytes are scaled
 SHAPES: dict[str, list[tuple[int, ...]]] = {
     "two scalars": [(), ()],
@@ -64,16 +64,15 @@ def streams(name: str, optimizer: Any) -> tuple[int, int]:
 
 
 def contestants(name: str, shapes: list[tuple[int, ...]]) -> tuple[dict[str, Step], Any]:
-    """A step of each, and our optimizer; they start alike, and must have come to the same after some steps."""
+    """A step of each, and our optimizer; they start alike, and came to the same after some steps, as `check` says."""
     original = ORIGINALS[name]
-    arguments = {"lr": original.lr, **original.arguments, **original.timed}
     made: dict[str, tuple[Parameters, Any]] = {}
 
-    def add(label: str, make: Callable[..., Any], of_package: dict[str, Any], dtype: torch.dtype | None = None) -> None:
+    def made_of(make: Callable[..., Any], of_package: dict[str, Any], dtype: torch.dtype | None = None) -> Any:
         ps = parameters(shapes, dtype)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # optimi's of foreach
-            optimizer = make(ps, **arguments, **of_package)
+            optimizer = make(ps, lr=original.lr, **original.arguments, **original.timed, **of_package)
         if hasattr(optimizer, "train"):
             optimizer.train()
         gradients = [p.grad.clone() for p in ps if p.grad is not None]
@@ -82,21 +81,30 @@ def contestants(name: str, shapes: list[tuple[int, ...]]) -> tuple[dict[str, Ste
                 assert p.grad is not None
                 p.grad.copy_(gradient)  # some packages write into it
             optimizer.step()
-        made[label] = ps, optimizer
+        return ps, optimizer
 
-    add(OURS, getattr(zoo, name), {})
+    made[OURS] = made_of(getattr(zoo, name), {})
     cls = original.load()
-    if cls is not None:
-        variants = original.variants()
-        for label, of_package in variants.items():
-            add(label, cls, of_package)
-        ours = made[OURS][0]
-        differ = [label for label in variants if not alike(ours, made[label][0])]
-        if differ:
-            add(JUDGE, cls, variants[differ[0]], torch.float64)
-            if not alike(ours, made.pop(JUDGE)[0]):
-                raise SystemExit(f"{name}: oxistep and {differ[0]} came to different parameters")
+    for label, of_package in original.variants().items() if cls is not None else ():
+        made[label] = made_of(cls, of_package)
+        check(name, label, made[OURS][0], made[label][0], lambda of=of_package: made_of(cls, of, torch.float64)[0])
     return {label: optimizer.step for label, (_, optimizer) in made.items()}, made[OURS][1]
+
+
+def check(name: str, label: str, ours: Parameters, theirs: Parameters, judge: Callable[[], Parameters]) -> None:
+    """An exception unless ours is what theirs is; where a float32 norm of theirs is inexact, what theirs is in float64,
+    and theirs not far from it."""
+    wrong = SystemExit(f"{name}: oxistep and {label} came to different parameters")
+    if alike(ours, theirs):
+        return
+    start = parameters([tuple(p.shape) for p in ours])
+    for a, b, p in zip(ours, theirs, start, strict=True):
+        if not torch.dist(a.double(), b.double()) <= 0.02 * torch.dist(a.double(), p.double()):
+            raise wrong
+    if not alike(ours, judge()):
+        raise wrong
+    gc.collect()  # optimizers of torch refer to themselves
+    print(f"{name}: {label} is inexact in float32; oxistep agrees with it in float64", file=sys.stderr)
 
 
 def alike(ours: Parameters, theirs: Parameters) -> bool:

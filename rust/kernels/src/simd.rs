@@ -129,7 +129,7 @@ impl Level {
     }
 }
 
-/// A function that is compiled for each level, and called through a pointer. `run` must be `#[inline(always)]`, and so
+/// A function that is compiled for some levels, and called through a pointer. `run` must be `#[inline(always)]`, and so
 /// must all that it calls in its loops.
 pub(crate) trait Kernel {
     /// What it works on.
@@ -159,7 +159,8 @@ impl Level {
     }
 }
 
-/// A function as it was compiled for each level: it is given out only for one that the processor has.
+/// A function as it was compiled for some levels, with the code of a weaker one at the others: it is given out only for
+/// a level that the processor has.
 #[derive(Clone, Copy)]
 pub(crate) struct Compiled<F>([F; 3]);
 

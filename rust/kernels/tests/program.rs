@@ -163,6 +163,9 @@ fn known_rules_are_judged_well() {
         for types in [[F32; 4], [Type::F64; 4], [Type::Bf16, F32, Type::F16, F32], [Type::Bf16; 4]] {
             check(&traced::adam(), &types, n, &ADAM, &mut rng);
             check(&traced::textbook_adam(), &types, n, &ADAM, &mut rng);
+            for (lerp, squared) in [(true, false), (false, false), (false, true)] {
+                check(&traced::adam_over_root(lerp, squared), &types, n, &ADAM, &mut rng);
+            }
             check(&traced::lamb(), &types, n, &ADAM[..4], &mut rng);
             check(&traced::momentum(), &types[..3], n, &[0.01, 0.9], &mut rng);
             check(&traced::lion(), &types[..3], n, &[1e-3, 0.9, 0.99, 0.1], &mut rng);
@@ -219,10 +222,10 @@ fn instructions_that_stand_for_several_operations_have_their_bits() {
             for eps in [1e-8, 0.0, -0.0] {
                 let inputs = [1e-3, 0.9, 0.999, eps, 3.0];
                 let types = vec![ty; 2 + draft.states as usize];
-                let mut before = Tensor::new(&types, 20_000, &inputs[..draft.inputs as usize], &mut rng);
-                before.param = values.buffer(ty, 20_000, &mut rng);
-                before.grad = values.buffer(ty, 20_000, &mut rng);
-                before.states.iter_mut().for_each(|state| *state = values.buffer(ty, 20_000, &mut rng));
+                let mut before = Tensor::new(&types, 20_011, &inputs[..draft.inputs as usize], &mut rng);
+                before.param = values.buffer(ty, 20_011, &mut rng);
+                before.grad = values.buffer(ty, 20_011, &mut rng);
+                before.states.iter_mut().for_each(|state| *state = values.buffer(ty, 20_011, &mut rng));
                 if let Some(squares) = before.states.get_mut(1) {
                     *squares = Buffer::new(ty, squares.values().map(f64::abs));
                 }

@@ -45,7 +45,8 @@ impl Plan {
             .and_then(|()| fault::point("versions"))
             .and_then(|()| self.count_versions(py));
         if let Err(error) = ready {
-            self.step = Some(Box::new(step.recycle()));
+            spare.extend(turns.into_iter().map(Step::recycle));
+            (self.step, self.turns) = (Some(Box::new(step.recycle())), spare);
             self.set_python_counters(py, 0)?;
             self.take_out_fresh_states(optimizer, self.items.len())?;
             return Err(error);
@@ -80,7 +81,8 @@ impl Plan {
                 }
             }
         }
-        self.turns.extend(turns.into_iter().map(Step::recycle));
+        spare.extend(turns.into_iter().map(Step::recycle));
+        self.turns = spare;
         self.step = Some(Box::new(step.recycle()));
         self.expect_steady(py, elements);
         if done.is_ok() {

@@ -205,8 +205,8 @@ macro_rules! instructions {
         }
 
         impl Code {
-            /// Whether it gains by vectors of 64 bytes: those that keep middle values. Loops of few operations over so
-            /// many lanes the compiler unrolls, and does not vectorise.
+            /// Whether it gains by vectors of 64 bytes. Most loops over so many lanes the compiler unrolls, and then
+            /// does not vectorise; those that keep middle values it vectorises first.
             pub(super) fn is_wide(self) -> bool {
                 matches!(self, $(Self::$Kept)|*)
             }
@@ -261,7 +261,7 @@ macro_rules! instructions {
         impl<A: Functions, const W: usize> Table<A, W> {
             /// Whether its vectors have 64 bytes.
             const WIDE: bool = W * size_of::<A>() == 64;
-            /// What wide vectors are not used for: see [`Code::is_wide`].
+            /// For which levels the instructions are compiled that gain nothing by wide vectors.
             const ALONE: Compile = if Self::WIDE { Compile::Baseline } else { Compile::All };
 
             /// In the order of the codes.

@@ -31,7 +31,7 @@ fn add<const KIND: u8>(lane: f64, x: f64, y: f64) -> f64 {
     }
 }
 
-/// As many vectors as there are lanes.
+/// The next elements, as many as there are lanes.
 #[inline(always)]
 fn row<A: Functions, const W: usize>(from: &[Vector<A, W>]) -> [A; LANES] {
     let mut row = [A::ZERO; LANES];

@@ -224,7 +224,10 @@ impl Torch {
 
     #[inline(never)]
     fn describe_odd_count<'t>(&self, object: &'t Bound<'_, PyAny>, may_be_integer: bool) -> Option<Described<'t>> {
-        if may_be_integer { self.describe_count(object).ok() } else { self.describe_values(object).ok() }
+        match self.describe_values(object) {
+            Err(Unfit::DType) if may_be_integer => self.describe_count(object).ok(),
+            described => described.ok(),
+        }
     }
 
     /// As [`Torch::describe_values`], for a counter of int64 too, which some programs make.
