@@ -168,7 +168,7 @@ RUST_LOG := target/test-rust.log
 
 .PHONY: test
 test: export OXISTEP_TESTS_BRIEFLY := 1
-test: $(INSTALLED) ## Rust tests, Python tests against the installed wheel: every class, path and promise (under five minutes)
+test: $(INSTALLED) ## Rust tests, Python tests against the installed wheel: every class, path and promise (four to six minutes)
 	@mkdir -p target
 	@$(MAKE) --no-print-directory test-rust >$(RUST_LOG) 2>&1 & rust=$$!; \
 	$(MAKE) --no-print-directory test-brief; python=$$?; \

@@ -175,8 +175,6 @@ impl<F: Copy> Compiled<F> {
 /// For which levels a function is compiled. (It can be called at the others, too.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Compile {
-    /// For the baseline alone.
-    Baseline,
     /// For each.
     All,
     /// For that with vectors of 64 bytes.
@@ -198,7 +196,6 @@ pub(crate) const fn compiled<K: Kernel>(levels: Compile) -> Compiled<for<'j> fn(
         unsafe { kernel_avx512::<K>(job) }
     }
     Compiled(match levels {
-        Compile::Baseline => [baseline::<K>; 3],
         Compile::All => [baseline::<K>, avx2::<K>, avx512::<K>],
         Compile::Wide => [baseline::<K>, baseline::<K>, avx512::<K>],
     })

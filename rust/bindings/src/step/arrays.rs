@@ -80,7 +80,9 @@ pub(crate) fn step_arrays(
     let mut advanced = fill(&mut step, (&items, &traced), arrays.each(), &rules, measuring.as_mut())?;
     let becomes = look_at(py, &mut step, &items, &traced)?;
     store_fresh_states(&items)?;
-    let of_groups = groups.iter().map(|group| Ok(group.cast_into::<PyDict>()?)).collect::<PyResult<Vec<_>>>()?;
+    // before anything is written, and only where numbers of groups are
+    let of_groups = groups.iter().filter(|_| !becomes.is_empty()).map(|group| Ok(group.cast_into::<PyDict>()?));
+    let of_groups = of_groups.collect::<PyResult<Vec<_>>>()?;
     let small = step.elements() < driver::SERIAL;
     drop(rests);
     let mut measured = measuring.as_mut().map(|measuring| &mut measuring.measured);

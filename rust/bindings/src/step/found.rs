@@ -33,6 +33,10 @@ impl GroupNumbers {
         self.0.clear();
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Adds what the program of a parameter makes of them.
     ///
     /// # Errors

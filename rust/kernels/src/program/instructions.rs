@@ -261,20 +261,37 @@ macro_rules! instructions {
         impl<A: Functions, const W: usize> Table<A, W> {
             /// Whether its vectors have 64 bytes.
             const WIDE: bool = W * size_of::<A>() == 64;
-            /// For which levels the instructions are compiled that gain nothing by wide vectors.
-            const ALONE: Compile = if Self::WIDE { Compile::Baseline } else { Compile::All };
+
+            /// An instruction that gains nothing by wide vectors, and is not compiled for them: see `Pass::is_wide`.
+            const fn narrow<K>() -> Compiled<Function<A, W>>
+            where
+                K: for<'j> Kernel<Job<'j> = Job<'j, A, W>>,
+            {
+                if Self::WIDE { compiled::<Never<A, W>>(Compile::Wide) } else { compiled::<K>(Compile::All) }
+            }
 
             /// In the order of the codes.
             pub(super) const ALL: &'static [Compiled<Function<A, W>>] = &[
-                $(compiled::<kernels::$Code<A, W>>(Self::ALONE),)*
+                $(Self::narrow::<kernels::$Code<A, W>>(),)*
                 $(compiled::<kernels::$Kept<A, W>>(if Self::WIDE { Compile::Wide } else { Compile::All }),)*
-                compiled::<Power<A, W>>(Self::ALONE),
-                compiled::<Reduction<A, W, SUM>>(Self::ALONE),
-                compiled::<Reduction<A, W, DOT>>(Self::ALONE),
-                compiled::<Reduction<A, W, MAX_ABS>>(Self::ALONE),
+                Self::narrow::<Power<A, W>>(),
+                Self::narrow::<Reduction<A, W, SUM>>(),
+                Self::narrow::<Reduction<A, W, DOT>>(),
+                Self::narrow::<Reduction<A, W, MAX_ABS>>(),
             ];
         }
     };
+}
+
+/// Stands in the table of wide vectors for what is not run with them.
+struct Never<A, const W: usize>(PhantomData<A>);
+
+impl<A: Functions, const W: usize> Kernel for Never<A, W> {
+    type Job<'j> = Job<'j, A, W>;
+
+    fn run(_: Job<'_, A, W>, _: impl Simd) {
+        unreachable!("a pass with this instruction is not wide");
+    }
 }
 
 /// Elements by any power.

@@ -56,6 +56,12 @@ impl Draft {
         self.given("state", &[], k)
     }
 
+    /// One less a power: what Adam divides a mean by.
+    pub(crate) fn correction(&mut self, one: u32, beta: u32, step: u32) -> u32 {
+        let power = self.op("pow", &[beta, step]);
+        self.op("sub", &[one, power])
+    }
+
     /// Writes a node to a stream: the parameter is 0, state k is 1 + k.
     pub(crate) fn write(&mut self, stream: u32, node: u32) {
         self.writes.extend([stream, node]);
@@ -97,10 +103,7 @@ pub(crate) fn adam() -> Draft {
     let m = d.op("lerp", &[m, g, w1]);
     let kept = d.op("mul", &[v, beta2]);
     let v = d.op("addcmul", &[kept, g, g, w2]);
-    let corrections = [beta1, beta2].map(|beta| {
-        let power = d.op("pow", &[beta, step]);
-        d.op("sub", &[one, power])
-    });
+    let corrections = [beta1, beta2].map(|beta| d.correction(one, beta, step));
     let (size, root) = (d.op("div", &[lr, corrections[0]]), d.op("pow", &[corrections[1], half]));
     let size = d.op("neg", &[size]);
     let denominator = d.op("sqrt", &[v]);
@@ -125,10 +128,7 @@ pub(crate) fn textbook_adam() -> Draft {
     let (a, b) = (d.op("mul", &[beta2, v]), d.op("mul", &[w2, g]));
     let b = d.op("mul", &[b, g]);
     let v = d.op("add", &[a, b]);
-    let corrections = [beta1, beta2].map(|beta| {
-        let power = d.op("pow", &[beta, step]);
-        d.op("sub", &[one, power])
-    });
+    let corrections = [beta1, beta2].map(|beta| d.correction(one, beta, step));
     let (m_hat, v_hat) = (d.op("div", &[m, corrections[0]]), d.op("div", &[v, corrections[1]]));
     let root = d.op("sqrt", &[v_hat]);
     let denominator = d.op("add", &[root, eps]);
@@ -159,10 +159,7 @@ pub(crate) fn adam_over_root(lerp: bool, squared: bool) -> Draft {
     let first = d.op("mul", &[if squared { g } else { w2 }, g]);
     let b = d.op("mul", &if squared { [w2, first] } else { [first, g] });
     let v = d.op("add", &[a, b]);
-    let corrections = [beta1, beta2].map(|beta| {
-        let power = d.op("pow", &[beta, step]);
-        d.op("sub", &[one, power])
-    });
+    let corrections = [beta1, beta2].map(|beta| d.correction(one, beta, step));
     let (root, of_correction) = (d.op("sqrt", &[v]), d.op("sqrt", &[corrections[1]]));
     let root = d.op("div", &[root, of_correction]);
     let denominator = d.op("add", &[root, eps]);
