@@ -250,10 +250,17 @@ def test_without_the_option_states_load_as_in_torch(name):
 
 
 @each_class
-@pytest.mark.parametrize("wrong", [torch.float64, torch.bfloat16, torch.int32, "float32", float], ids=str)
+@pytest.mark.parametrize("wrong", [torch.float64, torch.float16, torch.int32, "float32", "8-bit", float], ids=str)
 def test_other_state_dtypes_are_refused(name, wrong):
-    with pytest.raises(ValueError, match=r"state_dtype: expected torch\.float32 .* or None, got "):
+    with pytest.raises(ValueError, match=r"state_dtype: expected torch\.float32.* or None, .*got "):
         make(oxistep.optim, name, [torch.ones(2)], state_dtype=wrong)
+
+
+@pytest.mark.parametrize("name", ["Adafactor", "Muon", "SparseAdam"])
+@pytest.mark.parametrize("wrong", [torch.bfloat16, "8bit"], ids=str)
+def test_fewer_bits_are_refused_where_elements_are_not_updated_one_by_one(name, wrong):
+    with pytest.raises(ValueError, match=r"state_dtype: expected torch\.float32 .* element by element, got "):
+        getattr(oxistep.optim, name)([torch.ones(2, 2)], state_dtype=wrong)
 
 
 class Labelled(Seeing, torch.Tensor):

@@ -8,12 +8,15 @@ import torch
 import oxistep.optim
 from fifteen import draw, each_of_fifteen, make
 
-SETTINGS = ["state_dtype", "max_grad_norm", "skip_nonfinite", "grad_norm_group"]
+SETTINGS = ["state_dtype", "weights", "seed", "max_grad_norm", "skip_nonfinite", "grad_norm_group"]
+OF_WHOLE_TENSORS = ("Adafactor", "Muon", "SparseAdam")
 
 
 def settings_of(name):
     """What our class takes beside torch's parameters."""
-    return [] if name == "LBFGS" else SETTINGS
+    if name == "LBFGS":
+        return []
+    return [one for one in SETTINGS if name not in OF_WHOLE_TENSORS or one not in ("weights", "seed")]
 
 
 def of_signature(cls):
@@ -96,7 +99,7 @@ def test_what_a_class_has_beside_torchs_names(name):
     ours, theirs = getattr(oxistep.optim, name), getattr(torch.optim, name)
     extra = {n for n in set(dir(ours)) - set(dir(theirs)) if not n.startswith("__")}
     assert extra == (
-        set() if name == "LBFGS" else {"max_grad_norm", "skip_nonfinite", "grad_norm_group", "last_grad_norm"}
+        set() if name == "LBFGS" else {"max_grad_norm", "skip_nonfinite", "grad_norm_group", "last_grad_norm", "master"}
     )
     assert set(vars(make(oxistep.optim, name, draw(name)))) == set(vars(make(torch.optim, name, draw(name))))
 

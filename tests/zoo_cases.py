@@ -142,7 +142,14 @@ SIGNATURES = {
 WRAPPERS = ("Grokfast", "Lookahead", "SAM")
 NAMES = [name for name in zoo.__all__ if name not in WRAPPERS]
 SIGNS = ("Lion", "SignSGD", "SophiaG", "Tiger")
-SETTINGS = ("state_dtype=None", "max_grad_norm=None", "skip_nonfinite=False", "grad_norm_group=None")
+SETTINGS = (
+    "state_dtype=None",
+    "weights=None",
+    "seed=0",
+    "max_grad_norm=None",
+    "skip_nonfinite=False",
+    "grad_norm_group=None",
+)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ if _typing.TYPE_CHECKING:
     from oxistep._clip import get_total_norm as get_total_norm
     from oxistep._explain import Explanation as Explanation
     from oxistep._explain import explain as explain
+    from oxistep._plain import plain_state_dict as plain_state_dict
     from oxistep._swap import swap as swap
     from oxistep.optim import ASGD as ASGD
     from oxistep.optim import LBFGS as LBFGS
@@ -69,6 +70,7 @@ _LAZY = {
     "explain": "oxistep._explain",
     "Explanation": "oxistep._explain",
     "get_total_norm": "oxistep._clip",
+    "plain_state_dict": "oxistep._plain",
     "rule": "oxistep.rules._rule",
     "swap": "oxistep._swap",
 }
@@ -99,6 +101,7 @@ __all__ = [
     "get_num_threads",
     "get_total_norm",
     "integrations",
+    "plain_state_dict",
     "rule",
     "rules",
     "set_num_threads",

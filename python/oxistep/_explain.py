@@ -88,6 +88,7 @@ def explain(optimizer: Any) -> Explanation:
         raise ModuleNotFoundError(
             "oxistep.explain tells about torch's tensors and needs PyTorch: pip install 'oxistep[torch]'", name="torch"
         ) from error
+    from oxistep.optim._compact import bytes_of
     from oxistep.optim._definition import definition_of
     from oxistep.optim._native import DropIn
 
@@ -98,6 +99,12 @@ def explain(optimizer: Any) -> Explanation:
         )
     if isinstance(inner, DropIn):
         rows = definition_of(type(inner)).explain(inner)
+        params = {(g, i): p for g, group in enumerate(inner.param_groups) for i, p in enumerate(group["params"])}
+        each = {place: bytes_of(inner, p) for place, p in params.items()}
+        rows = [
+            (g, i, path, reason if each.get((g, i)) is None else f"{reason}; {each[g, i]:.2f} bytes an element")
+            for g, i, path, reason in rows
+        ]
     else:
         reason = _not_ours(optimizer, inner)
         rows = [

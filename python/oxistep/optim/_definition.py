@@ -15,6 +15,7 @@ from torch import Tensor
 from oxistep import _core
 from oxistep.optim import _modes
 from oxistep.optim._all_or_nothing import refuse_if_torn
+from oxistep.optim._compact import Kinds, is_compact, keep_in, made_compact, refuse_left, weights_changed
 from oxistep.optim._kept import KEY, kept_of
 from oxistep.optim._max_grad_norm import guarded_by_torch
 from oxistep.optim._ranks import Ranks, call_off, joining, refuse_unsaid_parts
@@ -110,7 +111,16 @@ class Definition:
 
     def new_plan(self, optimizer: Any) -> Any:
         """What takes the steps of an optimizer."""
-        return _core.Plan(self.rule, self)
+        return keep_in(optimizer, _core.Plan(self.rule, self), {})
+
+    def kinds(self, optimizer: Any, group: dict[str, Any]) -> Kinds:
+        """What the states of a parameter of a group are, as far as that matters for keeping them in fewer bits."""
+        return dict(_core.state_kinds(self.rule, group))
+
+    @property
+    def counts_for_noise(self) -> bool:
+        """Whether ``step`` is a state only for the sake of rounding with fair odds."""
+        return self.rule == "sgd"
 
     def torchs_step(self, optimizer: Any, *closure: Any) -> Any:
         """torch's own step, without hooks."""
@@ -155,9 +165,16 @@ class Definition:
 
     def make_state(self, optimizer: Any, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         """New states of a parameter, in the dtypes asked for."""
+        if is_compact(optimizer):
+            kinds = self.kinds(optimizer, group)
+            return made_compact(optimizer, p, group, kinds, lambda: self.new_state(optimizer, p, grad, group))
         state = self.new_state(optimizer, p, grad, group)
         state.update(in_state_dtype(optimizer, p, state))
         return state
+
+    def weights_changed(self, optimizer: Any, p: Tensor) -> None:
+        """Called where somebody changed a parameter since the last step, and something stands beside it."""
+        weights_changed(optimizer, p)
 
     def make_shards(self, optimizer: Any, p: Any, grad: Any, group: dict[str, Any]) -> dict[str, Any]:
         """New states of a DTensor: of its local shard, placed as it is."""
@@ -182,6 +199,7 @@ class Definition:
 
     def check_left(self, optimizer: Any, left: list[tuple[int, Tensor]]) -> None:
         """Called before anything is written, with the parameters that torch will update."""
+        refuse_left(optimizer, left)
         refuse_narrow_states(optimizer, left, self.narrows_states)
 
     def rehearse(self, optimizer: Any, g: int, p: Tensor, state: dict[str, Any] | None) -> None:

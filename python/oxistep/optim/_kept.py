@@ -25,11 +25,17 @@ else:
 
 GradNormGroup: TypeAlias = Literal["world"] | ProcessGroup | Callable[[Tensor], Tensor | None] | None
 
+StateDType: TypeAlias = torch.dtype | Literal["8bit"] | None
+Weights: TypeAlias = Literal["stochastic", "kahan", "residual8", "residual16", "master"] | None
+WEIGHTS = ("stochastic", "kahan", "residual8", "residual16", "master")
+
 __all__ = [
     "KEY",
     "GradNormGroup",
     "Kept",
     "Setting",
+    "StateDType",
+    "Weights",
     "grad_norm_group_of",
     "keep_settings",
     "kept_of",
@@ -53,11 +59,13 @@ class Kept:
         "loading",
         "max_grad_norm",
         "plans",
+        "seed",
         "skip_nonfinite",
         "state_dtype",
         "told",
         "torn",
         "tried",
+        "weights",
     )
 
     def __init__(self) -> None:
@@ -73,8 +81,12 @@ class Kept:
         """The state dict that is being loaded."""
         self.given: frozenset[str] = frozenset()
         """The settings that were given to the constructor."""
-        self.state_dtype: torch.dtype | None = None
+        self.state_dtype: StateDType = None
         """``None``: torch's own dtypes."""
+        self.weights: Weights = None
+        """``None``: rounded to nearest, as torch."""
+        self.seed = 0
+        """Of what is rounded with fair odds."""
         self.max_grad_norm: float | None = None
         self.skip_nonfinite = False
         self.grad_norm_group: GradNormGroup = None
@@ -114,18 +126,23 @@ class Kept:
             self.skip_nonfinite,
             self.grad_norm_group,
             self.torn,
+            self.weights,
+            self.seed,
         )
 
 
 def _restored(
     given: frozenset[str],
-    state_dtype: torch.dtype | None,
+    state_dtype: StateDType,
     max_grad_norm: float | None,
     skip_nonfinite: bool,
     grad_norm_group: GradNormGroup,
     torn: Torn | None,
+    weights: Weights = None,
+    seed: int = 0,
 ) -> Kept:
     kept = Kept()
+    kept.weights, kept.seed = weights, seed
     kept.given, kept.state_dtype, kept.torn = given, state_dtype, torn
     kept.max_grad_norm, kept.skip_nonfinite, kept.grad_norm_group = max_grad_norm, skip_nonfinite, grad_norm_group
     kept.settle()
@@ -142,19 +159,29 @@ def kept_of(optimizer: Any) -> Kept:
 
 def keep_settings(
     optimizer: Any,
-    state_dtype: torch.dtype | None,
+    state_dtype: StateDType,
     max_grad_norm: float | None,
     skip_nonfinite: bool,
     grad_norm_group: GradNormGroup = None,
+    weights: Weights = None,
+    seed: int = 0,
+    element_wise: bool = True,
 ) -> None:
     """What each constructor does first with the settings that torch's class does not have."""
+    if not element_wise and state_dtype not in (None, torch.float32):
+        raise ValueError(
+            "state_dtype: expected torch.float32 (for parameters of a half type) or None, since this optimizer does "
+            f"not update element by element, got {state_dtype!r}"
+        )
     values = {
+        "weights": weights_of(weights),
+        "seed": seed_of(seed),
         "state_dtype": state_dtype_of(state_dtype),
         "max_grad_norm": max_grad_norm_of(max_grad_norm),
         "skip_nonfinite": skip_nonfinite_of(skip_nonfinite),
         "grad_norm_group": grad_norm_group_of(grad_norm_group),
     }
-    given = frozenset(name for name, value in values.items() if value is not None and value is not False)
+    given = frozenset(name for name, value in values.items() if value not in (None, False, 0))
     if not given and KEY not in optimizer.__dict__:
         return  # the attributes of a plain optimizer are torch's
     kept = kept_of(optimizer)
@@ -164,11 +191,29 @@ def keep_settings(
     kept.settle()
 
 
-def state_dtype_of(value: Any) -> torch.dtype | None:
+def state_dtype_of(value: Any) -> StateDType:
     """Checks ``state_dtype``."""
-    if value not in (None, torch.float32):
-        raise ValueError(f"state_dtype: expected torch.float32 (for parameters of a half type) or None, got {value}")
-    return value  # type: ignore[no-any-return]
+    if value is None or (isinstance(value, str) and value == "8bit"):
+        return value  # type: ignore[return-value]
+    if not isinstance(value, torch.dtype) or value not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"state_dtype: expected torch.float32, torch.bfloat16, '8bit' or None, got {value!r}")
+    return value
+
+
+def weights_of(value: Any) -> Weights:
+    """Checks ``weights``."""
+    if value is not None and (not isinstance(value, str) or value not in WEIGHTS):
+        raise ValueError(f"weights: expected one of {', '.join(map(repr, WEIGHTS))} or None, got {value!r}")
+    return value  # type: ignore[return-value]
+
+
+def seed_of(value: Any) -> int:
+    """Checks ``seed``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"seed: expected an int, got {type(value).__name__}")
+    if not 0 <= value < 1 << 64:
+        raise ValueError(f"seed: expected a number from 0 to 2**64 - 1, got {value}")
+    return value
 
 
 def max_grad_norm_of(value: Any) -> float | None:

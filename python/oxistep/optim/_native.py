@@ -18,6 +18,7 @@ from torch._compile import _disable_dynamo
 from oxistep import _core
 from oxistep.optim import _modes
 from oxistep.optim._all_or_nothing import loaded_whole, tear
+from oxistep.optim._compact import check_parameters, forget_parameters, master_of
 from oxistep.optim._definition import definition_of, plan_of
 from oxistep.optim._hooks import observed, wrapper_is_at_work
 from oxistep.optim._kept import (
@@ -77,8 +78,10 @@ class DropIn(_Base):
             ValueError: if its groups are not those of this optimizer. The optimizer is then as it was.
         """
         load = super().load_state_dict
-        scalars = definition_of(type(self)).scalars_of(self)
+        definition = definition_of(type(self))
+        scalars = definition.scalars_of(self)
         loaded_whole(self, lambda: loaded_in_their_dtypes(self, scalars, lambda: load(state_dict)))
+        forget_parameters(self, lambda: definition.kinds(self, self.param_groups[0]))
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
@@ -89,7 +92,10 @@ class DropIn(_Base):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        restore_dtypes(self, definition_of(type(self)).scalars_of(self))
+        definition = definition_of(type(self))
+        restore_dtypes(
+            self, definition.scalars_of(self), lambda group: definition.kinds(self, group), definition.counts_for_noise
+        )
 
 
 class NativeStep(DropIn):
@@ -117,6 +123,47 @@ class NativeStep(DropIn):
     last_grad_norm: Tensor | None = None
     """The norm of all gradients at the last step, before clipping: 0-dimensional, of the dtype that
     ``torch.nn.utils.get_total_norm`` gives. ``None`` before the first step with either option."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group of parameters, as torch's does.
+
+        Args:
+            param_group: ``{"params": tensors}``, and hyperparameters of this group.
+
+        Raises:
+            ValueError: for what torch refuses, in its words; for parameters that cannot be kept as ``weights=`` says.
+        """
+        super().add_param_group(param_group)
+        try:
+            check_parameters(self, self.param_groups[-1])
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    def master(self, p: Tensor) -> Tensor:
+        """The number that a parameter stands for together with what is kept beside it.
+
+        Args:
+            p: a parameter of this optimizer, which was made with ``weights="residual16"``, ``"residual8"``,
+                ``"kahan"`` or ``"master"``.
+
+        Returns:
+            Tensor: a copy in float32, of the parameter's shape; before the first step the parameter itself.
+
+        Raises:
+            RuntimeError: if the optimizer keeps nothing beside its parameters.
+            ValueError: if ``p`` is none of its parameters.
+
+        Example:
+            >>> import torch, oxistep.optim as optim
+            >>> w = torch.ones(1, dtype=torch.bfloat16, requires_grad=True)
+            >>> optimizer = optim.SGD([w], lr=0.0001, weights="residual16")
+            >>> w.grad = torch.ones_like(w)
+            >>> optimizer.step()
+            >>> w.item(), round(optimizer.master(w).item(), 6)
+            (1.0, 0.9999)
+        """
+        return master_of(self, p)
 
     # On CUDA-only attributes torch sets and reads: see GradScaler in torch.amp.
     if TYPE_CHECKING:

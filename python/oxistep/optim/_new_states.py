@@ -1,6 +1,8 @@
 """The tensors that new states are made of."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from oxistep import _core
 
-__all__ = ["out_of_the_way", "zero_step", "zeros"]
+__all__ = ["lean_states", "out_of_the_way", "zero_step", "zeros"]
 
 # States of fewer elements are not worth asking for large pages.
 _LARGE = 1 << 20
@@ -28,8 +30,23 @@ def zero_step(p: Tensor, group: dict[str, Any]) -> Tensor:
     return torch.zeros((), dtype=scalar_dtype(group), device=p.device if group.get("fused") else "cpu")
 
 
+_lean = threading.local()
+
+
+@contextmanager
+def lean_states() -> Iterator[None]:
+    """Meanwhile states of zeros are one zero in memory, in the shape of their parameter."""
+    _lean.asked = True
+    try:
+        yield
+    finally:
+        _lean.asked = False
+
+
 def zeros(p: Tensor) -> Tensor:
     """A state of zeros laid out as its parameter; if it is large, on large pages and in nobody's way in the caches."""
+    if getattr(_lean, "asked", False):
+        return torch.zeros((), dtype=p.dtype, device=p.device).expand(p.shape)
     if p.device.type == "cpu" and p.numel() >= _LARGE:
         state = out_of_the_way(p, lambda: torch.empty_like(p, memory_format=torch.preserve_format))
         return state if _core.zero_large(state, p) else state.zero_()

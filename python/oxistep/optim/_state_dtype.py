@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oxistep.optim._compact import Kinds, is_compact, is_in_another_form, reformed
 from oxistep.optim._kept import KEY, kept_of
 from oxistep.optim._storages import place
 
-__all__ = ["cast_states", "in_state_dtype", "loaded_in_their_dtypes", "refuse_narrow_states", "restore_dtypes"]
+__all__ = ["form_states", "in_state_dtype", "loaded_in_their_dtypes", "refuse_narrow_states", "restore_dtypes"]
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -24,7 +25,7 @@ def in_state_dtype(optimizer: Any, p: Tensor, state: dict[str, Any]) -> dict[str
     """The entries of ``state`` that have a parameter's half type, in the dtype asked for."""
     kept = optimizer.__dict__.get(KEY)
     dtype = None if kept is None else kept.state_dtype
-    if dtype is None or p.dtype not in _HALF or p.device.type != "cpu":
+    if not isinstance(dtype, torch.dtype) or p.dtype not in _HALF or p.device.type != "cpu":
         return {}
     return {key: value.to(dtype) for key, value in state.items() if isinstance(value, Tensor) and value.dtype in _HALF}
 
@@ -33,6 +34,17 @@ def cast_states(optimizer: Any) -> None:
     """Casts the states that a constructor of torch's has made."""
     for p, state in optimizer.state.items():
         state.update(in_state_dtype(optimizer, p, state))
+
+
+def form_states(optimizer: Any, kinds: Callable[[dict[str, Any]], Kinds]) -> None:
+    """As ``cast_states``; with other settings for fewer bytes, in the form that they ask for."""
+    if not is_compact(optimizer):
+        cast_states(optimizer)
+        return
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p in optimizer.state:
+                optimizer.state[p] = reformed(optimizer, p, group, kinds(group), optimizer.state[p])
 
 
 def refuse_narrow_states(
@@ -69,10 +81,7 @@ def loaded_in_their_dtypes(optimizer: Any, scalars: tuple[str, ...], load: Calla
     (``mu_product``, ``eta``, ``mu``). Loaded into parameters of the dtype that they were saved from, those stay what
     they were: else a resumed run would not go on as the one that was saved.
     """
-    kept = optimizer.__dict__.get(KEY)
-    if (kept is None or kept.state_dtype is None) and not scalars:
-        load()
-        return
+    # (whether there is anything to do, is known when it is seen what is loaded)
     kept = kept_of(optimizer)
     # The last of the pre-hooks sees what will be loaded; `__setstate__` runs before the post-hooks.
     handle = optimizer.register_load_state_dict_pre_hook(lambda _, loading: setattr(kept, "loading", loading))
@@ -83,16 +92,28 @@ def loaded_in_their_dtypes(optimizer: Any, scalars: tuple[str, ...], load: Calla
         kept.loading = None
 
 
-def restore_dtypes(optimizer: Any, scalars: tuple[str, ...]) -> None:
-    """What ``__setstate__`` does to the states that are being loaded, after torch has cast them."""
+def restore_dtypes(
+    optimizer: Any, scalars: tuple[str, ...], kinds: Callable[[dict[str, Any]], Kinds], counts_for_noise: bool
+) -> None:
+    """What ``__setstate__`` does to the states that are being loaded, after torch has cast them.
+
+    Args:
+        optimizer: the optimizer.
+        scalars: states of one number, besides ``step``, that are not kept in the parameter's dtype.
+        kinds: what the states of a parameter of a group are.
+        counts_for_noise: ``step`` is a state only where something is rounded at random.
+    """
     kept = optimizer.__dict__.get(KEY)
     if kept is None or kept.loading is None:
         return
     loading, kept.loading = kept.loading, None
     ids = chain.from_iterable(group["params"] for group in loading["param_groups"])
-    params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
-    for saved_id, p in zip(ids, params, strict=True):
+    params = ((group, p) for group in optimizer.param_groups for p in group["params"])
+    for saved_id, (group, p) in zip(ids, params, strict=True):
         saved = loading["state"].get(saved_id, {})
+        if saved and (is_compact(optimizer) or is_in_another_form(saved)):
+            optimizer.state[p] = reformed(optimizer, p, group, kinds(group), saved, counts_for_noise)
+            continue
         for key, value in in_state_dtype(optimizer, p, optimizer.state.get(p, {})).items():
             optimizer.state[p][key] = saved[key].to(dtype=value.dtype, device=p.device)
         if saved and _of_dtype(saved, (p.dtype, kept.state_dtype), scalars):

@@ -98,7 +98,7 @@ class Adafactor(NativeStep, _Adafactor):
         skip_nonfinite: bool = False,
         grad_norm_group: GradNormGroup = None,
     ) -> None:
-        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite, grad_norm_group)
+        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite, grad_norm_group, element_wise=False)
         _Adafactor.__init__(
             self,
             params,

@@ -105,7 +105,7 @@ class Muon(NativeStep, _Muon):
         skip_nonfinite: bool = False,
         grad_norm_group: GradNormGroup = None,
     ) -> None:
-        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite, grad_norm_group)
+        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite, grad_norm_group, element_wise=False)
         _Muon.__init__(
             self,
             params,

@@ -8,7 +8,7 @@ from torch.optim.optimizer import ParamsT, _to_scalar
 from torch.optim.rprop import rprop as rprop
 
 from oxistep.optim._definition import define
-from oxistep.optim._kept import GradNormGroup, keep_settings
+from oxistep.optim._kept import GradNormGroup, StateDType, Weights, keep_settings
 from oxistep.optim._native import NativeStep
 from oxistep.optim._new_states import zero_step, zeros
 
@@ -37,7 +37,11 @@ class Rprop(NativeStep, _Rprop):
         step_sizes: :math:`s_{\min}, s_{\max}` (default: (1e-6, 50)).
         maximize: ascend instead of descend (default: False).
         capturable, foreach, differentiable: as in torch; they choose among torch's own paths.
-        state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None, as torch).
+        state_dtype: how states are kept: ``torch.float32`` for half-precision parameters, ``torch.bfloat16``, or
+            ``"8bit"`` (default: None, as torch).
+        weights: what becomes of the digits that half-precision parameters cannot hold: ``"stochastic"``, ``"kahan"``,
+            ``"residual8"``, ``"residual16"`` or ``"master"`` (default: None, rounded to nearest).
+        seed: of what ``weights`` and ``state_dtype`` round up or down at random (default: 0).
         max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
         grad_norm_group: the ranks over which the norm is summed, if each holds a part of the parameters: ``"world"``, a
@@ -56,8 +60,8 @@ class Rprop(NativeStep, _Rprop):
     Raises:
         TypeError: for something in ``params`` that is no tensor, or ``max_grad_norm`` or ``skip_nonfinite`` of another
             type.
-        ValueError: for what ``torch.optim.Rprop`` refuses, in its words; for another ``state_dtype``, a
-            ``max_grad_norm`` not above zero.
+        ValueError: for what ``torch.optim.Rprop`` refuses, in its words; for another ``state_dtype``,
+            ``weights`` or ``seed``, a             ``max_grad_norm`` not above zero.
         RuntimeError: in ``step``, for a sparse gradient, before anything is updated.
 
     Example:
@@ -84,12 +88,14 @@ class Rprop(NativeStep, _Rprop):
         foreach: bool | None = None,
         maximize: bool = False,
         differentiable: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDType = None,
+        weights: Weights = None,
+        seed: int = 0,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
         grad_norm_group: GradNormGroup = None,
     ) -> None:
-        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite, grad_norm_group)
+        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite, grad_norm_group, weights, seed)
         _Rprop.__init__(
             self,
             params,

@@ -15,12 +15,14 @@ from oxistep import _core
 from oxistep._names import name_of
 from oxistep.optim import _modes
 from oxistep.optim._all_or_nothing import refuse_if_torn
+from oxistep.optim._compact import Kinds, is_compact, keep_in, made_compact, refuse_left
 from oxistep.optim._definition import Definition, Rows, define
-from oxistep.optim._kept import GradNormGroup, keep_settings, kept_of
+from oxistep.optim._kept import GradNormGroup, StateDType, Weights, keep_settings, kept_of
 from oxistep.optim._max_grad_norm import measured_by_torch
 from oxistep.optim._native import NativeStep
 from oxistep.optim._ranks import joining
 from oxistep.optim._storages import check_storages
+from oxistep.rules._kinds import kinds_of_rule
 from oxistep.rules._native import tree_of
 from oxistep.rules._source import Source
 from oxistep.rules._torch_step import made_states, rows_of, take, try_out
@@ -47,7 +49,11 @@ class Optimizer(NativeStep, _Optimizer):
         params: tensors, ``(name, tensor)`` pairs, or dicts of parameter groups.
         defaults: the hyperparameters, by name.
         maximize: ascend instead of descend (default: False).
-        state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None).
+        state_dtype: how states are kept: ``torch.float32`` for half-precision parameters, ``torch.bfloat16``, or
+            ``"8bit"`` (default: None).
+        weights: what becomes of the digits that half-precision parameters cannot hold: ``"stochastic"``, ``"kahan"``,
+            ``"residual8"``, ``"residual16"`` or ``"master"`` (default: None, rounded to nearest).
+        seed: of what ``weights`` and ``state_dtype`` round up or down at random (default: 0).
         max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
         grad_norm_group: the ranks over which the norm is summed, if each holds a part of the parameters: ``"world"``, a
@@ -83,13 +89,15 @@ class Optimizer(NativeStep, _Optimizer):
         defaults: dict[str, Any],
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDType = None,
+        weights: Weights = None,
+        seed: int = 0,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
         grad_norm_group: GradNormGroup = None,
     ) -> None:
         source = source_of(type(self))
-        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite, grad_norm_group)
+        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite, grad_norm_group, weights, seed)
         defaults = {**_own_defaults(source), **defaults}
         if lacks := [name for name in source.hyperparameters if name not in defaults]:
             raise TypeError(f"rule {source.name}: update takes {lacks[0]!r}, which is not among the hyperparameters")
@@ -203,7 +211,14 @@ class _RuleDefinition(Definition):
         own = copy.copy(self)
         own.source = source_of(cls)
         own.methods = [("update", getattr(cls, "update", None))]
-        return _core.Plan(tree_of(own.source), own)
+        kinds = self.kinds(optimizer, optimizer.param_groups[0]) if is_compact(optimizer) else {}
+        return keep_in(optimizer, _core.Plan(tree_of(own.source), own), kinds)
+
+    counts_for_noise = False
+
+    def kinds(self, optimizer: Any, group: dict[str, Any]) -> Kinds:
+        found = kinds_of_rule(source_of(type(optimizer)), group)
+        return {name: (kind.name, kind.of, kind.name == "relative") for name, kind in found.items()}
 
     def overridden(self, optimizer: Any) -> str | None:
         """Why a whole step is torch's: the class has another rule now. (The next step has a plan of its own for it.)"""
@@ -248,7 +263,13 @@ class _RuleDefinition(Definition):
             g = next(k for k, other in enumerate(optimizer.param_groups) if other is group)
             name = name_of(optimizer.param_groups, g, place)
             raise RuntimeError(f"rule {source.name}: {name} {strangers}; nothing was updated")
-        return made_states(optimizer, p, group, {name: begins.get(name) for name in missing})
+
+        def make() -> dict[str, Any]:
+            return made_states(optimizer, p, group, {name: begins.get(name) for name in missing})
+
+        if is_compact(optimizer):
+            return made_compact(optimizer, p, group, self.kinds(optimizer, group), make)
+        return make()
 
     def make_shards(  # type: ignore[override]
         self,
@@ -268,6 +289,7 @@ class _RuleDefinition(Definition):
 
     def check_left(self, optimizer: Any, left: list[tuple[int, Tensor]]) -> None:
         """Raises what torch's operations would: what cannot be written, and what cannot be traced."""
+        refuse_left(optimizer, left)
         source = source_of(type(optimizer))
         try_out(source, rows_of(optimizer, source, left))
 

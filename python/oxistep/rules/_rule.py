@@ -17,6 +17,8 @@ __all__ = ["Rule", "constructor", "rule"]
 SETTINGS: dict[str, Any] = {
     "maximize": False,
     "state_dtype": None,
+    "weights": None,
+    "seed": 0,
     "max_grad_norm": None,
     "skip_nonfinite": False,
     "grad_norm_group": None,

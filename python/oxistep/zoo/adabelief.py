@@ -35,8 +35,11 @@ class AdaBelief(Optimizer):
         degenerated_to_sgd: step at all before RAdam's factor is there (default: True).
         foreach: a key of the param groups, as in timm; every value takes the same kernels (default: None).
         maximize: ascend instead of descend (default: False).
-        state_dtype: None and ``torch.float32`` are the same: states of half-precision parameters are kept in float32,
-            as timm keeps them (default: None).
+        state_dtype: how states are kept: ``torch.bfloat16``, ``"8bit"``, or ``torch.float32``, which half-precision
+            parameters have with None too, as in timm (default: None).
+        weights: what becomes of the digits that half-precision parameters cannot hold: ``"stochastic"``, ``"kahan"``,
+            ``"residual8"``, ``"residual16"`` or ``"master"`` (default: None, rounded to nearest).
+        seed: of what ``weights`` and ``state_dtype`` round up or down at random (default: 0).
         max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
         grad_norm_group: the ranks over which the norm is summed, if each holds a part of the parameters (default:
@@ -80,6 +83,8 @@ class AdaBelief(Optimizer):
         maximize: bool = False,
         *,
         state_dtype: Any = None,
+        weights: Any = None,
+        seed: int = 0,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
         grad_norm_group: Any = None,
@@ -100,6 +105,8 @@ class AdaBelief(Optimizer):
             },
             maximize=maximize,
             state_dtype=in_float32(state_dtype),
+            weights=weights,
+            seed=seed,
             max_grad_norm=max_grad_norm,
             skip_nonfinite=skip_nonfinite,
             grad_norm_group=grad_norm_group,

@@ -30,8 +30,11 @@ class MADGRAD(Optimizer):
         decoupled_decay: multiply the parameter with :math:`1 - \gamma \lambda` instead (default: False).
         maximize: ascend instead of descend (default: False).
         foreach: a key of the param groups, as in torch; every value takes the same kernels (default: None).
-        state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it; without a momentum None is
-            the same (default: None).
+        state_dtype: how states are kept: ``torch.float32`` for half-precision parameters, ``torch.bfloat16``, or
+            ``"8bit"``; without a momentum float32, which None is then too, and no other (default: None).
+        weights: what becomes of the digits that half-precision parameters cannot hold: ``"stochastic"``, ``"kahan"``,
+            ``"residual8"``, ``"residual16"`` or ``"master"`` (default: None, rounded to nearest).
+        seed: of what ``weights`` and ``state_dtype`` round up or down at random (default: 0).
         max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
         grad_norm_group: the ranks over which the norm is summed, if each holds a part of the parameters (default:
@@ -72,6 +75,8 @@ class MADGRAD(Optimizer):
         foreach: bool | None = None,
         *,
         state_dtype: Any = None,
+        weights: Any = None,
+        seed: int = 0,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
         grad_norm_group: Any = None,
@@ -84,6 +89,11 @@ class MADGRAD(Optimizer):
             raise ValueError(f"Weight decay {weight_decay} must be non-negative")
         if eps < 0:
             raise ValueError("Eps must be non-negative")
+        if momentum == 0 and state_dtype is not None and "float32" not in str(state_dtype):
+            raise ValueError(
+                f"state_dtype={state_dtype!r}: without a momentum MADGRAD computes the parameter back from its states, "
+                "which must be exact; give a momentum, or torch.float32"
+            )
         super().__init__(
             params,
             {
@@ -97,6 +107,8 @@ class MADGRAD(Optimizer):
             maximize=maximize,
             # without a momentum the parameter is computed back from the sums: they must be what they were
             state_dtype=in_float32(state_dtype) if momentum == 0 else state_dtype,
+            weights=weights,
+            seed=seed,
             max_grad_norm=max_grad_norm,
             skip_nonfinite=skip_nonfinite,
             grad_norm_group=grad_norm_group,

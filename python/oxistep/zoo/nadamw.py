@@ -34,7 +34,11 @@ class NAdamW(Optimizer):
         capturable: False; True is refused, since steps are taken outside of CUDA graphs (default: False).
         clipping_threshold: the step is divided by the root mean square of :math:`g / d` over this number, if that is
             more than 1; 1.0 is StableAdamW's (default: None, never).
-        state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None).
+        state_dtype: how states are kept: ``torch.float32`` for half-precision parameters, ``torch.bfloat16``, or
+            ``"8bit"`` (default: None).
+        weights: what becomes of the digits that half-precision parameters cannot hold: ``"stochastic"``, ``"kahan"``,
+            ``"residual8"``, ``"residual16"`` or ``"master"`` (default: None, rounded to nearest).
+        seed: of what ``weights`` and ``state_dtype`` round up or down at random (default: 0).
         max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
         grad_norm_group: the ranks over which the norm is summed, if each holds a part of the parameters (default:
@@ -77,6 +81,8 @@ class NAdamW(Optimizer):
         clipping_threshold: float | None = None,
         *,
         state_dtype: Any = None,
+        weights: Any = None,
+        seed: int = 0,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
         grad_norm_group: Any = None,
@@ -97,6 +103,8 @@ class NAdamW(Optimizer):
             },
             maximize=maximize,
             state_dtype=state_dtype,
+            weights=weights,
+            seed=seed,
             max_grad_norm=max_grad_norm,
             skip_nonfinite=skip_nonfinite,
             grad_norm_group=grad_norm_group,

@@ -31,7 +31,11 @@ class SGDScheduleFree(ScheduleFree, Optimizer):
         weight_lr_power: and with the largest learning rate so far to this power (default: 2).
         foreach: a key of the param groups, as in schedulefree; every value takes the same kernels (default: True).
         maximize: ascend instead of descend (default: False).
-        state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None).
+        state_dtype: how states are kept: ``torch.float32`` for half-precision parameters, ``torch.bfloat16``, or
+            ``"8bit"`` (default: None).
+        weights: what becomes of the digits that half-precision parameters cannot hold: ``"stochastic"``, ``"kahan"``,
+            ``"residual8"``, ``"residual16"`` or ``"master"`` (default: None, rounded to nearest).
+        seed: of what ``weights`` and ``state_dtype`` round up or down at random (default: 0).
         max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
         grad_norm_group: the ranks over which the norm is summed, if each holds a part of the parameters
@@ -74,6 +78,8 @@ class SGDScheduleFree(ScheduleFree, Optimizer):
         maximize: bool = False,
         *,
         state_dtype: Any = None,
+        weights: Any = None,
+        seed: int = 0,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
         grad_norm_group: Any = None,
@@ -91,6 +97,8 @@ class SGDScheduleFree(ScheduleFree, Optimizer):
             ),
             maximize=maximize,
             state_dtype=state_dtype,
+            weights=weights,
+            seed=seed,
             max_grad_norm=max_grad_norm,
             skip_nonfinite=skip_nonfinite,
             grad_norm_group=grad_norm_group,

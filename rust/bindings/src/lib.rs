@@ -28,6 +28,8 @@ mod _core {
     #[pymodule_export]
     use super::services::clip::{clamp, clip_factor, grad_norm, grad_norm_in_double, scale};
     #[pymodule_export]
+    use super::services::compact::{block_of_codes, pack_codes, state_kinds, unpack_codes};
+    #[pymodule_export]
     use super::services::pages::zero_large;
     #[pymodule_export]
     use super::services::placement::in_the_way;

@@ -7,5 +7,7 @@ use libfuzzer_sys::fuzz_target;
 mod common;
 #[path = "../../kernels/tests/fuzzed/mod.rs"]
 mod fuzzed;
+#[path = "../../kernels/tests/kept/mod.rs"]
+mod kept;
 
 fuzz_target!(|data: &[u8]| fuzzed::run(data));

@@ -14,6 +14,7 @@
 
 pub mod arithmetic;
 mod chunks;
+pub mod compact;
 mod conversions;
 pub mod driver;
 mod factored;
@@ -40,5 +41,5 @@ pub use driver::{SparseRows, Step, Tensors};
 pub use formats::{Slice, SliceMut, bf16, f16};
 pub use layout::Layout;
 pub use passes::{change, norm, statistics};
-pub use rule::{Gradients, Hyperparameters, MAX_SCALARS, MAX_STATES, Precision, Rule, STREAMS, Scalars};
+pub use rule::{Gradients, Hyperparameters, MAX_SCALARS, MAX_STATES, Precision, Rule, STREAMS, Scalars, StateKind};
 pub use rules::{AnyRule, Constants, Kind};

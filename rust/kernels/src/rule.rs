@@ -133,6 +133,24 @@ pub enum Gradients {
     Any,
 }
 
+/// What a state is, as far as that matters for keeping it in fewer bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateKind {
+    /// It stays as it is: weights, or what small errors would spoil.
+    Exact,
+    /// A mean or sum of gradients.
+    Signed,
+    /// Never negative: a mean, sum or maximum of squares, or their roots.
+    Magnitude,
+    /// Signed, and divided by state `to`, which is a magnitude, or by its root.
+    Relative {
+        /// The place of the divisor among the states.
+        to: u8,
+        /// Whether its root divides.
+        root: bool,
+    },
+}
+
 /// An optimizer: its hyperparameters, read once per group and step.
 pub trait Rule: Copy + Send + Sync + Sized {
     /// Its constants of a step.
@@ -149,6 +167,9 @@ pub trait Rule: Copy + Send + Sync + Sized {
         let _ = dims;
         self.states()
     }
+
+    /// What each of its state arrays is.
+    fn kinds(&self) -> &'static [StateKind];
 
     /// The scalar states it keeps, by torch's names; `step` first.
     fn scalars(&self) -> &'static [&'static str];

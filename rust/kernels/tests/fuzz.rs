@@ -4,6 +4,7 @@
 mod common;
 mod described;
 mod fuzzed;
+mod kept;
 
 use std::path::Path;
 
@@ -40,7 +41,7 @@ fn random_programs_are_judged_well() {
 #[test]
 fn random_descriptions_are_judged_well() {
     let seeds = match (common::under_valgrind(), common::brief()) {
-        (true, _) => 20,
+        (true, _) => 400,
         (false, true) => 2_000,
         (false, false) => 20_000,
     };

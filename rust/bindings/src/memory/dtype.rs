@@ -9,6 +9,9 @@ pub(crate) enum DType {
     F32,
     F16,
     Bf16,
+    /// Codes and residuals, which are no numbers by themselves: only what was asked for them is described so.
+    U8,
+    I16,
 }
 
 impl DType {
@@ -19,6 +22,7 @@ impl DType {
             Self::F32 => Precision::F32,
             Self::F16 => Precision::F16,
             Self::Bf16 => Precision::Bf16,
+            Self::U8 | Self::I16 => Precision::F32, // nothing asks
         }
     }
 
@@ -28,7 +32,7 @@ impl DType {
     pub(crate) fn largest_usual(self) -> f64 {
         match self {
             Self::F64 => 1e100,
-            Self::F32 | Self::Bf16 => 1e20,
+            Self::F32 | Self::Bf16 | Self::U8 | Self::I16 => 1e20,
             Self::F16 => 6e4,
         }
     }
@@ -38,7 +42,8 @@ impl DType {
         match self {
             Self::F64 => 8,
             Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
+            Self::F16 | Self::Bf16 | Self::I16 => 2,
+            Self::U8 => 1,
         }
     }
 }
@@ -55,7 +60,7 @@ pub(crate) fn promoted(a: Option<DType>, b: Option<DType>) -> Option<DType> {
 /// `x` as the nearest number of `dtype`.
 pub(crate) fn rounded(x: f64, dtype: DType) -> f64 {
     match dtype {
-        DType::F64 => x,
+        DType::F64 | DType::U8 | DType::I16 => x,
         DType::F32 => f64::from(x as f32),
         DType::F16 => f16::from_f32(x as f32).to_f64(),
         DType::Bf16 => bf16::from_f32(x as f32).to_f64(),

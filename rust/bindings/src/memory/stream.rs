@@ -138,6 +138,8 @@ impl Memory {
                 DType::F32 => Slice::F32(raw(self.data, self.extent)),
                 DType::F16 => Slice::F16(raw::<f16>(self.data, self.extent)),
                 DType::Bf16 => Slice::Bf16(raw::<bf16>(self.data, self.extent)),
+                DType::U8 => Slice::U8(raw(self.data, self.extent)),
+                DType::I16 => Slice::I16(raw(self.data, self.extent)),
             }
         }
     }
@@ -155,6 +157,8 @@ impl Memory {
                 DType::F32 => SliceMut::F32(raw_mut(self.data, self.extent)),
                 DType::F16 => SliceMut::F16(raw_mut::<f16>(self.data, self.extent)),
                 DType::Bf16 => SliceMut::Bf16(raw_mut::<bf16>(self.data, self.extent)),
+                DType::U8 => SliceMut::U8(raw_mut(self.data, self.extent)),
+                DType::I16 => SliceMut::I16(raw_mut(self.data, self.extent)),
             }
         }
     }
@@ -174,6 +178,7 @@ impl Memory {
                 DType::F32 => Some(f64::from(self.data.cast::<f32>().read())),
                 DType::F16 => Some(self.data.cast::<f16>().read().to_f64()),
                 DType::Bf16 => Some(self.data.cast::<bf16>().read().to_f64()),
+                DType::U8 | DType::I16 => None,
             }
         }
     }
@@ -193,6 +198,7 @@ impl Memory {
                 DType::F32 => self.data.cast::<f32>().write(x as f32),
                 DType::F16 => self.data.cast::<f16>().write(f16::from_f32(x as f32)),
                 DType::Bf16 => self.data.cast::<bf16>().write(bf16::from_f32(x as f32)),
+                DType::U8 | DType::I16 => {}
             }
         }
     }

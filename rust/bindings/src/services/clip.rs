@@ -142,6 +142,7 @@ fn within_range(change: Change, dtype: DType) -> bool {
         DType::F32 => f32::MAX.into(),
         DType::F16 => f16::MAX.to_f64(),
         DType::Bf16 => bf16::MAX.to_f64(),
+        DType::U8 | DType::I16 => f64::MAX, // no gradient is described so
     };
     match change {
         Change::Scale(_) => true,

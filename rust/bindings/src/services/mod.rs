@@ -1,6 +1,7 @@
 //! Functions of the module beside the steps.
 
 pub(crate) mod clip;
+pub(crate) mod compact;
 pub(crate) mod norm;
 pub(crate) mod pages;
 pub(crate) mod placement;

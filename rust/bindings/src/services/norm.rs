@@ -106,7 +106,7 @@ pub(crate) fn zero_dim(py: Python<'_>, x: f64, dtype: DType) -> PyResult<Bound<'
     })?;
     let keywords = match dtype {
         DType::F64 => &keywords[0],
-        DType::F32 => &keywords[1],
+        DType::F32 | DType::U8 | DType::I16 => &keywords[1],
         DType::F16 => &keywords[2],
         DType::Bf16 => &keywords[3],
     };

@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 
 use crate::optimizer::dicts::FOREIGN_DICT;
 use crate::optimizer::rule::ClassRule;
+use crate::step::fewer::KindByName;
 use crate::step::guard::Guard;
 use crate::step::item::Route;
 use crate::step::plan::Plan;
@@ -50,6 +51,14 @@ impl Plan {
             drop(plan.definition.call_method1(slf.py(), pyo3::intern!(slf.py(), "call_off"), (optimizer,)));
         }
         result
+    }
+
+    /// Says how parameters of half types are kept, whether second moments in bfloat16 are rounded with fair odds beside
+    /// them, the seed of what is drawn, and what the states of a traced rule are, by name. Forgets what parameters were
+    /// after the last step.
+    #[pyo3(signature = (weights=None, fair=false, seed=0, kinds=Vec::new()))]
+    fn keep(&mut self, weights: Option<&str>, fair: bool, seed: u64, kinds: Vec<(String, KindByName)>) -> PyResult<()> {
+        self.set_fewer(weights, fair, seed, kinds)
     }
 
     /// Why the next step is torch's as a whole, if it is.

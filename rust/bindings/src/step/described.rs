@@ -87,10 +87,13 @@ impl Item {
         (param, grad): Pair<'t>,
         names: &[&str],
         plain: &'t [Bound<'_, PyAny>],
+        in_codes: impl Fn(usize) -> bool,
     ) -> Going<Streams<Described<'t>>> {
         let mut described: Streams<_> = [param, grad].into_iter().collect();
         for (k, (name, object)) in names.iter().zip(plain).enumerate() {
-            match look.torch.describe(object) {
+            let is_code = in_codes(k);
+            match if is_code { look.torch.describe_codes(object) } else { look.torch.describe(object) } {
+                Ok(state) if is_code => described.push(state), // what they are must be, is checked with their headers
                 Ok(state) if !self.whole.fits(k, &state.shape, &param.shape) => {
                     return Err(format!("its state {name:?} has another shape than the parameter").into());
                 }
@@ -115,7 +118,9 @@ impl Item {
         let mut memories = self.memory.clone();
         for (stream, memory) in memories.iter_mut().enumerate() {
             let Some(object) = self.tensor(stream) else { continue };
-            match torch.describe(object.bind(py)) {
+            let object = object.bind(py);
+            let now = if self.compact.is_some() { torch.describe_codes(object) } else { torch.describe(object) };
+            match now {
                 Ok(now) if now.memory.dtype == memory.dtype && now.memory.extent == memory.extent => {
                     *memory = now.memory;
                     again.push(now);
@@ -127,6 +132,8 @@ impl Item {
         same = same
             && if self.rows.is_some() {
                 all.all(|d| d.shape.is_contiguous())
+            } else if let Some(compact) = &self.compact {
+                compact.fits(&again).is_ok()
             } else {
                 self.whole.holds(&again)
                     || all.all(|d| d.shape.sizes == again[0].shape.sizes)

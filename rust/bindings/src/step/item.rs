@@ -9,6 +9,7 @@ use crate::memory::stream::Memory;
 use crate::memory::torch::describe::Torch;
 use crate::memory::torch::dtensors::Held;
 use crate::memory::unfit::{Reason, outside};
+use crate::step::fewer::OfCompact;
 use crate::step::lists::{Counters, States, Streams};
 use crate::step::sparse::NamedRows;
 use crate::step::traced::Traced;
@@ -64,6 +65,8 @@ pub(crate) struct Item {
     /// Of a rule that a user wrote.
     pub(crate) traced: Option<Box<Traced>>,
     pub(crate) layout: Option<Box<Layout>>,
+    /// How it is kept, if in fewer bytes. `memory` then also has, behind the states, what stands beside them and it.
+    pub(crate) compact: Option<Box<OfCompact>>,
     /// The rows that a sparse gradient names. `grad` then holds its values.
     pub(crate) rows: Option<Box<NamedRows>>,
     /// Whether it is updated whole, and then the shape of its matrices.
@@ -106,6 +109,7 @@ impl Item {
             scalar_values: Scalars::new([0.0; MAX_SCALARS], [Precision::F64; MAX_SCALARS]),
             traced: None,
             layout: None,
+            compact: None,
             rows: None,
             whole: Whole::No,
             python_counter: None,

@@ -9,6 +9,7 @@ use crate::memory::stream::Described;
 use crate::memory::torch::describe::Torch;
 use crate::optimizer::rule::GroupRule;
 use crate::optimizer::traced::{Known, Leaf};
+use crate::step::fewer::codes_in;
 use crate::step::item::Item;
 use crate::step::look::{Going, Look};
 use crate::step::traced::{Found, number_in};
@@ -60,7 +61,9 @@ impl Known for OfEntry<'_, '_> {
 impl Leaf {
     /// The names that an entry lacks.
     pub(super) fn missing(&self, entry: Option<&Bound<'_, PyDict>>) -> Vec<&'static str> {
-        let is_there = |name: &str| entry.is_some_and(|entry| entry.contains(name).unwrap_or(false));
+        let in_codes = |entry: &Bound<'_, PyDict>, name: &str| matches!(codes_in(entry, name), Ok(Some(_)));
+        let is_there =
+            |name: &str| entry.is_some_and(|entry| entry.contains(name).unwrap_or(false) || in_codes(entry, name));
         self.counters.iter().chain(&self.states).copied().filter(|name| !is_there(name)).collect()
     }
 }

@@ -7,6 +7,7 @@ use crate::memory::torch::describe::Torch;
 use crate::memory::unfit::Reason;
 use crate::optimizer::rule::GroupRule;
 use crate::optimizer::traced::Tree;
+use crate::step::fewer::{Fewer, KindByName};
 
 /// What looking up an item needs to know.
 pub(crate) struct Look<'a, 'py> {
@@ -23,6 +24,10 @@ pub(crate) struct Look<'a, 'py> {
     pub(crate) make_states: bool,
     /// `lr` is a tensor of less than double precision.
     pub(crate) single_lr: bool,
+    /// What the optimizer's settings ask of parameters and states.
+    pub(crate) fewer: Fewer,
+    /// What the states of a traced rule are.
+    pub(crate) kinds: &'a [(String, KindByName)],
     /// The gradients are to be measured, as they would be after torch's coalescing.
     pub(crate) measuring: bool,
 }

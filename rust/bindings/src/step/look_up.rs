@@ -7,6 +7,7 @@ use crate::memory::unfit::Unfit;
 use crate::optimizer::group::Keys;
 use crate::step::counters::scalars;
 use crate::step::described::{Pair, Refused, describe_pair};
+use crate::step::fewer::STEP;
 use crate::step::item::{Item, Route};
 use crate::step::look::{Going, Look, Stop};
 use crate::step::matched::{Names, are_absent, states_in};
@@ -52,7 +53,10 @@ impl Item {
             pair = again.map_err(|refused: Refused| refused.reason())?;
         }
         let missing = leaf.as_ref().map_or_else(Vec::new, |leaf| leaf.missing(source.as_ref()));
-        if !missing.is_empty() || (leaf.is_none() && are_absent(names, source.as_ref(), keys)?) {
+        let fewer = look.fewer.of(&pair.0);
+        let absent =
+            leaf.is_none() && (are_absent(names, source.as_ref(), keys)? || fewer.lacks(names, source.as_ref())?);
+        if !missing.is_empty() || absent {
             self.first = true;
             if !look.make_states {
                 self.traced = leaf.map(|leaf| Box::new(Traced::new(leaf, Inputs::new(), &[])));
@@ -66,12 +70,23 @@ impl Item {
         self.still_whole(look, &pair)?;
 
         self.unsure = true; // if one of the next is torch's, a state does not fit
-        let states = states_in(py, source.as_ref(), names.states, keys)?;
+        let (mut states, beside) = states_in(py, source.as_ref(), names.states, keys)?;
+        let beside = fewer.beside(beside, source.as_ref())?;
+        let companions = beside.objects();
         let plain = self.shards_of_states(look, shard.as_ref(), names.states, &states)?;
-        let described = self.describe_states(look, pair, names.states, &plain)?;
-        let (dtype, one_dtype) = self.settle_types(look, &described)?;
+        let mut described = self.describe_states(look, pair, names.states, &plain, |k| beside.is_of(k))?;
+        let compact = fewer.compact(look, &mut described, &beside, &companions, names)?;
+        let (dtype, one_dtype) = match &compact {
+            None => self.settle_types(look, &described)?,
+            Some(compact) => self.settle_compact_types(look, compact, &described)?,
+        };
+        states.extend(companions.iter().cloned());
         self.states = states.into_iter().map(Bound::unbind).collect();
-        let counters = self.read_counters(py, look, source.as_ref(), names.counters, keys)?;
+        let counts = compact.as_ref().is_some_and(|compact| compact.counts);
+        let names_of_counters = if counts { STEP } else { names.counters };
+        let counters = self.read_counters(py, look, source.as_ref(), names_of_counters, keys)?;
+        self.compact =
+            compact.map(|compact| Box::new(compact.at(look.fewer.seed, (self.group, self.index), &counters)));
         match leaf {
             None => self.scalar_values = scalars(&counters),
             Some(leaf) => self.traced = Some(Box::new(Traced::new(leaf, inputs.unwrap_or_default(), &counters))),

@@ -9,6 +9,7 @@ use crate::memory::python::has_plain_keys;
 use crate::optimizer::group::Keys;
 use crate::optimizer::rule::GroupRule;
 use crate::optimizer::traced::Leaf;
+use crate::step::fewer::{Beside, codes_in};
 use crate::step::item::Item;
 use crate::step::lists::States;
 use crate::step::look::{Going, Look};
@@ -37,26 +38,40 @@ pub(super) fn are_absent(names: Names<'_>, entry: Option<&Bound<'_, PyDict>>, ke
     Ok(match (names.states.first(), names.counters.is_empty()) {
         (None, _) => false,
         (Some(name), true) => match entry {
-            Some(entry) => entry.get_item(keys.get(entry.py(), name))?.is_none_or(|value| value.is_none()),
+            Some(entry) => {
+                let value = entry.get_item(keys.get(entry.py(), name))?;
+                value.is_none_or(|value| value.is_none()) && codes_in(entry, name)?.is_none()
+            }
             None => true,
         },
         (Some(_), false) => entry.is_none_or(|entry| entry.is_empty()),
     })
 }
 
-/// The states that stand under their names in `source`.
+/// The states that stand under their names in `source`, or in codes; and the headers of those.
 pub(super) fn states_in<'py>(
     py: Python<'py>,
     source: Option<&Bound<'py, PyDict>>,
     names: &[&'static str],
     keys: &mut Keys,
-) -> Going<States<Bound<'py, PyAny>>> {
-    let mut states = States::new();
-    for name in names {
+) -> Going<(States<Bound<'py, PyAny>>, Beside<'py>)> {
+    let (mut states, mut beside) = (States::new(), Beside::default());
+    for (k, name) in names.iter().enumerate() {
         let value = source.map(|source| source.get_item(keys.get(py, name))).transpose()?.flatten();
-        states.push(value.ok_or_else(|| format!("its state lacks {name:?}"))?);
+        let codes = match (&value, source) {
+            (None, Some(source)) => codes_in(source, name)?,
+            _ => None,
+        };
+        match (value, codes) {
+            (Some(value), _) => states.push(value),
+            (None, Some((codes, header))) => {
+                states.push(codes);
+                beside.headers.push((k, header));
+            }
+            (None, None) => return Err(format!("its state lacks {name:?}").into()),
+        }
     }
-    Ok(states)
+    Ok((states, beside))
 }
 
 impl Item {

@@ -40,7 +40,7 @@ impl Plan {
         fault::point("survey")?;
         self.survey(optimizer, true)?;
         fault::point("rehearse")?;
-        let mut asked = self.rehearse(optimizer)? | self.foreign;
+        let mut asked = self.rehearse(optimizer)? | self.notice_edits(optimizer)? | self.foreign;
         if guard.unscale.is_some() || self.items.iter().any(|item| item.route != Route::Native) {
             // what is checked further down is checked before others write
             self.check_storages(py)?;

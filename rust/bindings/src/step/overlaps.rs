@@ -94,5 +94,5 @@ fn may_take_turns(item: &Item) -> bool {
     // torch's norms come first
     let knows_of_others = item.traced.as_ref().is_some_and(|traced| traced.leaf.is_whole || traced.leaf.is_together());
     let is_whole = item.whole != Whole::No || knows_of_others;
-    item.route == Route::Native && item.rows.is_none() && !is_whole && !item.foreach
+    item.route == Route::Native && item.rows.is_none() && item.compact.is_none() && !is_whole && !item.foreach
 }

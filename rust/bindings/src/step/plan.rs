@@ -18,6 +18,7 @@ use crate::optimizer::group::Keys;
 use crate::optimizer::rule::{ClassRule, GroupRule};
 use crate::optimizer::state_map::StateMap;
 use crate::services::norm::Gradients;
+use crate::step::fewer::{Fewer, KindByName, Seen};
 use crate::step::guard::Guard;
 use crate::step::item::{Item, Route};
 use crate::step::known::Steady;
@@ -72,6 +73,12 @@ pub(crate) struct Plan {
     pub(super) foreign: bool,
     /// `OXISTEP_CHECK=1`
     pub(super) check_always: bool,
+    /// What the optimizer's settings ask of parameters and states.
+    pub(super) fewer: Fewer,
+    /// What the states of a traced rule are, as far as that was told.
+    pub(super) kinds: Vec<(String, KindByName)>,
+    /// Of parameters that something stands beside: what they were when the last step was done.
+    pub(super) seen: Seen,
     /// Steps are to be measured.
     pub(super) watch: Option<Box<Watch>>,
     /// Group, index and route of each parameter of the last step, and whether it is a DTensor; none after a step that
@@ -109,6 +116,9 @@ impl Plan {
             measuring: false,
             foreign: false,
             check_always: std::env::var_os("OXISTEP_CHECK").is_some_and(|value| value == "1"),
+            fewer: Fewer::default(),
+            kinds: Vec::new(),
+            seen: Seen::default(),
             watch: None,
             last: None,
         })

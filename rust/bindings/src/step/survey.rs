@@ -161,6 +161,8 @@ impl Plan {
                     values: of_group.values,
                     make_states: of_group.make_states,
                     single_lr: of_group.single_lr,
+                    fewer: self.fewer,
+                    kinds: &self.kinds,
                     measuring: self.measuring,
                 };
                 item.look_up(py, &look, &mut self.keys)?

@@ -86,6 +86,7 @@ impl Plan {
         self.step = Some(Box::new(step.recycle()));
         self.expect_steady(py, elements);
         if done.is_ok() {
+            self.note_weights(py)?;
             becomes.write(|g| self.groups[g].bind(py))?;
         }
         done.map_err(|panic| self.broke_off(py, &*panic))
@@ -98,6 +99,7 @@ impl Plan {
                 && item.whole == Whole::No
                 && item.layout.is_none()
                 && !item.tied
+                && item.compact.is_none()
                 && item.rows.is_none()
                 && item.python_counter.is_none()
         };
@@ -144,6 +146,10 @@ pub(super) fn fill<'a>(
             (GroupRule::Traced(_), Some(traced), _) => traced.register(step).map_err(refused)?,
             (GroupRule::Traced(_), None, _) => return Err(PyRuntimeError::new_err("oxistep: no program; a defect")),
         }
+        let compact = item.compact.as_deref();
+        if compact.is_some_and(|compact| compact.counts) {
+            advanced.count();
+        }
         fault::point("push")?;
         // SAFETY: the tensors were described after the last Python code that could change them ran (counting versions
         // and setting Python integers runs none), and are kept alive by the items until the step is done.
@@ -152,6 +158,7 @@ pub(super) fn fill<'a>(
         // callers.
         let tensors = unsafe { tensors(item) };
         let pushed = match (item.rows.as_deref(), item.whole) {
+            (None, Whole::No) if let Some(compact) = compact => step.push_compact(tensors, &compact.compact, *factor),
             (None, Whole::No) => step.push(tensors, *factor),
             (None, Whole::Vector) => step.push_factored(tensors, None, *factor),
             (None, Whole::Matrix(rows, cols)) => step.push_factored(tensors, Some((rows, cols)), *factor),

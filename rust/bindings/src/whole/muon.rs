@@ -196,6 +196,7 @@ pub(crate) fn muon_update(
                 SliceMut::F32(param) => Update { param, product, lines, decay, alpha }.push(&mut work),
                 SliceMut::F16(param) => Update { param, product, lines, decay, alpha }.push(&mut work),
                 SliceMut::Bf16(param) => Update { param, product, lines, decay, alpha }.push(&mut work),
+                SliceMut::U8(_) | SliceMut::I16(_) => return Err(changed()),
             }
         }
         run(py, work)

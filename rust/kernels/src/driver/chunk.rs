@@ -2,6 +2,7 @@
 
 use super::bodies::Bodies;
 use super::body::Body;
+use super::compact::{self, Unpacked};
 use super::decoded;
 use super::measured::{Lanes, update};
 use super::programmed::{self, Gathered};
@@ -9,9 +10,10 @@ use super::rows::RowList;
 use super::source::{Flat, Source};
 use super::strided;
 use super::types::Types;
+use crate::compact::{Compact, Weights};
 use crate::formats::{Slice, SliceMut};
 use crate::layout::Layout;
-use crate::program::{Lanes as Reduced, Pass};
+use crate::program::{Lanes as Reduced, Pass, STREAMS};
 use crate::rule::MAX_STATES;
 use crate::simd::{Level, prefetch_far_address};
 
@@ -32,6 +34,8 @@ pub(super) struct Chunk<'a> {
     pub(super) body: u32,
     /// Place of its rows in the step's list, if it is made of some.
     pub(super) rows: Option<u32>,
+    /// How its streams are kept, if in fewer bytes.
+    pub(super) compact: Option<&'a Compact>,
     /// `None`: no loop is compiled for the formats of its streams, and they are decoded.
     pub(super) types: Option<Types>,
 }
@@ -67,6 +71,9 @@ impl Chunk<'_> {
     ) {
         let Self { grad, layout, range, grad_factor: factor, types, .. } = *self;
         let Some(body) = bodies.body(self.body) else { return };
+        if let Some(compact) = self.compact {
+            return self.run_compact(&body, compact, written, level, sums);
+        }
         if let Body::Program(pass, ..) = body {
             return self.run_program(&body, pass, written, rows, level, sums);
         }
@@ -83,6 +90,30 @@ impl Chunk<'_> {
             (None, Some(layout), None) => {
                 decoded::update_apart(&body, level, factor, (written, grad), (layout, range), sums);
             }
+        }
+    }
+
+    /// As [`Chunk::run`], for streams in fewer bytes.
+    fn run_compact(
+        &self,
+        body: &Body<'_>,
+        compact: &Compact,
+        written: &mut [SliceMut<'_>],
+        level: Level,
+        mut sums: Option<&mut Lanes>,
+    ) {
+        if let Some(sums) = &mut sums {
+            // what stands beside the parameter is a part of what it is
+            sums.stored = (compact.weights == Weights::Nearest).then(|| written[0].format());
+        }
+        let pass = if let Body::Program(pass, ..) = body { Some(*pass) } else { None };
+        let writes = compact::writes(pass, compact);
+        let (factor, first) = (self.grad_factor, self.range.0);
+        let mut go = |source: &mut dyn Source| update(body, level, factor, Types::F32, source, sums.take());
+        if 2 + compact.states.len() <= compact::FEW {
+            go(&mut Unpacked::<{ compact::FEW }>::new(written, self.grad, (compact, writes), first, level));
+        } else {
+            go(&mut Unpacked::<STREAMS>::new(written, self.grad, (compact, writes), first, level));
         }
     }
 
@@ -130,6 +161,10 @@ impl Chunk<'_> {
     ) {
         let Self { grad, layout, range, grad_factor: factor, .. } = *self;
         let double = grad.format().is_double();
+        if let Some(compact) = self.compact {
+            let mut source = Unpacked::<STREAMS>::new(streams, grad, (compact, 0), range.0, level);
+            return programmed::run(program, level, factor, false, &mut source, lanes);
+        }
         let mut found = |source: &mut dyn Source| programmed::run(program, level, factor, double, source, lanes);
         match (self.rows, layout) {
             (Some(own), _) => found(&mut rows.source(own, streams, grad)),

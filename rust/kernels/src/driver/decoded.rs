@@ -122,7 +122,7 @@ impl Part<'_> {
             Slice::F32(x) => self.read_from(x, tile),
             Slice::F16(x) => self.read_from(x, tile),
             Slice::Bf16(x) => self.read_from(x, tile),
-            Slice::F64(_) => unreachable!("checked when pushed"),
+            Slice::F64(_) | Slice::U8(_) | Slice::I16(_) => unreachable!("checked when pushed"),
         }
     }
 
@@ -142,7 +142,7 @@ impl Part<'_> {
             SliceMut::F32(x) => self.write_to(x, tile),
             SliceMut::F16(x) => self.write_to(x, tile),
             SliceMut::Bf16(x) => self.write_to(x, tile),
-            SliceMut::F64(_) => unreachable!("checked when pushed"),
+            SliceMut::F64(_) | SliceMut::U8(_) | SliceMut::I16(_) => unreachable!("checked when pushed"),
         }
     }
 

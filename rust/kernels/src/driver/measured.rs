@@ -121,9 +121,11 @@ impl Lanes {
                                 level.run(Compare(&old[..n], &new[start..start + n], self));
                             }
                         })*
+                        SliceMut::U8(_) | SliceMut::I16(_) => unreachable!("refused when pushed"),
                     }
                     match grad.part(start, n) {
                         $(Slice::$Variant(grad) => level.run(Squares(grad, &mut self.grad)),)*
+                        Slice::U8(_) | Slice::I16(_) => unreachable!("refused when pushed"),
                     }
                 };
             }
@@ -137,7 +139,7 @@ fn as_stored(x: &mut [f32], stored: Format) {
     match stored {
         Format::F16 => x.iter_mut().for_each(|x| *x = f16::store(*x).load()),
         Format::Bf16 => x.iter_mut().for_each(|x| *x = bf16::store(*x).load()),
-        Format::F32 | Format::F64 => {}
+        Format::F32 | Format::F64 | Format::U8 | Format::I16 => {}
     }
 }
 

@@ -13,6 +13,7 @@ mod apart;
 mod bodies;
 mod body;
 mod chunk;
+mod compact;
 mod decoded;
 mod finding;
 mod gather;

@@ -114,6 +114,7 @@ impl<'g, 'a, A: Computes> Gathered<'g, 'a, A> {
                         $(SliceMut::$Variant(x) => {
                             layout.walk(s, done - held, held, |i, at| x[at - origin] = narrowed(tile[i]));
                         })*
+                        SliceMut::U8(_) | SliceMut::I16(_) => unreachable!("refused when pushed"),
                     }
                 };
             }
@@ -133,6 +134,7 @@ impl<'g, 'a, A: Computes> Gathered<'g, 'a, A> {
                 ($($Variant:ident),*) => {
                     match stream {
                         $(Slice::$Variant(x) => layout.walk(s, done, n, |i, at| tile[i] = widened(x[at - origin])),)*
+                        Slice::U8(_) | Slice::I16(_) => unreachable!("refused when pushed"),
                     }
                 };
             }

@@ -2,12 +2,14 @@
 
 use super::alike::Likeness;
 use super::chunk::Chunk;
+use super::compact;
 use super::rows::{ROWS_CHUNK, Rows, SparseRows};
 use super::step::Step;
 use super::strided;
 use super::tensors::{Tensors, check_lengths, check_types, cut, in_layout, origin, skip};
 use super::types::Types;
 use crate::chunks::{CHUNK, MEDIUM, SMALL_CHUNK};
+use crate::compact::Compact;
 use crate::formats::{Refused, Slice, SliceMut};
 use crate::layout::Layout;
 use crate::rules::Constants;
@@ -85,6 +87,27 @@ impl<'a> Step<'a> {
         Ok(())
     }
 
+    /// Adds one parameter that is kept in fewer bytes, to be updated with what was registered last. The states are
+    /// followed by what stands beside them, as [`Compact`] says; element i of each belongs together.
+    ///
+    /// # Errors
+    /// If the tensors do not fit together, or are not of the types that they are kept in; nothing was added.
+    pub fn push_compact<S>(
+        &mut self,
+        tensors: Tensors<'a, S>,
+        compact: &'a Compact,
+        grad_factor: f64,
+    ) -> Result<(), Refused>
+    where
+        S: IntoIterator<Item = SliceMut<'a>>,
+    {
+        let Tensors { param, grad, states, layout } = tensors;
+        let first = self.write(param, states);
+        let added =
+            if layout.is_none() { self.add_compact(first, grad, compact, grad_factor) } else { Err(Refused::Lengths) };
+        self.unless_refused(first, added)
+    }
+
     /// Puts what is written of a parameter at the end of the list of streams; returns its place.
     #[inline]
     fn write(&mut self, param: SliceMut<'a>, states: impl IntoIterator<Item = SliceMut<'a>>) -> usize {
@@ -110,7 +133,18 @@ impl<'a> Step<'a> {
         check_types(written, &grad, self.bodies.states)?;
         let types = Types::of(written, &grad);
         let (first, written) = (first as u32, written.len() as u32);
-        Ok(Chunk { grad, layout: None, range: (0, 0), grad_factor, first, written, body: 0, rows: None, types })
+        Ok(Chunk {
+            grad,
+            layout: None,
+            range: (0, 0),
+            grad_factor,
+            first,
+            written,
+            body: 0,
+            rows: None,
+            compact: None,
+            types,
+        })
     }
 
     /// Adds the last streams, from the `first` on.
@@ -165,6 +199,52 @@ impl<'a> Step<'a> {
             (chunk.first, start) = (chunk.first + chunk.written, end);
         }
         self.keep(Chunk { range: (start, len), ..chunk });
+    }
+
+    /// Adds the last streams, which are kept in fewer bytes.
+    fn add_compact(
+        &mut self,
+        first: usize,
+        grad: Slice<'a>,
+        compact: &'a Compact,
+        grad_factor: f64,
+    ) -> Result<(), Refused> {
+        let written = &self.streams[first..];
+        if self.bodies.states != Some(compact.states.len()) {
+            return Err(Refused::States);
+        }
+        compact::check(written, &grad, compact)?;
+        let body = self.bodies.next(grad.len()).ok_or(Refused::States)?;
+        let (mut len, n) = (grad.len(), written.len());
+        let mut chunk = Chunk {
+            grad,
+            layout: None,
+            range: (0, len),
+            grad_factor,
+            first: first as u32,
+            written: n as u32,
+            body,
+            rows: None,
+            compact: Some(compact),
+            types: None,
+        };
+        self.elements += len;
+        let each = if self.elements <= MEDIUM { SMALL_CHUNK } else { CHUNK };
+        while len > each + each / 2 {
+            cut(&mut self.streams, n, |k| compact.len_of(k, each));
+            let (grad, rest) = chunk.grad.split_at(each);
+            let start = chunk.range.0;
+            self.keep(Chunk { grad, range: (start, start + each), ..chunk });
+            (chunk.grad, chunk.first) = (rest, chunk.first + chunk.written);
+            chunk.range.0 += each;
+            len -= each;
+        }
+        if len > 0 {
+            self.keep(chunk);
+        } else {
+            self.streams.truncate(chunk.first as usize);
+        }
+        Ok(())
     }
 
     /// Adds rows of the last streams, from the `first` on.

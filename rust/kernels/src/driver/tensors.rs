@@ -1,6 +1,6 @@
 //! What a step reads and writes for one parameter: whether it fits together, and how it is cut.
 
-use crate::formats::{Refused, Slice, SliceMut};
+use crate::formats::{Format, Refused, Slice, SliceMut};
 use crate::layout::Layout;
 
 /// What a step reads and writes for one parameter. Without a layout, element i of each belongs together.
@@ -32,7 +32,8 @@ pub(super) fn origin(layout: &Layout, s: usize, start: usize) -> usize {
 #[inline]
 pub(super) fn check_types(written: &[SliceMut<'_>], grad: &Slice<'_>, states: Option<usize>) -> Result<(), Refused> {
     let is_double = grad.format().is_double();
-    if written.iter().any(|stream| stream.format().is_double() != is_double) {
+    let fits = |format: Format| !format.is_code() && format.is_double() == is_double;
+    if !fits(grad.format()) || !written.iter().all(|stream| fits(stream.format())) {
         return Err(Refused::Types);
     }
     if states.is_some_and(|states| written.len() == 1 + states) { Ok(()) } else { Err(Refused::States) }

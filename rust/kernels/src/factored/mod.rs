@@ -492,6 +492,7 @@ impl Strip<'_> {
             SliceMut::F32(x) => level.run(Squares { x, sum }),
             SliceMut::F16(x) => level.run(Squares { x, sum }),
             SliceMut::Bf16(x) => level.run(Squares { x, sum }),
+            SliceMut::U8(_) | SliceMut::I16(_) => unreachable!("refused when pushed"),
         }
         squares
     }

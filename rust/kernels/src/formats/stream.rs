@@ -8,7 +8,28 @@ use super::element::Element;
 use crate::simd::prefetch;
 
 macro_rules! storage {
-    ($($Variant:ident($t:ty)),*) => {
+    (numbers: $($Number:ident($n:ty)),*; codes: $($Code:ident($c:ty)),*) => {
+        storage!(all: $($Number($n),)* $($Code($c)),*);
+
+        $(impl Storage for $n {
+            fn slice<'a>(slice: &Slice<'a>) -> Option<&'a [Self]> {
+                match slice { Slice::$Number(x) => Some(x), _ => None }
+            }
+            fn slice_mut<'s>(slice: &'s mut SliceMut<'_>) -> Option<&'s mut [Self]> {
+                match slice { SliceMut::$Number(x) => Some(x), _ => None }
+            }
+            fn shared<'s>(slice: &'s SliceMut<'_>) -> Option<&'s [Self]> {
+                match slice { SliceMut::$Number(x) => Some(x), _ => None }
+            }
+            fn wrap(x: &[Self]) -> Slice<'_> {
+                Slice::$Number(x)
+            }
+            fn wrap_mut(x: &mut [Self]) -> SliceMut<'_> {
+                SliceMut::$Number(x)
+            }
+        })*
+    };
+    (all: $($Variant:ident($t:ty)),*) => {
         /// How a stream keeps its numbers.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[allow(missing_docs)]
@@ -115,27 +136,10 @@ macro_rules! storage {
                 })* }
             }
         }
-
-        $(impl Storage for $t {
-            fn slice<'a>(slice: &Slice<'a>) -> Option<&'a [Self]> {
-                match slice { Slice::$Variant(x) => Some(x), _ => None }
-            }
-            fn slice_mut<'s>(slice: &'s mut SliceMut<'_>) -> Option<&'s mut [Self]> {
-                match slice { SliceMut::$Variant(x) => Some(x), _ => None }
-            }
-            fn shared<'s>(slice: &'s SliceMut<'_>) -> Option<&'s [Self]> {
-                match slice { SliceMut::$Variant(x) => Some(x), _ => None }
-            }
-            fn wrap(x: &[Self]) -> Slice<'_> {
-                Slice::$Variant(x)
-            }
-            fn wrap_mut(x: &mut [Self]) -> SliceMut<'_> {
-                SliceMut::$Variant(x)
-            }
-        })*
     };
 }
-storage!(F64(f64), F32(f32), F16(f16), Bf16(bf16));
+// Codes are no numbers by themselves: what they stand for, `compact` says.
+storage!(numbers: F64(f64), F32(f32), F16(f16), Bf16(bf16); codes: U8(u8), I16(i16));
 
 impl Format {
     /// Whether its arithmetic is in `f64`.
@@ -144,13 +148,20 @@ impl Format {
         self == Self::F64
     }
 
+    /// Whether its elements are no numbers by themselves.
+    #[inline]
+    pub(crate) fn is_code(self) -> bool {
+        matches!(self, Self::U8 | Self::I16)
+    }
+
     /// Bytes of an element.
     #[inline]
     pub(crate) fn size(self) -> usize {
         match self {
             Self::F64 => 8,
             Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
+            Self::F16 | Self::Bf16 | Self::I16 => 2,
+            Self::U8 => 1,
         }
     }
 }

@@ -82,6 +82,7 @@ impl Chunk<'_> {
             ($($Variant:ident),*) => {
                 match &mut self.elements {
                     $(SliceMut::$Variant(x) => apply(x, self.layout, change, level),)*
+                    SliceMut::U8(_) | SliceMut::I16(_) => unreachable!("codes are no numbers"),
                 }
             };
         }

@@ -73,7 +73,10 @@ impl<'a> Norm<'a> {
 fn found_in(part: &Part<'_, f64>, order: Order, level: Level) -> f64 {
     macro_rules! each {
         ($($Variant:ident),*) => {
-            match part.elements { $(Slice::$Variant(x) => sum_of(part, x, order, level),)* }
+            match part.elements {
+                $(Slice::$Variant(x) => sum_of(part, x, order, level),)*
+                Slice::U8(_) | Slice::I16(_) => unreachable!("codes are no numbers"),
+            }
         };
     }
     each!(F64, F32, F16, Bf16)

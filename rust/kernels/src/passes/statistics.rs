@@ -145,7 +145,10 @@ impl<'a> Statistics<'a> {
 fn found_in(part: &Part<'_, Summary>, level: Level) -> Summary {
     macro_rules! each {
         ($($Variant:ident),*) => {
-            match part.elements { $(Slice::$Variant(x) => summary_of(part, x, level),)* }
+            match part.elements {
+                $(Slice::$Variant(x) => summary_of(part, x, level),)*
+                Slice::U8(_) | Slice::I16(_) => unreachable!("codes are no numbers"),
+            }
         };
     }
     each!(F64, F32, F16, Bf16)

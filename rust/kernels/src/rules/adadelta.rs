@@ -12,7 +12,7 @@
 //! In torch's order of operations: equal to its for-loop bit for bit.
 
 use crate::arithmetic::Real;
-use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor, within};
+use crate::rule::{Formula, Hyperparameters, Rule, Scalars, StateKind, States, Visitor, within};
 
 /// Hyperparameters.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +44,10 @@ impl Rule for Adadelta {
 
     fn states(&self) -> &'static [&'static str] {
         &["square_avg", "acc_delta"]
+    }
+
+    fn kinds(&self) -> &'static [StateKind] {
+        &[StateKind::Magnitude; 2]
     }
 
     fn scalars(&self) -> &'static [&'static str] {

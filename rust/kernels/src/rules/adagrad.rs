@@ -10,7 +10,7 @@
 //! `h` is one fused multiply-add, the quotient is `addcdiv`: equal to torch's for-loop bit for bit.
 
 use crate::arithmetic::Real;
-use crate::rule::{Formula, Gradients, Hyperparameters, Rule, Scalars, States, Visitor, within};
+use crate::rule::{Formula, Gradients, Hyperparameters, Rule, Scalars, StateKind, States, Visitor, within};
 
 /// Hyperparameters.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +46,10 @@ impl Rule for Adagrad {
 
     fn states(&self) -> &'static [&'static str] {
         &["sum"]
+    }
+
+    fn kinds(&self) -> &'static [StateKind] {
+        &[StateKind::Magnitude]
     }
 
     fn scalars(&self) -> &'static [&'static str] {

@@ -15,7 +15,7 @@
 //! bias corrections may differ in the last place, since `pow` is the libm crate's on every platform.
 
 use crate::arithmetic::Real;
-use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor, decays, within};
+use crate::rule::{Formula, Hyperparameters, Rule, Scalars, StateKind, States, Visitor, decays, within};
 
 /// Hyperparameters.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +64,12 @@ impl Rule for Adam {
 
     fn states(&self) -> &'static [&'static str] {
         if self.amsgrad { &["exp_avg", "exp_avg_sq", "max_exp_avg_sq"] } else { &["exp_avg", "exp_avg_sq"] }
+    }
+
+    fn kinds(&self) -> &'static [StateKind] {
+        const KINDS: [StateKind; 3] =
+            [StateKind::Relative { to: 1, root: true }, StateKind::Magnitude, StateKind::Magnitude];
+        &KINDS[..if self.amsgrad { 3 } else { 2 }]
     }
 
     fn scalars(&self) -> &'static [&'static str] {

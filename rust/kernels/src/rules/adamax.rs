@@ -11,7 +11,7 @@
 //! In torch's order of operations: equal to its for-loop bit for bit in f32.
 
 use crate::arithmetic::Real;
-use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor, decays, within};
+use crate::rule::{Formula, Hyperparameters, Rule, Scalars, StateKind, States, Visitor, decays, within};
 
 /// Hyperparameters.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +52,10 @@ impl Rule for Adamax {
 
     fn states(&self) -> &'static [&'static str] {
         &["exp_avg", "exp_inf"]
+    }
+
+    fn kinds(&self) -> &'static [StateKind] {
+        &[StateKind::Relative { to: 1, root: false }, StateKind::Magnitude]
     }
 
     fn scalars(&self) -> &'static [&'static str] {

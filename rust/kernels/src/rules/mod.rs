@@ -1,6 +1,6 @@
 //! The list of rules: one file per optimizer, one line in the table below.
 
-use crate::rule::{Gradients, Hyperparameters, Rule, Scalars, Visitor};
+use crate::rule::{Gradients, Hyperparameters, Rule, Scalars, StateKind, Visitor};
 
 pub mod adadelta;
 pub mod adafactor;
@@ -84,6 +84,11 @@ macro_rules! table {
             /// See [`Rule::states_of`].
             pub fn states_of(&self, dims: usize) -> &'static [&'static str] {
                 match self { $(Self::$Rule(rule) => rule.states_of(dims),)* }
+            }
+
+            /// See [`Rule::kinds`].
+            pub fn kinds(&self) -> &'static [StateKind] {
+                match self { $(Self::$Rule(rule) => rule.kinds(),)* }
             }
 
             /// See [`Rule::scalars`].

@@ -16,7 +16,7 @@
 //! equal to its for-loop bit for bit in f32.
 
 use crate::arithmetic::Real;
-use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor, decays, within};
+use crate::rule::{Formula, Hyperparameters, Rule, Scalars, StateKind, States, Visitor, decays, within};
 
 /// Hyperparameters.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +62,10 @@ impl Rule for RAdam {
 
     fn states(&self) -> &'static [&'static str] {
         &["exp_avg", "exp_avg_sq"]
+    }
+
+    fn kinds(&self) -> &'static [StateKind] {
+        &[StateKind::Relative { to: 1, root: true }, StateKind::Magnitude]
     }
 
     fn scalars(&self) -> &'static [&'static str] {

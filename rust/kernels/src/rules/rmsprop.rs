@@ -14,7 +14,7 @@
 //! equal to torch's for-loop bit for bit.
 
 use crate::arithmetic::Real;
-use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor, within};
+use crate::rule::{Formula, Hyperparameters, Rule, Scalars, StateKind, States, Visitor, within};
 
 /// Hyperparameters.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +56,17 @@ impl Rule for RmsProp {
             (true, false) => &["square_avg", "momentum_buffer"],
             (false, true) => &["square_avg", "grad_avg"],
             (true, true) => &["square_avg", "momentum_buffer", "grad_avg"],
+        }
+    }
+
+    fn kinds(&self) -> &'static [StateKind] {
+        use StateKind::{Exact, Magnitude, Signed};
+        // a variance is the difference of two states, which codes would make negative
+        match (self.momentum > 0.0, self.centered) {
+            (false, false) => &[Magnitude],
+            (true, false) => &[Magnitude, Signed],
+            (false, true) => &[Exact, Exact],
+            (true, true) => &[Exact, Signed, Exact],
         }
     }
 

@@ -13,7 +13,7 @@
 //! Equal to torch's for-loop bit for bit. The learning rate is only what `step_size` starts with.
 
 use crate::arithmetic::Real;
-use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor, within};
+use crate::rule::{Formula, Hyperparameters, Rule, Scalars, StateKind, States, Visitor, within};
 
 /// Hyperparameters.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +42,10 @@ impl Rule for Rprop {
 
     fn states(&self) -> &'static [&'static str] {
         &["prev", "step_size"]
+    }
+
+    fn kinds(&self) -> &'static [StateKind] {
+        &[StateKind::Signed, StateKind::Magnitude]
     }
 
     fn scalars(&self) -> &'static [&'static str] {

@@ -12,7 +12,7 @@
 //! Each line is one fused multiply-add, as torch's `add(alpha)` is: equal to torch's for-loop bit for bit.
 
 use crate::arithmetic::Real;
-use crate::rule::{Formula, Gradients, Hyperparameters, Rule, Scalars, States, Visitor, within};
+use crate::rule::{Formula, Gradients, Hyperparameters, Rule, Scalars, StateKind, States, Visitor, within};
 
 /// Hyperparameters.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +51,10 @@ impl Rule for Sgd {
 
     fn states(&self) -> &'static [&'static str] {
         if self.momentum == 0.0 { &[] } else { &["momentum_buffer"] }
+    }
+
+    fn kinds(&self) -> &'static [StateKind] {
+        if self.momentum == 0.0 { &[] } else { &[StateKind::Signed] }
     }
 
     fn scalars(&self) -> &'static [&'static str] {

@@ -10,7 +10,7 @@
 //! and eps outside the corrected root, as in torch.
 
 use crate::arithmetic::Real;
-use crate::rule::{Formula, Gradients, Hyperparameters, Rule, Scalars, States, Visitor, decays, within};
+use crate::rule::{Formula, Gradients, Hyperparameters, Rule, Scalars, StateKind, States, Visitor, decays, within};
 
 /// Hyperparameters.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +43,10 @@ impl Rule for SparseAdam {
 
     fn states(&self) -> &'static [&'static str] {
         &["exp_avg", "exp_avg_sq"]
+    }
+
+    fn kinds(&self) -> &'static [StateKind] {
+        &[StateKind::Relative { to: 1, root: true }, StateKind::Magnitude]
     }
 
     fn scalars(&self) -> &'static [&'static str] {

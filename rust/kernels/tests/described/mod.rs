@@ -160,6 +160,7 @@ fn inner_mut(slice: SliceMut<'_>, n: usize) -> SliceMut<'_> {
         SliceMut::F32(x) => SliceMut::F32(&mut x[GUARD..][..n]),
         SliceMut::F16(x) => SliceMut::F16(&mut x[GUARD..][..n]),
         SliceMut::Bf16(x) => SliceMut::Bf16(&mut x[GUARD..][..n]),
+        SliceMut::U8(_) | SliceMut::I16(_) => unreachable!("buffers hold numbers"),
     }
 }
 
@@ -169,5 +170,6 @@ fn inner(slice: Slice<'_>, n: usize) -> Slice<'_> {
         Slice::F32(x) => Slice::F32(&x[GUARD..][..n]),
         Slice::F16(x) => Slice::F16(&x[GUARD..][..n]),
         Slice::Bf16(x) => Slice::Bf16(&x[GUARD..][..n]),
+        Slice::U8(_) | Slice::I16(_) => unreachable!("buffers hold numbers"),
     }
 }

@@ -4,6 +4,8 @@
 //! out as if each element had been a tensor of its own, on one thread at the baseline; what is refused must leave no
 //! trace.
 
+mod compact;
+
 use arbitrary::{Result, Unstructured};
 use oxistep_kernels::change::{Change, Changes};
 use oxistep_kernels::norm::{Norm, Order};
@@ -25,11 +27,12 @@ pub(crate) fn run(data: &[u8]) {
 
 fn program(u: &mut Unstructured<'_>) -> Result<()> {
     while !u.is_empty() {
-        match u.int_in_range(0..=5)? {
+        match u.int_in_range(0..=6)? {
             0 => overlap(u)?,
             1 => extent(u)?,
             2 => rows(u)?,
             3 => norm_and_change(u)?,
+            4 => compact::step(u)?,
             _ => steps(u)?,
         }
     }

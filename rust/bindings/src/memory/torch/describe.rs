@@ -11,7 +11,7 @@ use crate::memory::python::{Attribute, ClassRef};
 use crate::memory::stream::{Described, Memory};
 use crate::memory::torch::dlpack;
 use crate::memory::torch::dtensors::DTensors;
-use crate::memory::torch::exchange::{Table, int64_matrix, shape_of, understood};
+use crate::memory::torch::exchange::{Table, int64_matrix, shape_of, understood, understood_codes};
 use crate::memory::torch::shim::{Answer, CppGrads, Shim, TensorRef, words};
 use crate::memory::torch::subclasses::Subclasses;
 use crate::memory::unfit::{Unfit, outside};
@@ -239,6 +239,18 @@ impl Torch {
         (raw.dtype.code, raw.dtype.bits) = (2, 64); // the same bytes
         let mut described = understood(raw)?;
         described.memory.integer = true;
+        if let Some(shim) = &self.shim {
+            described.whole = whole(shim, shim.tensor_in(object), &described.memory)?;
+        }
+        Ok(described)
+    }
+
+    /// As [`Torch::describe`], for codes (uint8) and residuals (int16) too.
+    pub(crate) fn describe_codes<'t>(&self, object: &'t Bound<'_, PyAny>) -> Result<Described<'t>, Unfit> {
+        let mut described = understood_codes(self.raw(object)?)?;
+        if !matches!(described.memory.dtype, DType::U8 | DType::I16) {
+            return self.describe(object);
+        }
         if let Some(shim) = &self.shim {
             described.whole = whole(shim, shim.tensor_in(object), &described.memory)?;
         }

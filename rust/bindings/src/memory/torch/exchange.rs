@@ -100,9 +100,6 @@ pub(super) fn shape_of<'t>(tensor: &dlpack::Tensor) -> Shape<'t> {
 /// all of `'t`.
 #[inline(always)]
 pub(super) fn understood<'t>(tensor: dlpack::Tensor) -> Result<Described<'t>, Unfit> {
-    if tensor.device.kind != dlpack::DEVICE_CPU {
-        return Err(Unfit::Device);
-    }
     let (dtype, complex) = match (tensor.dtype.code, tensor.dtype.bits, tensor.dtype.lanes) {
         (2, 32, 1) => (DType::F32, false),
         (2, 64, 1) => (DType::F64, false),
@@ -112,7 +109,25 @@ pub(super) fn understood<'t>(tensor: dlpack::Tensor) -> Result<Described<'t>, Un
         (5, 128, 1) => (DType::F64, true),
         _ => return Err(Unfit::DType),
     };
-    let shape = shape_of(&tensor);
+    understood_as(&tensor, dtype, complex)
+}
+
+/// As [`understood`], for codes and residuals too.
+pub(super) fn understood_codes<'t>(tensor: dlpack::Tensor) -> Result<Described<'t>, Unfit> {
+    match (tensor.dtype.code, tensor.dtype.bits, tensor.dtype.lanes) {
+        (1, 8, 1) => understood_as(&tensor, DType::U8, false),
+        (0, 16, 1) => understood_as(&tensor, DType::I16, false),
+        _ => understood(tensor),
+    }
+}
+
+/// What torch said of a tensor on the CPU whose elements are of this type.
+#[inline(always)]
+fn understood_as<'t>(tensor: &dlpack::Tensor, dtype: DType, complex: bool) -> Result<Described<'t>, Unfit> {
+    if tensor.device.kind != dlpack::DEVICE_CPU {
+        return Err(Unfit::Device);
+    }
+    let shape = shape_of(tensor);
     let data = tensor.data.cast::<u8>().wrapping_add(tensor.byte_offset as usize);
     let is_dense = shape.is_dense();
     let reals = if complex { 2 } else { 1 };

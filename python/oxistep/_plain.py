@@ -1,0 +1,54 @@
+"""``oxistep.plain_state_dict``: checkpoints as torch's classes write them."""
+
+from typing import Any
+
+__all__ = ["plain_state_dict"]
+
+
+def plain_state_dict(optimizer: Any) -> dict[str, Any]:
+    """The state dict of an optimizer as the class of torch, or of the package that it is from, would have written it.
+
+    States in 8 bits or bfloat16 become numbers of the parameter's dtype, and what is kept beside the weights is left
+    out: parameters are saved with the model. It loads into ``torch.optim``, and into an optimizer with any setting of
+    ``state_dtype=`` and ``weights=``.
+
+    Args:
+        optimizer: an optimizer of ``oxistep.optim``, ``oxistep.zoo`` or a rule.
+
+    Returns:
+        dict: ``{"state": ..., "param_groups": ...}``, with tensors of their own where they were converted.
+
+    Raises:
+        TypeError: if ``optimizer`` is none of oxistep's.
+
+    Example:
+        >>> import torch, oxistep
+        >>> w = torch.zeros(64, 64, requires_grad=True)
+        >>> optimizer = oxistep.optim.AdamW([w], state_dtype="8bit")
+        >>> w.sum().backward()
+        >>> optimizer.step()
+        >>> sorted(optimizer.state[w])
+        ['exp_avg_codes', 'exp_avg_headers', 'exp_avg_sq_codes', 'exp_avg_sq_headers', 'step']
+        >>> sorted(oxistep.plain_state_dict(optimizer)["state"][0])
+        ['exp_avg', 'exp_avg_sq', 'step']
+    """
+    from oxistep.optim._compact import is_compact, is_in_another_form, plain_entry
+    from oxistep.optim._definition import definition_of
+    from oxistep.optim._native import DropIn
+
+    if not isinstance(optimizer, DropIn):
+        raise TypeError(f"plain_state_dict: expected an optimizer of oxistep, got {type(optimizer).__name__}")
+    definition = definition_of(type(optimizer))
+    saved: dict[str, Any] = optimizer.state_dict()
+    groups = zip(optimizer.param_groups, saved["param_groups"], strict=True)
+    for group, saved_group in groups:
+        kinds = definition.kinds(optimizer, group) if is_compact(optimizer) else {}
+        for p, number in zip(group["params"], saved_group["params"], strict=True):
+            entry = saved["state"].get(number)
+            if entry is None or not (is_compact(optimizer) or is_in_another_form(entry)):
+                continue
+            plain = plain_entry(entry, kinds, p, p.dtype)
+            if definition.counts_for_noise:
+                plain.pop("step", None)
+            saved["state"][number] = plain
+    return saved

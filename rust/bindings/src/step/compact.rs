@@ -1,0 +1,222 @@
+//! Looking up a parameter that is kept in fewer bytes, and what becomes of what stands beside it.
+
+use oxistep_kernels::StateKind;
+use oxistep_kernels::compact::{Compact, Kept, Noise, Weights};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::memory::dtype::DType;
+use crate::memory::stream::Described;
+use crate::memory::unfit::{Unfit, outside};
+use crate::optimizer::rule::GroupRule;
+use crate::step::fewer::{Beside, Fewer, KindByName, LAID_OUT, OfCompact, STEP, draws};
+use crate::step::item::{Item, Route};
+use crate::step::lists::Streams;
+use crate::step::look::{Going, Look};
+use crate::step::matched::Names;
+use crate::step::plan::Plan;
+use crate::step::routed::served;
+use crate::whole::adafactor::Whole;
+
+impl Fewer {
+    /// Whether an entry lacks what a rule without states and counters does not tell of.
+    pub(super) fn lacks(self, names: Names<'_>, entry: Option<&Bound<'_, PyDict>>) -> PyResult<bool> {
+        if !names.states.is_empty() || !names.counters.is_empty() {
+            return Ok(false);
+        }
+        let counts = matches!(self.weights, Weights::Fair | Weights::Residual8);
+        let wanted = self.companion().into_iter().chain(counts.then_some(STEP[0]));
+        for name in wanted {
+            if !entry.map_or(Ok(false), |entry| entry.contains(name))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// What stands beside a parameter, with the headers of its states.
+    pub(super) fn beside<'py>(self, mut beside: Beside<'py>, entry: Option<&Bound<'py, PyDict>>) -> Going<Beside<'py>> {
+        if let Some(name) = self.companion() {
+            let value = entry.map(|entry| entry.get_item(name)).transpose()?.flatten();
+            beside.companion = Some(value.ok_or_else(|| format!("its state lacks {name:?}"))?);
+        }
+        Ok(beside)
+    }
+
+    /// How a parameter is kept, if in fewer bytes; describes what stands beside it, behind the rest.
+    pub(super) fn compact<'t>(
+        self,
+        look: &Look<'_, '_>,
+        described: &mut Streams<Described<'t>>,
+        beside: &Beside<'_>,
+        companions: &'t [Bound<'_, PyAny>],
+        names: Names<'_>,
+    ) -> Going<Option<OfCompact>> {
+        let [param, grad, states @ ..] = described.as_slice() else { return Ok(None) };
+        let (param, grad) = (param.memory.dtype, grad.memory.dtype);
+        let of_states = states.first().map(|state| state.memory.dtype);
+        let one_type = states.iter().all(|state| Some(state.memory.dtype) == of_states);
+        let usual = (one_type && served(param, grad, of_states)) || !served(param, grad, None);
+        if usual && companions.is_empty() && self.weights == Weights::Nearest && !self.fair {
+            return Ok(None);
+        }
+        let kind = |k: usize| match look.rule {
+            GroupRule::Compiled(rule) => rule.kinds().get(k).copied().unwrap_or(StateKind::Exact),
+            GroupRule::Traced(_) => kind_of(look.kinds, names.states, k),
+        };
+        let kept = |(k, state): (usize, &Described<'_>)| match (beside.is_of(k), kind(k), state.memory.dtype) {
+            (true, kind, _) => Kept::Codes(kind),
+            (false, StateKind::Magnitude, DType::Bf16) if self.fair || param == DType::F32 => Kept::Fair,
+            _ => Kept::Nearest,
+        };
+        let states_kept: Vec<Kept> = states.iter().enumerate().map(kept).collect();
+        let plain = companions.is_empty() && self.weights == Weights::Nearest && !states_kept.contains(&Kept::Fair);
+        if plain && usual {
+            return Ok(None);
+        }
+        let exact = |(k, kept): (usize, &Kept)| *kept == Kept::Codes(StateKind::Exact) && k < names.states.len();
+        if let Some(k) = states_kept.iter().enumerate().find(|pair| exact(*pair)).map(|(k, _)| k) {
+            return Err(format!("its state {:?} is in codes, and this rule has it in full", names.states[k]).into());
+        }
+        for object in companions {
+            match look.torch.describe_codes(object) {
+                Ok(now) => described.push(now),
+                Err(Unfit::Outside(bytes)) => {
+                    return Err(outside("what stands beside a parameter", bytes).into());
+                }
+                Err(unfit) => return Err(format!("what stands beside it {}", unfit.reason()).into()),
+            }
+        }
+        let compact = Compact { weights: self.weights, states: states_kept, noise: Noise::default() };
+        Ok(Some(OfCompact { counts: names.counters.is_empty() && draws(&compact), compact }))
+    }
+}
+
+/// What the state in some place is, by its name.
+fn kind_of(kinds: &[(String, KindByName)], names: &[&str], place: usize) -> StateKind {
+    match kinds.iter().find(|(name, _)| name == names[place]) {
+        Some((_, (kind, ..))) if kind == "signed" => StateKind::Signed,
+        Some((_, (kind, ..))) if kind == "magnitude" => StateKind::Magnitude,
+        Some((_, (kind, Some(of), root))) if kind == "relative" => names
+            .iter()
+            .position(|name| name == of)
+            .map_or(StateKind::Exact, |to| StateKind::Relative { to: to as u8, root: *root }),
+        _ => StateKind::Exact,
+    }
+}
+
+impl Item {
+    /// As `settle_types`, of a parameter that is kept in fewer bytes.
+    pub(super) fn settle_compact_types(
+        &mut self,
+        look: &Look<'_, '_>,
+        of_compact: &OfCompact,
+        described: &[Described<'_>],
+    ) -> Going<(DType, bool)> {
+        let [param, grad, ..] = described else { return Err(LAID_OUT.into()) };
+        let compact = &of_compact.compact;
+        let is_shard_beside = self.shards.is_some() && compact.streams() > 1 + compact.states.len();
+        let reason = match () {
+            () if self.rows.is_some() => Some("the gradient is sparse"),
+            () if self.whole != Whole::No => Some("its rule looks at tensors whole"),
+            () if described.iter().any(|stream| stream.memory.complex) => Some("the parameter is complex"),
+            () if is_shard_beside => Some("it is a DTensor, beside whose shards nothing is kept"),
+            () if !served(param.memory.dtype, grad.memory.dtype, None) || param.memory.dtype == DType::F64 => {
+                Some("no kernel for this combination of dtypes")
+            }
+            () if look.single_lr && param.memory.dtype == DType::F64 => Some("lr is a float32 tensor"),
+            () => None,
+        };
+        if let Some(reason) = reason {
+            return Err(reason.into());
+        }
+        let wanted = |stream: usize, dtype: DType| match stream.checked_sub(2) {
+            None => true,
+            Some(k) if k < compact.states.len() => match compact.states[k] {
+                Kept::Codes(_) => dtype == DType::U8,
+                Kept::Fair => dtype == DType::Bf16,
+                Kept::Nearest => matches!(dtype, DType::F32 | DType::F16 | DType::Bf16),
+            },
+            Some(k) if k + 2 == compact.streams() && compact.weights.has_companion() => match compact.weights {
+                Weights::Residual8 => dtype == DType::U8,
+                Weights::Residual16 => dtype == DType::I16,
+                Weights::Kahan => dtype == param.memory.dtype,
+                _ => dtype == DType::F32,
+            },
+            Some(_) => dtype == DType::F32,
+        };
+        if !described.iter().enumerate().all(|(stream, d)| wanted(stream, d.memory.dtype)) {
+            return Err("a state, or what stands beside it, has another dtype than it is kept in".into());
+        }
+        let needs_bf16 = matches!(compact.weights, Weights::Fair | Weights::Residual8 | Weights::Residual16);
+        if needs_bf16 && param.memory.dtype != DType::Bf16 {
+            return Err("these weights= are for bfloat16".into());
+        }
+        of_compact.fits(described)?;
+        self.layout = None;
+        self.memory = described.iter().map(|d| d.memory).collect();
+        Ok((param.memory.dtype, false))
+    }
+}
+
+/// The version and the address of a parameter.
+fn seen(item: &Item, py: Python<'_>) -> PyResult<(u64, usize)> {
+    let object = item.tensor(0).unwrap_or(&item.param).bind(py);
+    let version = object.getattr(pyo3::intern!(py, "_version"))?.extract()?;
+    Ok((version, item.memory.first().map_or(0, |memory| memory.interval().0)))
+}
+
+impl Plan {
+    /// What stands beside parameters that somebody changed since the last step is made anew. Returns whether there was
+    /// one: Python code has then run.
+    pub(super) fn notice_edits(&mut self, optimizer: &Bound<'_, PyAny>) -> PyResult<bool> {
+        if !self.fewer.weights.has_companion() {
+            return Ok(false);
+        }
+        let py = optimizer.py();
+        let mut any = false;
+        for item in self.items.iter().filter(|item| item.route == Route::Native && item.compact.is_some()) {
+            let now = seen(item, py)?;
+            let known = self.seen.get(&(item.param.as_ptr() as usize));
+            if item.fresh.is_none() && known.is_some_and(|known| *known != now) {
+                self.definition.call_method1(py, "weights_changed", (optimizer, &item.param))?;
+                any = true;
+            }
+        }
+        Ok(any)
+    }
+
+    /// Notes what parameters are after a step.
+    pub(super) fn note_weights(&mut self, py: Python<'_>) -> PyResult<()> {
+        if self.fewer.weights.has_companion() {
+            for item in self.items.iter().filter(|item| item.compact.is_some()) {
+                self.seen.insert(item.param.as_ptr() as usize, seen(item, py)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets what the settings ask.
+    pub(super) fn set_fewer(
+        &mut self,
+        weights: Option<&str>,
+        fair: bool,
+        seed: u64,
+        kinds: Vec<(String, KindByName)>,
+    ) -> PyResult<()> {
+        let weights = match weights {
+            None => Weights::Nearest,
+            Some("stochastic") => Weights::Fair,
+            Some("kahan") => Weights::Kahan,
+            Some("residual8") => Weights::Residual8,
+            Some("residual16") => Weights::Residual16,
+            Some("master") => Weights::Master,
+            Some(other) => return Err(PyValueError::new_err(format!("no weights are kept as {other:?}"))),
+        };
+        self.fewer = Fewer { weights, fair, seed };
+        self.kinds = kinds;
+        self.seen.clear();
+        Ok(())
+    }
+}

@@ -1,0 +1,134 @@
+//! Parameters that are kept in fewer bytes: what the settings ask, what stands beside a parameter and its states, and
+//! whether it fits.
+
+use std::collections::HashMap;
+
+use oxistep_kernels::StateKind;
+use oxistep_kernels::compact::{BLOCK, Compact, Kept, Noise, Weights};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use smallvec::SmallVec;
+
+use crate::memory::dtype::DType;
+use crate::memory::stream::{Described, layout};
+use crate::step::lists::{Counted, Streams};
+
+/// What a rule without counters counts by, where something is rounded with fair odds.
+pub(super) const STEP: &[&str] = &["step"];
+
+pub(super) const LAID_OUT: &str = "parameter, gradient, states and what stands beside them are not all laid out alike";
+
+/// What an optimizer's settings ask of its parameters and states.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Fewer {
+    /// How parameters of a half type are kept.
+    pub(super) weights: Weights,
+    /// Second moments in bfloat16 are rounded with fair odds beside parameters of a half type too.
+    pub(super) fair: bool,
+    pub(super) seed: u64,
+}
+
+/// What a state of a traced rule is: "exact", "signed", "magnitude", or "relative" to the state of that name or, if
+/// true, its root.
+pub(crate) type KindByName = (String, Option<String>, bool);
+
+/// What parameters were when a step was done: version and address, by the addresses of their objects.
+pub(super) type Seen = HashMap<usize, (u64, usize)>;
+
+/// How a parameter is kept.
+#[derive(Debug)]
+pub(crate) struct OfCompact {
+    pub(crate) compact: Compact,
+    /// Its rule has no counter: the step counts for it.
+    pub(crate) counts: bool,
+}
+
+/// What stands beside a parameter and its states.
+#[derive(Default)]
+pub(super) struct Beside<'py> {
+    /// The headers of states in codes, each with the state's place.
+    pub(super) headers: SmallVec<[(usize, Bound<'py, PyAny>); 3]>,
+    pub(super) companion: Option<Bound<'py, PyAny>>,
+}
+
+impl<'py> Beside<'py> {
+    /// Whether a state is in codes.
+    pub(super) fn is_of(&self, state: usize) -> bool {
+        self.headers.iter().any(|(k, _)| *k == state)
+    }
+
+    /// All of them, in the order in which a step writes them.
+    pub(super) fn objects(&self) -> Vec<Bound<'py, PyAny>> {
+        self.headers.iter().map(|(_, header)| header).chain(&self.companion).cloned().collect()
+    }
+}
+
+/// The codes and headers of a state, if an entry has them.
+pub(super) fn codes_in<'py>(
+    entry: &Bound<'py, PyDict>,
+    name: &str,
+) -> PyResult<Option<(Bound<'py, PyAny>, Bound<'py, PyAny>)>> {
+    let Some(codes) = entry.get_item(format!("{name}_codes"))? else { return Ok(None) };
+    Ok(entry.get_item(format!("{name}_headers"))?.map(|headers| (codes, headers)))
+}
+
+impl Fewer {
+    /// What is asked of a parameter.
+    pub(super) fn of(self, param: &Described<'_>) -> Self {
+        let half = matches!(param.memory.dtype, DType::F16 | DType::Bf16) && !param.memory.complex;
+        Self { weights: if half { self.weights } else { Weights::Nearest }, ..self }
+    }
+
+    /// Under which name what is beside a parameter stands.
+    pub(super) fn companion(self) -> Option<&'static str> {
+        match self.weights {
+            Weights::Nearest | Weights::Fair => None,
+            Weights::Kahan => Some("compensation"),
+            Weights::Residual8 | Weights::Residual16 => Some("residual"),
+            Weights::Master => Some("master"),
+        }
+    }
+}
+
+/// Whether something is rounded with fair odds.
+pub(super) fn draws(compact: &Compact) -> bool {
+    let state = |kept: &Kept| matches!(kept, Kept::Fair | Kept::Codes(StateKind::Signed | StateKind::Magnitude));
+    matches!(compact.weights, Weights::Fair | Weights::Residual8) || compact.states.iter().any(state)
+}
+
+impl OfCompact {
+    /// With the noise of this step.
+    pub(super) fn at(mut self, seed: u64, place: (u32, u32), counters: &Counted) -> Self {
+        let step = counters.first().map_or(0.0, |(count, _)| *count) + 1.0;
+        self.compact.noise = Noise::new(seed, [place.0.into(), place.1.into()], step as u64);
+        self
+    }
+
+    /// Whether everything has the sizes that it must have, and lies alike.
+    pub(super) fn fits(&self, described: &[Described<'_>]) -> Result<(), &'static str> {
+        let [param, ..] = described else { return Err(LAID_OUT) };
+        if described.len() != 1 + self.compact.streams() {
+            return Err("something that stands beside it is missing");
+        }
+        let n = param.memory.len;
+        let states = 2..2 + self.compact.states.len();
+        let headers = self.compact.states.iter().filter(|kept| matches!(kept, Kept::Codes(_))).count();
+        let headers = states.end..states.end + headers;
+        let mut whole: Streams<Described<'_>> = Streams::new();
+        for (stream, described) in described.iter().enumerate() {
+            let codes = states.contains(&stream) && described.memory.dtype == DType::U8;
+            let len = if headers.contains(&stream) { n.div_ceil(BLOCK) } else { n };
+            if codes || headers.contains(&stream) {
+                if described.memory.len != len || !described.shape.is_contiguous() {
+                    return Err("its codes or their headers have another length than belongs to the parameter");
+                }
+            } else if described.shape.same_sizes(&param.shape) {
+                whole.push(*described);
+            } else {
+                return Err("what stands beside it has another shape");
+            }
+        }
+        let is_one_piece = whole.iter().all(|described| described.is_dense) && layout(&whole).is_none();
+        if is_one_piece { Ok(()) } else { Err(LAID_OUT) }
+    }
+}

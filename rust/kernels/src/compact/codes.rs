@@ -1,0 +1,208 @@
+//! States in 8 bits: a code for each element, and a header for each block of them.
+//!
+//! A code stands for the bits of an `f32`, which are nearly the logarithm of its magnitude: all is integer arithmetic,
+//! with the same bits at every SIMD level. Code zero is zero, exactly. What is not finite becomes zero: the element's
+//! parameter is lost anyway, and its neighbours are not.
+//!
+//! ```text
+//! magnitudes  bits = low + (code - 1) 2^k         low and k from the block's least and largest, rounded with fair odds
+//! signed      the same with 7 bits and a sign; below 2^-15 of the block's largest, zero or that with fair odds
+//! relative    bits = those of the divisor + C - (127 - code) 2^19     7 bits and a sign, to nearest
+//! ```
+//!
+//! *Relative*: first moments are kept relative to the (decoded) second moments that they are divided by, so that their
+//! quotient, which is what moves a parameter, is never larger than the largest of the block. Second moments move by a
+//! thousandth in a step, less than half a code: rounded to nearest they would stick.
+
+use super::noise::Bits;
+
+/// Elements of a block, which has a header.
+pub const BLOCK: usize = 256;
+
+/// The largest finite number.
+const LARGEST: u32 = 0x7f7f_ffff;
+/// The bits of a header that hold `k`.
+const K: u32 = 31;
+/// The least place of a code's last bit in signed codes: 126 of them reach over 15.75 octaves.
+const LARGEST_SIGNED_K: u32 = 20;
+/// The place of a code's last bit in relative codes: sixteen in an octave.
+const RELATIVE_K: u32 = 19;
+
+/// The bits of a positive finite number; else zero.
+#[inline(always)]
+fn positive(x: f32) -> u32 {
+    let bits = x.to_bits();
+    if bits <= LARGEST { bits } else { 0 }
+}
+
+/// The bits of a finite number's magnitude; else zero.
+#[inline(always)]
+fn magnitude(x: f32) -> u32 {
+    let bits = x.to_bits() & 0x7fff_ffff;
+    if bits <= LARGEST { bits } else { 0 }
+}
+
+/// The least that is not zero, and the largest; the first is not below the second where there are none.
+#[inline(always)]
+fn extremes(tile: &[f32; BLOCK], bits: impl Fn(f32) -> u32) -> (u32, u32) {
+    let (mut least, mut largest) = (u32::MAX, 0);
+    for &x in tile {
+        let bits = bits(x);
+        least = least.min(bits.wrapping_sub(1)); // zero is beyond all
+        largest = largest.max(bits);
+    }
+    (least.wrapping_add(1), largest)
+}
+
+/// What is below the first code, so that so many steps from it reach the largest, and the steps' size as a power of
+/// two: a header. `None`: all are zero.
+#[inline(always)]
+fn header(least: u32, largest: u32, steps: u32) -> Option<(u32, u32)> {
+    if largest == 0 {
+        return None;
+    }
+    let low = least & !K;
+    let reach = (largest - low).div_ceil(steps);
+    let k = u32::BITS - reach.saturating_sub(1).leading_zeros();
+    Some((low, k.max(1)))
+}
+
+/// Takes a header apart; `k` is zero where all are zero.
+#[inline(always)]
+fn parts(header: f32) -> (u32, u32) {
+    let bits = header.to_bits();
+    (bits & !K, bits & K)
+}
+
+/// The `k` random bits below a code.
+#[inline(always)]
+fn below(bits: Bits, i: usize, k: u32) -> u32 {
+    bits.word(i) >> (32 - k)
+}
+
+/// Reads a block of magnitudes.
+#[inline(always)]
+pub(crate) fn read_magnitudes(codes: &[u8; BLOCK], header: f32, tile: &mut [f32; BLOCK]) {
+    let (low, k) = parts(header);
+    for (&code, x) in codes.iter().zip(tile) {
+        let bits = low.wrapping_add(u32::from(code).wrapping_sub(1) << k).min(LARGEST);
+        *x = f32::from_bits(if code == 0 { 0 } else { bits });
+    }
+}
+
+/// Writes a block of magnitudes, and leaves in the tile what will be read. Returns the header.
+#[inline(always)]
+pub(crate) fn write_magnitudes(tile: &mut [f32; BLOCK], codes: &mut [u8; BLOCK], noise: Bits) -> f32 {
+    let (least, largest) = extremes(tile, positive);
+    let Some((low, k)) = header(least, largest, 254) else {
+        codes.fill(0);
+        tile.fill(0.0);
+        return 0.0;
+    };
+    for (i, (x, code)) in tile.iter_mut().zip(codes).enumerate() {
+        let bits = positive(*x);
+        let step = bits.wrapping_sub(low).wrapping_add(below(noise, i, k)) >> k;
+        let is_zero = bits == 0;
+        *code = if is_zero { 0 } else { step as u8 + 1 };
+        *x = f32::from_bits(if is_zero { 0 } else { low.wrapping_add(step << k).min(LARGEST) });
+    }
+    f32::from_bits(low | k)
+}
+
+/// Reads a block of signed numbers.
+#[inline(always)]
+pub(crate) fn read_signed(codes: &[u8; BLOCK], header: f32, tile: &mut [f32; BLOCK]) {
+    let (low, k) = parts(header);
+    for (&code, x) in codes.iter().zip(tile) {
+        let code = u32::from(code);
+        let bits = low.wrapping_add((code & 0x7f).wrapping_sub(1) << k).min(LARGEST) | ((code & 0x80) << 24);
+        *x = f32::from_bits(if code & 0x7f == 0 { 0 } else { bits });
+    }
+}
+
+/// Writes a block of signed numbers. Returns the header.
+#[inline(always)]
+pub(crate) fn write_signed(tile: &[f32; BLOCK], codes: &mut [u8; BLOCK], noise: Bits) -> f32 {
+    let (least, largest) = extremes(tile, magnitude);
+    let least = least.max(largest.saturating_sub(126 << LARGEST_SIGNED_K).next_multiple_of(K + 1));
+    let Some((low, k)) = header(least, largest, 126) else {
+        codes.fill(0);
+        return 0.0;
+    };
+    // a number below the first code becomes that or zero, as often as it is a part of it
+    let first = f32::from_bits(low);
+    for (i, (&x, code)) in tile.iter().zip(codes).enumerate() {
+        let bits = magnitude(x);
+        let step = bits.saturating_sub(low).wrapping_add(below(noise, i, k)) >> k;
+        let odds = (noise.word(i) >> 8) as f32 * f32::from_bits(0x3380_0000);
+        let small = u32::from(odds * first < f32::from_bits(bits));
+        let magnitude = if bits < low { small } else { step + 1 };
+        *code = if magnitude == 0 { 0 } else { (x.to_bits() >> 24 & 0x80 | magnitude) as u8 };
+    }
+    f32::from_bits(low | k)
+}
+
+/// The bits of what a relative code is relative to: nearly those of the root of a second moment.
+#[inline(always)]
+fn divisor<const ROOT: bool>(of: f32) -> i32 {
+    let bits = positive(of) as i32;
+    if ROOT { (bits >> 1) + (127 << 22) } else { bits }
+}
+
+/// How many units the numbers of headers of relative codes stand for: so they are whole, and exact.
+const UNIT: i32 = 256;
+/// The most units either way: with the reach of the codes they stay within 32 bits.
+const UNITS: i32 = 0x0078_0000;
+
+/// Reads a block of numbers that are kept relative to others.
+#[inline(always)]
+pub(crate) fn read_relative(
+    codes: &[u8; BLOCK],
+    header: f32,
+    (of, root): (&[f32; BLOCK], bool),
+    tile: &mut [f32; BLOCK],
+) {
+    if root { relative::<true>(codes, header, of, tile) } else { relative::<false>(codes, header, of, tile) }
+}
+
+#[inline(always)]
+fn relative<const ROOT: bool>(codes: &[u8; BLOCK], header: f32, of: &[f32; BLOCK], tile: &mut [f32; BLOCK]) {
+    let largest = (header as i32).clamp(-UNITS, UNITS) * UNIT;
+    for ((&code, &of), x) in codes.iter().zip(of).zip(tile) {
+        let q = i32::from(code & 0x7f);
+        let bits = divisor::<ROOT>(of).wrapping_add(largest.wrapping_sub((127 - q) << RELATIVE_K));
+        let bits = bits.clamp(0, LARGEST as i32) as u32 | (u32::from(code & 0x80) << 24);
+        *x = f32::from_bits(if q == 0 || of == 0.0 { 0 } else { bits });
+    }
+}
+
+/// Writes a block of numbers relative to others, which are as they will be read. Returns the header.
+#[inline(always)]
+pub(crate) fn write_relative(tile: &[f32; BLOCK], (of, root): (&[f32; BLOCK], bool), codes: &mut [u8; BLOCK]) -> f32 {
+    if root { to_relative::<true>(tile, of, codes) } else { to_relative::<false>(tile, of, codes) }
+}
+
+#[inline(always)]
+fn to_relative<const ROOT: bool>(tile: &[f32; BLOCK], of: &[f32; BLOCK], codes: &mut [u8; BLOCK]) -> f32 {
+    let mut largest = i32::MIN;
+    for (&x, &of) in tile.iter().zip(of) {
+        let (bits, of) = (magnitude(x) as i32, if positive(of) == 0 { i32::MAX } else { divisor::<ROOT>(of) });
+        let distance = if bits == 0 || of == i32::MAX { i32::MIN } else { bits - of };
+        largest = largest.max(distance);
+    }
+    if largest == i32::MIN {
+        codes.fill(0);
+        return 0.0;
+    }
+    let units = (largest.div_euclid(UNIT) + i32::from(largest.rem_euclid(UNIT) != 0)).clamp(-UNITS, UNITS);
+    let largest = units * UNIT;
+    let least = largest - (128 << RELATIVE_K);
+    for ((&x, &of), code) in tile.iter().zip(of).zip(codes) {
+        let bits = magnitude(x) as i32;
+        let distance = (bits - divisor::<ROOT>(of)).max(least) - largest;
+        let q = ((distance + (127 << RELATIVE_K) + (1 << (RELATIVE_K - 1))) >> RELATIVE_K).clamp(0, 127);
+        let q = if bits == 0 || positive(of) == 0 { 0 } else { q as u32 };
+        *code = if q == 0 { 0 } else { (x.to_bits() >> 24 & 0x80 | q) as u8 };
+    }
+    units as f32
+}

@@ -1,0 +1,88 @@
+//! What becomes of the digits that a half type cannot hold.
+//!
+//! ```text
+//! fair        up or down, as often as what is left of the step between is large
+//! kahan       the rest in the parameter's own type beside it
+//! residual16  parameter p and residual r are the master, bit for bit:  bits = (p << 16) + r, p = (bits + 0x8000) >> 16
+//! residual8   the upper half of such a residual, itself rounded with fair odds
+//! master      an f32 that the parameter is a copy of
+//! ```
+//!
+//! With a residual the parameter is the master rounded half up in its bits, which differs from nearest-even on exact
+//! ties only: rounded to even, a tie would need a residual of 0x8000, which 16 bits with a sign do not hold.
+
+use crate::formats::{Element, bf16};
+
+/// Whether bits are those of no number.
+#[inline(always)]
+fn is_nan(bits: u32) -> bool {
+    bits & 0x7fff_ffff > 0x7f80_0000
+}
+
+/// A NaN as a `bf16`: quiet, with its sign.
+#[inline(always)]
+fn nan(bits: u32) -> u32 {
+    (bits >> 16) | 0x40
+}
+
+/// Rounds to `bf16`, up or down with fair odds; infinities and what is no number stay that.
+#[inline(always)]
+pub(crate) fn fair(x: f32, word: u32) -> bf16 {
+    let bits = x.to_bits();
+    let special = bits & 0x7f80_0000 == 0x7f80_0000;
+    let rounded = bits.wrapping_add(word >> 16) >> 16;
+    let kept = if is_nan(bits) { nan(bits) } else { bits >> 16 };
+    bf16::from_bits(if special { kept } else { rounded } as u16)
+}
+
+/// The master of a parameter and its residual.
+#[inline(always)]
+pub(crate) fn read_residual16(p: bf16, rest: i16) -> f32 {
+    f32::from_bits((u32::from(p.to_bits()) << 16).wrapping_add(i32::from(rest) as u32))
+}
+
+/// A master as parameter and residual.
+#[inline(always)]
+pub(crate) fn write_residual16(x: f32) -> (bf16, i16) {
+    let bits = x.to_bits();
+    let (p, rest) = if is_nan(bits) { (nan(bits), 0) } else { (bits.wrapping_add(0x8000) >> 16, bits as u16 as i16) };
+    (bf16::from_bits(p as u16), rest)
+}
+
+/// The master of a parameter and the upper half of its residual.
+#[inline(always)]
+pub(crate) fn read_residual8(p: bf16, rest: u8) -> f32 {
+    f32::from_bits((u32::from(p.to_bits()) << 16).wrapping_add((i32::from(rest as i8) << 8) as u32))
+}
+
+/// A master as parameter and the upper half of its residual, which is rounded with fair odds.
+#[inline(always)]
+pub(crate) fn write_residual8(x: f32, word: u32) -> (bf16, u8) {
+    let bits = x.to_bits();
+    let special = bits & 0x7f80_0000 == 0x7f80_0000;
+    let upper = if special { bits } else { bits.wrapping_add(word >> 24) } & !0xff;
+    let (p, rest) = if is_nan(bits) { (nan(bits), 0) } else { (upper.wrapping_add(0x8000) >> 16, (upper >> 8) as u8) };
+    (bf16::from_bits(p as u16), rest)
+}
+
+/// The number that a parameter and its compensation stand for.
+#[inline(always)]
+pub(crate) fn read_kahan<E: Element<Arith = f32>>(p: E, rest: E) -> f32 {
+    p.load() + rest.load()
+}
+
+/// A number as a parameter and its compensation.
+#[inline(always)]
+pub(crate) fn write_kahan<E: Element<Arith = f32>>(x: f32) -> (E, E) {
+    let p = E::store(x);
+    let rest = x - p.load();
+    // beside an infinity there is none
+    (p, E::store(if rest.is_finite() { rest } else { 0.0 }))
+}
+
+/// The master of a parameter; the parameter itself where somebody changed that.
+#[inline(always)]
+pub(crate) fn read_master<E: Element<Arith = f32>>(p: E, master: f32) -> f32 {
+    let copy = E::store(master).load().to_bits();
+    if copy == p.load().to_bits() { master } else { p.load() }
+}
