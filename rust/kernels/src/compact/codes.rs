@@ -42,12 +42,13 @@ fn magnitude(x: f32) -> u32 {
     if bits <= LARGEST { bits } else { 0 }
 }
 
-/// The least that is not zero, and the largest; the first is not below the second where there are none.
+/// The bits of the least magnitude that is not zero, and of the largest, of finite numbers; the first is not below the
+/// second where there are none.
 #[inline(always)]
-fn extremes(tile: &[f32; BLOCK], bits: impl Fn(f32) -> u32) -> (u32, u32) {
+fn extremes(tile: &[f32; BLOCK]) -> (u32, u32) {
     let (mut least, mut largest) = (u32::MAX, 0);
-    for &x in tile {
-        let bits = bits(x);
+    for x in tile {
+        let bits = x.to_bits() & 0x7fff_ffff;
         least = least.min(bits.wrapping_sub(1)); // zero is beyond all
         largest = largest.max(bits);
     }
@@ -74,18 +75,20 @@ fn parts(header: f32) -> (u32, u32) {
     (bits & !K, bits & K)
 }
 
-/// The `k` random bits below a code.
+/// The lowest bytes of words.
 #[inline(always)]
-fn below(bits: Bits, i: usize, k: u32) -> u32 {
-    bits.word(i) >> (32 - k)
+fn pack_bytes(words: &[u32; BLOCK], codes: &mut [u8; BLOCK]) {
+    codes.iter_mut().zip(words).for_each(|(code, &word)| *code = word as u8);
 }
 
 /// Reads a block of magnitudes.
 #[inline(always)]
 pub(crate) fn read_magnitudes(codes: &[u8; BLOCK], header: f32, tile: &mut [f32; BLOCK]) {
     let (low, k) = parts(header);
+    // what code one stands for is `low`
+    let base = low.wrapping_sub(1 << k);
     for (&code, x) in codes.iter().zip(tile) {
-        let bits = low.wrapping_add(u32::from(code).wrapping_sub(1) << k).min(LARGEST);
+        let bits = base.wrapping_add(u32::from(code) << k).min(LARGEST);
         *x = f32::from_bits(if code == 0 { 0 } else { bits });
     }
 }
@@ -93,19 +96,40 @@ pub(crate) fn read_magnitudes(codes: &[u8; BLOCK], header: f32, tile: &mut [f32;
 /// Writes a block of magnitudes, and leaves in the tile what will be read. Returns the header.
 #[inline(always)]
 pub(crate) fn write_magnitudes(tile: &mut [f32; BLOCK], codes: &mut [u8; BLOCK], noise: Bits) -> f32 {
-    let (least, largest) = extremes(tile, positive);
+    let (mut least, mut largest) = (u32::MAX, 0);
+    for x in &*tile {
+        least = least.min(x.to_bits());
+        largest = largest.max(x.to_bits());
+    }
+    // nearly every block: nothing is zero, negative, or not finite
+    let usual = least > 0 && largest <= LARGEST;
+    if !usual {
+        for x in &mut *tile {
+            *x = f32::from_bits(positive(*x));
+        }
+        (least, largest) = extremes(tile);
+    }
     let Some((low, k)) = header(least, largest, 254) else {
         codes.fill(0);
-        tile.fill(0.0);
         return 0.0;
     };
-    for (i, (x, code)) in tile.iter_mut().zip(codes).enumerate() {
-        let bits = positive(*x);
-        let step = bits.wrapping_sub(low).wrapping_add(below(noise, i, k)) >> k;
-        let is_zero = bits == 0;
-        *code = if is_zero { 0 } else { step as u8 + 1 };
-        *x = f32::from_bits(if is_zero { 0 } else { low.wrapping_add(step << k).min(LARGEST) });
+    let mut steps = [0; BLOCK];
+    for (i, (step, x)) in steps.iter_mut().zip(&*tile).enumerate() {
+        *step = x.to_bits().wrapping_sub(low).wrapping_add(noise.word(i) >> (32 - k)) >> k;
     }
+    if usual {
+        for (step, x) in steps.iter_mut().zip(tile) {
+            *x = f32::from_bits(low.wrapping_add(*step << k).min(LARGEST));
+            *step += 1;
+        }
+    } else {
+        for (step, x) in steps.iter_mut().zip(tile) {
+            let is_zero = x.to_bits() == 0;
+            *x = f32::from_bits(if is_zero { 0 } else { low.wrapping_add(*step << k).min(LARGEST) });
+            *step = if is_zero { 0 } else { step.wrapping_add(1) };
+        }
+    }
+    pack_bytes(&steps, codes);
     f32::from_bits(low | k)
 }
 
@@ -113,17 +137,27 @@ pub(crate) fn write_magnitudes(tile: &mut [f32; BLOCK], codes: &mut [u8; BLOCK],
 #[inline(always)]
 pub(crate) fn read_signed(codes: &[u8; BLOCK], header: f32, tile: &mut [f32; BLOCK]) {
     let (low, k) = parts(header);
+    let base = low.wrapping_sub(1 << k);
     for (&code, x) in codes.iter().zip(tile) {
         let code = u32::from(code);
-        let bits = low.wrapping_add((code & 0x7f).wrapping_sub(1) << k).min(LARGEST) | ((code & 0x80) << 24);
+        let bits = base.wrapping_add((code & 0x7f) << k).min(LARGEST) | ((code << 24) & 0x8000_0000);
         *x = f32::from_bits(if code & 0x7f == 0 { 0 } else { bits });
     }
 }
 
 /// Writes a block of signed numbers. Returns the header.
 #[inline(always)]
-pub(crate) fn write_signed(tile: &[f32; BLOCK], codes: &mut [u8; BLOCK], noise: Bits) -> f32 {
-    let (least, largest) = extremes(tile, magnitude);
+pub(crate) fn write_signed(tile: &mut [f32; BLOCK], codes: &mut [u8; BLOCK], noise: Bits) -> f32 {
+    let mut largest = 0;
+    for x in &*tile {
+        largest = largest.max(x.to_bits() & 0x7fff_ffff);
+    }
+    if largest > LARGEST {
+        for x in &mut *tile {
+            *x = if x.is_finite() { *x } else { 0.0 };
+        }
+    }
+    let (least, largest) = extremes(tile);
     let least = least.max(largest.saturating_sub(126 << LARGEST_SIGNED_K).next_multiple_of(K + 1));
     let Some((low, k)) = header(least, largest, 126) else {
         codes.fill(0);
@@ -131,22 +165,24 @@ pub(crate) fn write_signed(tile: &[f32; BLOCK], codes: &mut [u8; BLOCK], noise: 
     };
     // a number below the first code becomes that or zero, as often as it is a part of it
     let first = f32::from_bits(low);
-    for (i, (&x, code)) in tile.iter().zip(codes).enumerate() {
-        let bits = magnitude(x);
-        let step = bits.saturating_sub(low).wrapping_add(below(noise, i, k)) >> k;
-        let odds = (noise.word(i) >> 8) as f32 * f32::from_bits(0x3380_0000);
+    let mut made = [0; BLOCK];
+    for (i, (made, x)) in made.iter_mut().zip(&*tile).enumerate() {
+        let (bits, word) = (x.to_bits() & 0x7fff_ffff, noise.word(i));
+        let step = bits.saturating_sub(low).wrapping_add(word >> (32 - k)) >> k;
+        let odds = (word >> 8) as f32 * f32::from_bits(0x3380_0000);
         let small = u32::from(odds * first < f32::from_bits(bits));
-        let magnitude = if bits < low { small } else { step + 1 };
-        *code = if magnitude == 0 { 0 } else { (x.to_bits() >> 24 & 0x80 | magnitude) as u8 };
+        *made = if bits < low { small } else { step + 1 } | (x.to_bits() >> 24 & 0x80);
     }
+    pack_bytes(&made, codes);
     f32::from_bits(low | k)
 }
 
-/// The bits of what a relative code is relative to: nearly those of the root of a second moment.
+/// The bits of what a relative code is relative to: nearly those of the root of a second moment. (Its exponent is off by
+/// the bias; the header has that too.)
 #[inline(always)]
 fn divisor<const ROOT: bool>(of: f32) -> i32 {
-    let bits = positive(of) as i32;
-    if ROOT { (bits >> 1) + (127 << 22) } else { bits }
+    let bits = of.to_bits() as i32;
+    if ROOT { bits >> 1 } else { bits }
 }
 
 /// How many units the numbers of headers of relative codes stand for: so they are whole, and exact.
@@ -168,41 +204,63 @@ pub(crate) fn read_relative(
 #[inline(always)]
 fn relative<const ROOT: bool>(codes: &[u8; BLOCK], header: f32, of: &[f32; BLOCK], tile: &mut [f32; BLOCK]) {
     let largest = (header as i32).clamp(-UNITS, UNITS) * UNIT;
+    let base = largest - (127 << RELATIVE_K);
     for ((&code, &of), x) in codes.iter().zip(of).zip(tile) {
-        let q = i32::from(code & 0x7f);
-        let bits = divisor::<ROOT>(of).wrapping_add(largest.wrapping_sub((127 - q) << RELATIVE_K));
-        let bits = bits.clamp(0, LARGEST as i32) as u32 | (u32::from(code & 0x80) << 24);
-        *x = f32::from_bits(if q == 0 || of == 0.0 { 0 } else { bits });
+        let code = u32::from(code);
+        let q = (code & 0x7f) as i32;
+        let bits = divisor::<ROOT>(of).wrapping_add(base).wrapping_add(q << RELATIVE_K);
+        let bits = bits.clamp(0, LARGEST as i32) as u32 | ((code << 24) & 0x8000_0000);
+        *x = f32::from_bits(if q == 0 { 0 } else { bits });
     }
 }
 
 /// Writes a block of numbers relative to others, which are as they will be read. Returns the header.
 #[inline(always)]
-pub(crate) fn write_relative(tile: &[f32; BLOCK], (of, root): (&[f32; BLOCK], bool), codes: &mut [u8; BLOCK]) -> f32 {
+pub(crate) fn write_relative(
+    tile: &mut [f32; BLOCK],
+    (of, root): (&[f32; BLOCK], bool),
+    codes: &mut [u8; BLOCK],
+) -> f32 {
     if root { to_relative::<true>(tile, of, codes) } else { to_relative::<false>(tile, of, codes) }
 }
 
 #[inline(always)]
-fn to_relative<const ROOT: bool>(tile: &[f32; BLOCK], of: &[f32; BLOCK], codes: &mut [u8; BLOCK]) -> f32 {
-    let mut largest = i32::MIN;
-    for (&x, &of) in tile.iter().zip(of) {
-        let (bits, of) = (magnitude(x) as i32, if positive(of) == 0 { i32::MAX } else { divisor::<ROOT>(of) });
-        let distance = if bits == 0 || of == i32::MAX { i32::MIN } else { bits - of };
-        largest = largest.max(distance);
+fn to_relative<const ROOT: bool>(tile: &mut [f32; BLOCK], of: &[f32; BLOCK], codes: &mut [u8; BLOCK]) -> f32 {
+    let (mut most, mut least_of, mut most_of, mut largest) = (0, u32::MAX, 0, i32::MIN);
+    for (x, of) in tile.iter().zip(of) {
+        let bits = x.to_bits() & 0x7fff_ffff;
+        most = most.max(bits);
+        least_of = least_of.min(of.to_bits());
+        most_of = most_of.max(of.to_bits());
+        largest = largest.max(bits as i32 - divisor::<ROOT>(*of));
     }
-    if largest == i32::MIN {
-        codes.fill(0);
-        return 0.0;
+    if most > LARGEST || least_of == 0 || most_of > LARGEST || most == 0 {
+        // beside a divisor of zero nothing is kept, and what is no number is zero
+        largest = i32::MIN;
+        for (x, of) in tile.iter_mut().zip(of) {
+            if magnitude(*x) == 0 || positive(*of) == 0 {
+                *x = 0.0;
+            } else {
+                largest = largest.max(magnitude(*x) as i32 - divisor::<ROOT>(*of));
+            }
+        }
+        if largest == i32::MIN {
+            codes.fill(0);
+            return 0.0;
+        }
     }
     let units = (largest.div_euclid(UNIT) + i32::from(largest.rem_euclid(UNIT) != 0)).clamp(-UNITS, UNITS);
     let largest = units * UNIT;
     let least = largest - (128 << RELATIVE_K);
-    for ((&x, &of), code) in tile.iter().zip(of).zip(codes) {
-        let bits = magnitude(x) as i32;
-        let distance = (bits - divisor::<ROOT>(of)).max(least) - largest;
-        let q = ((distance + (127 << RELATIVE_K) + (1 << (RELATIVE_K - 1))) >> RELATIVE_K).clamp(0, 127);
-        let q = if bits == 0 || positive(of) == 0 { 0 } else { q as u32 };
-        *code = if q == 0 { 0 } else { (x.to_bits() >> 24 & 0x80 | q) as u8 };
+    // rounded to nearest, and zero below the first code
+    let base = largest - (127 << RELATIVE_K) - (1 << (RELATIVE_K - 1));
+    let mut made = [0; BLOCK];
+    for ((made, x), of) in made.iter_mut().zip(&*tile).zip(of) {
+        let bits = (x.to_bits() & 0x7fff_ffff) as i32;
+        let distance = bits.wrapping_sub(divisor::<ROOT>(*of)).max(least);
+        let q = ((distance - base) >> RELATIVE_K).clamp(0, 127) as u32;
+        *made = if bits == 0 { 0 } else { q } | (x.to_bits() >> 24 & 0x80);
     }
+    pack_bytes(&made, codes);
     units as f32
 }

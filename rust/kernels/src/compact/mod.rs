@@ -134,9 +134,9 @@ pub fn pack(
         *header = match (kind, of) {
             (StateKind::Magnitude, _) => write_magnitudes(&mut tile, &mut padded, bits),
             (StateKind::Relative { root, .. }, Some(of)) => {
-                write_relative(&tile, (&block_of(of, b), root), &mut padded)
+                write_relative(&mut tile, (&block_of(of, b), root), &mut padded)
             }
-            _ => write_signed(&tile, &mut padded, bits),
+            _ => write_signed(&mut tile, &mut padded, bits),
         };
         codes.copy_from_slice(&padded[..n]);
     }

@@ -17,7 +17,14 @@ const TILE: usize = 2 * BLOCK;
 /// The most streams of a parameter of nearly every rule: itself, its gradient, three states.
 pub(super) const FEW: usize = 5;
 
-type Tile = [f32; TILE];
+/// A tile, and room that keeps the elements of the next one from lying at the same place in a page: processors take
+/// such addresses for each other.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Tile {
+    x: [f32; TILE],
+    _room: [f32; 48],
+}
 
 /// Whether streams are of the formats and lengths that a compact parameter has.
 pub(super) fn check(written: &[SliceMut<'_>], grad: &Slice<'_>, compact: &Compact) -> Result<(), Refused> {
@@ -99,7 +106,8 @@ impl<'c, 'a, const S: usize> Unpacked<'c, 'a, S> {
         first: usize,
         level: Level,
     ) -> Self {
-        Self { tiles: [[0.0; TILE]; S], written, grad, compact, level, first, done: 0, held: 0, writes }
+        let tile = Tile { x: [0.0; TILE], _room: [0.0; 48] };
+        Self { tiles: [tile; S], written, grad, compact, level, first, done: 0, held: 0, writes }
     }
 
     /// Reads the next elements into tiles, but for those that are handed out where they are.
@@ -115,7 +123,7 @@ impl<'c, 'a, const S: usize> Unpacked<'c, 'a, S> {
                 p: p[0].as_slice(),
                 companion,
                 start: done,
-                tile: &mut param[..n],
+                tile: &mut param.x[..n],
             });
         }
         for relative in [false, true] {
@@ -135,12 +143,12 @@ impl<'c, 'a, const S: usize> Unpacked<'c, 'a, S> {
                             tile,
                         });
                     }
-                    (_, numbers) => read_numbers(level, numbers, done, &mut tile[..n]),
+                    (_, numbers) => read_numbers(level, numbers, done, &mut tile.x[..n]),
                 }
             }
         }
         if self.grad.format() != Format::F32 {
-            read_numbers(level, self.grad, done, &mut states[compact.states.len()][..n]);
+            read_numbers(level, self.grad, done, &mut states[compact.states.len()].x[..n]);
         }
         (self.done, self.held) = (done + n, n);
     }
@@ -163,7 +171,7 @@ impl<'c, 'a, const S: usize> Unpacked<'c, 'a, S> {
                 companion,
                 start,
                 noise: noise(0),
-                tile: &param[..n],
+                tile: &param.x[..n],
             });
         }
         for relative in [false, true] {
@@ -174,7 +182,7 @@ impl<'c, 'a, const S: usize> Unpacked<'c, 'a, S> {
                 }
                 let (tile, of) = with_divisor(states, k, *kept);
                 if let Kept::Codes(kind) = *kept {
-                    tile[n..].fill(0.0);
+                    tile.x[n..].fill(0.0);
                     let (codes, headers) = self.written.split_at_mut(compact.header_of(k));
                     let (SliceMut::U8(codes), SliceMut::F32(headers)) = (&mut codes[1 + k], &mut headers[0]) else {
                         continue;
@@ -185,12 +193,12 @@ impl<'c, 'a, const S: usize> Unpacked<'c, 'a, S> {
                 }
                 match (&mut self.written[1 + k], *kept) {
                     (SliceMut::Bf16(x), Kept::Fair) => {
-                        level.run(WriteFair { to: &mut x[start..start + n], tile: &tile[..n], noise: noise(1 + k) });
+                        level.run(WriteFair { to: &mut x[start..start + n], tile: &tile.x[..n], noise: noise(1 + k) });
                     }
-                    (numbers, _) => write_numbers(level, numbers, start, &tile[..n]),
+                    (numbers, _) => write_numbers(level, numbers, start, &tile.x[..n]),
                 }
                 if is_divisor(compact, k) {
-                    read_numbers(level, self.written[1 + k].as_slice(), start, &mut tile[..n]);
+                    read_numbers(level, self.written[1 + k].as_slice(), start, &mut tile.x[..n]);
                 }
             }
         }
@@ -210,9 +218,9 @@ impl<const S: usize> Source for Unpacked<'_, '_, S> {
         let (tiles, of_grad) = tiles.split_at_mut(streams);
         let direct = std::array::from_fn::<bool, STREAMS, _>(|k| k < streams && is_direct(compact, written, k));
         for (k, ((slot, stream), tile)) in slots.iter_mut().zip(&mut **written).zip(tiles).enumerate() {
-            *slot = if direct[k] { stream.part(start, n) } else { SliceMut::F32(&mut tile[..n]) };
+            *slot = if direct[k] { stream.part(start, n) } else { SliceMut::F32(&mut tile.x[..n]) };
         }
-        let grad_tile = || Slice::F32(&of_grad[0][..n]);
+        let grad_tile = || Slice::F32(&of_grad[0].x[..n]);
         Some(if grad.format() == Format::F32 { grad.part(start, n) } else { grad_tile() })
     }
 }
@@ -315,12 +323,12 @@ impl Vectorized for ReadCodes<'_> {
         let mut padded = [0; BLOCK];
         padded[..tail.len()].copy_from_slice(tail);
         let blocks = blocks.iter().chain((!tail.is_empty()).then_some(&padded));
-        let (tiles, _) = tile.as_chunks_mut::<BLOCK>();
+        let (tiles, _) = tile.x.as_chunks_mut::<BLOCK>();
         for (b, ((codes, tile), &header)) in blocks.zip(tiles).zip(headers).enumerate() {
             match (kind, of) {
                 (StateKind::Magnitude, _) => read_magnitudes(codes, header, tile),
                 (StateKind::Relative { .. }, Some((of, root))) => {
-                    read_relative(codes, header, (&of.as_chunks::<BLOCK>().0[b], root), tile);
+                    read_relative(codes, header, (&of.x.as_chunks::<BLOCK>().0[b], root), tile);
                 }
                 _ => read_signed(codes, header, tile),
             }
@@ -344,13 +352,13 @@ impl Vectorized for WriteCodes<'_> {
         let (blocks, tail) = codes.as_chunks_mut::<BLOCK>();
         let mut padded = [0; BLOCK];
         let last = (!tail.is_empty()).then_some(&mut padded);
-        let (tiles, _) = tile.as_chunks_mut::<BLOCK>();
+        let (tiles, _) = tile.x.as_chunks_mut::<BLOCK>();
         for (b, ((codes, tile), header)) in blocks.iter_mut().chain(last).zip(tiles).zip(headers).enumerate() {
             let noise = noise.skip(b * BLOCK);
             *header = match (kind, of) {
                 (StateKind::Magnitude, _) => write_magnitudes(tile, codes, noise),
                 (StateKind::Relative { .. }, Some((of, root))) => {
-                    write_relative(tile, (&of.as_chunks::<BLOCK>().0[b], root), codes)
+                    write_relative(tile, (&of.x.as_chunks::<BLOCK>().0[b], root), codes)
                 }
                 _ => write_signed(tile, codes, noise),
             };
