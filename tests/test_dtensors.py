@@ -304,3 +304,36 @@ def test_clipping_is_torchs(mesh, dtype, max_norm):
 def test_a_norm_of_plain_and_distributed_tensors_is_plain(mesh):
     tensors = [placed(torch.full((2, 2), 2.0), mesh), torch.tensor([3.0])]
     assert torch.equal(oxistep.get_total_norm(tensors), torch.tensor(5.0))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"state_dtype": torch.bfloat16}, {"state_dtype": "8bit"}, {"weights": "stochastic"}], ids=str
+)
+def test_fewer_bytes(mesh, settings):
+    dtype = torch.bfloat16 if "weights" in settings else torch.float32
+    p, plain = parameter(drawn((80, 64), dtype=dtype), mesh), drawn((80, 64), dtype=dtype).requires_grad_()
+    ours = AdamW([p], lr=1e-2, **settings)
+    # states of shards are not kept in 8 bits
+    other = AdamW([plain], lr=1e-2, **({} if settings.get("state_dtype") == "8bit" else settings))
+    for step in range(3):
+        grad = drawn((80, 64), seed=step, dtype=dtype)
+        p.grad, plain.grad = placed(grad, mesh), grad
+        ours.step()
+        other.step()
+    assert [path for path, _ in paths(ours)] == ["native"]
+    assert torch.equal(p.to_local(), plain)
+    again = AdamW([parameter(plain.detach(), mesh)], lr=1e-2, **settings)
+    again.load_state_dict(ours.state_dict())
+    assert [value.dtype for value in next(iter(again.state.values())).values()] == [
+        value.dtype for value in ours.state[p].values()
+    ]
+
+
+def test_nothing_is_kept_beside_the_weights_of_shards(mesh):
+    p = parameter(drawn((80, 64), dtype=torch.bfloat16), mesh)
+    optimizer = AdamW([p], weights="residual16")
+    p.grad = placed(drawn((80, 64), dtype=torch.bfloat16), mesh)
+    with pytest.raises(
+        RuntimeError, match=r"weights='residual16': expected plain tensors, got a DTensor.*nothing was updated"
+    ):
+        optimizer.step()

@@ -122,24 +122,35 @@ def refuse_left(optimizer: Any, left: list[tuple[int, Tensor]]) -> None:
 
 
 def made_compact(
-    optimizer: Any, p: Tensor, group: dict[str, Any], kinds: Kinds, make: Callable[[], dict[str, Any]]
+    optimizer: Any,
+    p: Tensor,
+    group: dict[str, Any],
+    kinds: Kinds,
+    make: Callable[[], dict[str, Any]],
+    of_shard: bool = False,
 ) -> dict[str, Any]:
     """New states of a parameter, which ``make`` makes as numbers, in the form that the settings ask for."""
     if not _may_be_compact(p):
         return make()
     with lean_states():  # states of zeros take no memory until it is known how they are kept
         state = make()
-    return _formed(optimizer, p, group, kinds, state)
+    weights = kept_of(optimizer).weights
+    if of_shard and weights in _COMPANIONS:
+        raise RuntimeError(
+            f"weights={weights!r}: expected plain tensors, got a DTensor, beside whose shards nothing is kept yet; "
+            'give weights="stochastic", or float32 parameters; nothing was updated'
+        )
+    return _formed(optimizer, p, group, kinds, state, of_shard=of_shard)
 
 
-def _wanted(kept: Kept, p: Tensor, kind: Kind) -> torch.dtype | None:
-    """The dtype that a state is kept in; ``None``: in codes."""
+def _wanted(kept: Kept, p: Tensor, kind: Kind, of_shard: bool) -> torch.dtype | None:
+    """The dtype that a state is kept in; ``None``: in codes. (Those of shards would have other shapes than these.)"""
     if kept.state_dtype is None:
         return p.dtype
     if kept.state_dtype == torch.float32 or kind == EXACT:
         return torch.float32
     if kept.state_dtype == "8bit":
-        return None if p.numel() >= LEAST and _is_dense(p) else torch.float32
+        return None if p.numel() >= LEAST and _is_dense(p) and not of_shard else torch.float32
     return kept.state_dtype
 
 
@@ -154,6 +165,7 @@ def _formed(
     kinds: Kinds,
     entry: dict[str, Any],
     counts_for_noise: bool = False,
+    of_shard: bool = False,
 ) -> dict[str, Any]:
     """An entry in the form that the settings ask for."""
     kept = kept_of(optimizer)
@@ -165,7 +177,7 @@ def _formed(
         if value is not None and not (isinstance(value, Tensor) and value.shape == p.shape and _is_state(name, value)):
             formed[name] = value
             continue
-        wanted = _wanted(kept, p, kind)
+        wanted = _wanted(kept, p, kind, of_shard)
         draws |= (wanted is None and kind[0] != "relative") or (wanted == torch.bfloat16 and kind[0] == "magnitude")
         if wanted is not None:
             value = _numbers(entry, name, kinds, p) if value is None else value
@@ -347,7 +359,7 @@ def reformed(
             own.pop("step", None)
         narrow = kept is not None and kept.state_dtype == torch.float32 and p.dtype in _HALF
         return plain_entry(own, kinds, p, torch.float32 if narrow else p.dtype)
-    return _formed(optimizer, p, group, kinds, own, counts_for_noise)
+    return _formed(optimizer, p, group, kinds, own, counts_for_noise, of_shard=hasattr(p, "_local_tensor"))
 
 
 def bytes_of(optimizer: Any, p: Tensor) -> float | None:

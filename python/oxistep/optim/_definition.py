@@ -163,11 +163,13 @@ class Definition:
                 return f"{name} is not torch's own, and torch's step calls it"
         return None
 
-    def make_state(self, optimizer: Any, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        """New states of a parameter, in the dtypes asked for."""
+    def make_state(
+        self, optimizer: Any, p: Tensor, grad: Tensor, group: dict[str, Any], of_shard: bool = False
+    ) -> dict[str, Any]:
+        """New states of a parameter, or of a DTensor's local shard, as the settings ask for them."""
         if is_compact(optimizer):
             kinds = self.kinds(optimizer, group)
-            return made_compact(optimizer, p, group, kinds, lambda: self.new_state(optimizer, p, grad, group))
+            return made_compact(optimizer, p, group, kinds, lambda: self.new_state(optimizer, p, grad, group), of_shard)
         state = self.new_state(optimizer, p, grad, group)
         state.update(in_state_dtype(optimizer, p, state))
         return state
@@ -180,7 +182,7 @@ class Definition:
         """New states of a DTensor: of its local shard, placed as it is."""
         from oxistep.optim._dtensors import in_shards
 
-        state = self.make_state(optimizer, p._local_tensor, grad._local_tensor, group)
+        state = self.make_state(optimizer, p._local_tensor, grad._local_tensor, group, of_shard=True)
         return in_shards(p, grad, state, ("step", *self.scalars))
 
     def ranks(self, specs: list[Any]) -> Ranks:

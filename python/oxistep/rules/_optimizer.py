@@ -245,6 +245,7 @@ class _RuleDefinition(Definition):
         group: dict[str, Any],
         missing: Sequence[str],
         begins: Mapping[str, State],
+        of_shard: bool = False,
     ) -> dict[str, Any]:
         """States that begin in this step.
 
@@ -255,6 +256,7 @@ class _RuleDefinition(Definition):
             group: its group.
             missing: the names of those that it lacks.
             begins: what all states of the rule begin as.
+            of_shard: it is the local shard of a DTensor.
         """
         source = source_of(type(optimizer))
         entry = optimizer.state[p] if p in optimizer.state else {}
@@ -268,7 +270,7 @@ class _RuleDefinition(Definition):
             return made_states(optimizer, p, group, {name: begins.get(name) for name in missing})
 
         if is_compact(optimizer):
-            return made_compact(optimizer, p, group, self.kinds(optimizer, group), make)
+            return made_compact(optimizer, p, group, self.kinds(optimizer, group), make, of_shard)
         return make()
 
     def make_shards(  # type: ignore[override]
@@ -283,7 +285,8 @@ class _RuleDefinition(Definition):
         """States that begin in this step, of a DTensor: of its local shard, placed as it is."""
         from oxistep.optim._dtensors import in_shards
 
-        state = self.make_state(optimizer, p._local_tensor, grad._local_tensor, group, missing, begins)
+        local, of_grad = p._local_tensor, grad._local_tensor
+        state = self.make_state(optimizer, local, of_grad, group, missing, begins, of_shard=True)
         numbers = [name for name, state in begins.items() if not state.kind.has_elements]
         return in_shards(p, grad, state, ("step", *numbers))
 

@@ -168,8 +168,10 @@ pub trait Rule: Copy + Send + Sync + Sized {
         self.states()
     }
 
-    /// What each of its state arrays is.
-    fn kinds(&self) -> &'static [StateKind];
+    /// What each of its state arrays is; those that are not named are exact.
+    fn kinds(&self) -> &'static [StateKind] {
+        &[]
+    }
 
     /// The scalar states it keeps, by torch's names; `step` first.
     fn scalars(&self) -> &'static [&'static str];

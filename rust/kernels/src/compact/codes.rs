@@ -177,8 +177,8 @@ pub(crate) fn write_signed(tile: &mut [f32; BLOCK], codes: &mut [u8; BLOCK], noi
     f32::from_bits(low | k)
 }
 
-/// The bits of what a relative code is relative to: nearly those of the root of a second moment. (Its exponent is off by
-/// the bias; the header has that too.)
+/// The bits of what a relative code is relative to: nearly those of the root of a second moment. (Half the exponent's
+/// bias is missing, here and in the header.)
 #[inline(always)]
 fn divisor<const ROOT: bool>(of: f32) -> i32 {
     let bits = of.to_bits() as i32;

@@ -20,7 +20,7 @@
 //! in the type of the tensor, so the last places differ. A step divides by the states as they are stored, like torch.
 
 use crate::arithmetic::Real;
-use crate::rule::{Hyperparameters, Rule, Scalars, StateKind, within};
+use crate::rule::{Hyperparameters, Rule, Scalars, within};
 
 /// Hyperparameters.
 #[derive(Clone, Copy, Debug)]
@@ -70,10 +70,6 @@ impl Rule for Adafactor {
 
     fn states_of(&self, dims: usize) -> &'static [&'static str] {
         if dims > 1 { self.states() } else { &["variance"] }
-    }
-
-    fn kinds(&self) -> &'static [StateKind] {
-        &[StateKind::Exact; 2]
     }
 
     fn scalars(&self) -> &'static [&'static str] {

@@ -12,7 +12,7 @@
 //! In torch's order of operations, with eta and mu of the step before: equal to its for-loop bit for bit in f32.
 
 use crate::arithmetic::Real;
-use crate::rule::{Formula, Hyperparameters, Rule, Scalars, StateKind, States, Visitor, within};
+use crate::rule::{Formula, Hyperparameters, Rule, Scalars, States, Visitor, within};
 
 /// Hyperparameters.
 #[derive(Clone, Copy, Debug)]
@@ -52,10 +52,6 @@ impl Rule for Asgd {
 
     fn states(&self) -> &'static [&'static str] {
         &["ax"]
-    }
-
-    fn kinds(&self) -> &'static [StateKind] {
-        &[StateKind::Exact]
     }
 
     fn scalars(&self) -> &'static [&'static str] {
