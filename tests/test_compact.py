@@ -460,3 +460,47 @@ def test_explain_tells_the_bytes():
     rows = oxistep.explain(optimizer)
     assert rows[0].reason == "plain CPU tensors; 6.03 bytes an element"
     assert rows[1].reason == "plain CPU tensors; 12.10 bytes an element"
+
+
+# ---- training ----
+
+TRAINED = {
+    "AdamW": 3e-3,
+    "Adam": 3e-3,
+    "NAdam": 3e-3,
+    "RAdam": 3e-3,
+    "RMSprop": 1e-3,
+    "Adagrad": 1e-2,
+    "SGD": 0.05,
+    "Lion": 3e-4,
+}
+
+
+def trained_loss(name, seed, **settings):
+    """The mean loss of the last steps of a small network that learns noisy labels: it does not come near zero."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(512, 64, generator=generator)
+    labels = (x @ torch.randn(64, 10, generator=generator) + 4 * torch.randn(512, 10, generator=generator)).argmax(1)
+    torch.manual_seed(seed)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 96), torch.nn.Tanh(), torch.nn.Linear(96, 10))
+    cls = zoo.Lion if name == "Lion" else getattr(optim, name)
+    optimizer = cls(model.parameters(), lr=TRAINED[name], **({"momentum": 0.9} if name == "SGD" else {}), **settings)
+    losses = []
+    for step in range(160):
+        batch = torch.randperm(512, generator=generator)[:128]
+        loss = torch.nn.functional.cross_entropy(model(x[batch]), labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step >= 130:
+            losses.append(loss.item())
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_ends_where_float32_ends(name):
+    """Over three seeds; measured: within 0.1 % for bfloat16, 0.4 % for 8 bits."""
+    wanted = sum(trained_loss(name, seed) for seed in range(3))
+    for state_dtype, largest in ((BF16, 0.02), ("8bit", 0.05)):
+        found = sum(trained_loss(name, seed, state_dtype=state_dtype) for seed in range(3))
+        assert abs(found / wanted - 1) < largest, (state_dtype, found / wanted)
