@@ -92,7 +92,7 @@ def test_states_are_kept_as_asked_and_stepped_natively(name):
             assert optimizer.state[small][key].dtype == torch.float32, "a small tensor stays as it is"
             if key in compressed:
                 codes, headers = (optimizer.state[large][f"{key}_{what}"] for what in ("codes", "headers"))
-                assert (codes.dtype, codes.shape) == (torch.uint8, (large.numel(),))
+                assert (codes.dtype, codes.shape) == (torch.uint8, large.shape)
                 assert (headers.dtype, headers.shape) == (torch.float32, (large.numel() // 256,))
                 assert key not in optimizer.state[large]
 
@@ -328,19 +328,19 @@ def test_a_checkpoint_without_residual_starts_from_the_parameter():
 def test_changed_parameters_start_anew(weights):
     p = torch.ones(5000, dtype=BF16, requires_grad=True)
     optimizer = optim.SGD([p], lr=1e-4, weights=weights)
-    for change in ("in place", "another tensor"):
+    for change, value in (("in place", 3.0), ("another tensor", 5.0)):
         for _ in range(3):
             p.grad = torch.ones_like(p)
             optimizer.step()
         assert not torch.equal(optimizer.master(p), p.detach().float())
         with torch.no_grad():
             if change == "in place":
-                p.fill_(3.0)
+                p.fill_(value)
             else:
-                p.data = torch.full_like(p, 3.0)
+                p.data = torch.full_like(p, value)
         p.grad = torch.zeros_like(p)
         optimizer.step()
-        assert torch.equal(optimizer.master(p), torch.full((5000,), 3.0)), change
+        assert torch.equal(optimizer.master(p), torch.full((5000,), value)), change
 
 
 def test_what_nothing_shows_is_off_by_half_a_unit():
@@ -504,3 +504,169 @@ def test_training_ends_where_float32_ends(name):
     for state_dtype, largest in ((BF16, 0.02), ("8bit", 0.05)):
         found = sum(trained_loss(name, seed, state_dtype=state_dtype) for seed in range(3))
         assert abs(found / wanted - 1) < largest, (state_dtype, found / wanted)
+
+
+# ---- what a review found ----
+
+
+@pytest.mark.parametrize("weights", ["kahan", "residual8", "residual16", "master"])
+@pytest.mark.parametrize("value", [0.0, -0.0, torch.inf, -torch.inf])
+def test_edits_that_nothing_shows_make_no_nan(weights, value):
+    p = torch.linspace(-2, 2, 5000).to(BF16).requires_grad_()
+    optimizer = optim.SGD([p], lr=1e-3, weights=weights)
+    p.grad = torch.linspace(1, -3, 5000).to(BF16)
+    optimizer.step()
+    p.data.fill_(value)
+    p.grad = torch.zeros_like(p)
+    assert not optimizer.master(p).isnan().any()
+    optimizer.step()
+    assert not p.isnan().any()
+    assert torch.all((p - value).abs() <= 2**-8) if abs(value) < 1 else torch.all(p == value)
+
+
+def test_a_momentum_that_begins_later():
+    p = torch.ones(5000, dtype=BF16, requires_grad=True)
+    optimizer = optim.SGD([p], lr=1e-4, weights="residual16")
+    for _ in range(3):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    before = optimizer.master(p)
+    assert sorted(optimizer.state[p]) == ["residual"]
+    optimizer.param_groups[0]["momentum"] = 0.9
+    p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert torch.equal(optimizer.master(p), before)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"weights": "residual16"}, {"weights": "stochastic"}, {"state_dtype": "8bit"}], ids=str
+)
+def test_a_state_of_a_rule_that_begins_later(settings):
+    @oxistep.rule
+    def rule(p, g, s, lr=1e-4, more=0.0):
+        s.a = 0.9 * s.a + g
+        if more > 0:
+            s.b = 0.9 * s.b + g
+            return p - lr * s.b
+        return p - lr * s.a
+
+    p = torch.ones(5000, dtype=BF16 if "weights" in settings else torch.float32, requires_grad=True)
+    optimizer = rule([p], **settings)
+    for _ in range(3):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    before = optimizer.master(p) if settings.get("weights") == "residual16" else None
+    optimizer.param_groups[0]["more"] = 1.0
+    p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert optimizer.state[p]["step"] == 4
+    assert before is None or torch.equal(optimizer.master(p), before)
+
+
+def test_names_that_users_have_stay_theirs():
+    @oxistep.rule
+    def feedback(p, g, s, lr=0.1):
+        s.residual = s.residual + g
+        s.last_codes = g
+        return p - lr * s.residual
+
+    (p,) = params(shapes=[LARGE])
+    optimizer = train(feedback([p]), 2)
+    saved = optimizer.state_dict()
+    optimizer.load_state_dict(saved)
+    assert sorted(optimizer.state[p]) == ["last_codes", "residual", "step"]
+    assert sorted(oxistep.plain_state_dict(optimizer)["state"][0]) == ["last_codes", "residual", "step"]
+    half = torch.ones(3, dtype=BF16, requires_grad=True)
+    half.grad = torch.ones_like(half)
+    with pytest.raises(RuntimeError, match=r"this rule has a state of that name.*nothing was updated"):
+        feedback([half], weights="residual16").step()
+
+
+def test_groups_have_kinds_of_their_own():
+    @oxistep.rule
+    def rule(p, g, s, lr=0.0, mode="a"):
+        s.v = 0.9 * s.v + (g * g if mode == "a" else g)
+        return p - lr * s.v
+
+    a, b = params(shapes=[LARGE, LARGE])
+    optimizer = rule([{"params": [a], "mode": "a"}, {"params": [b], "mode": "b"}], state_dtype="8bit")
+    for _ in range(3):
+        a.grad, b.grad = -torch.ones_like(a), -torch.ones_like(b)
+        optimizer.step()
+    first, second = (oxistep.plain_state_dict(optimizer)["state"][k]["v"] for k in range(2))
+    assert torch.allclose(first, torch.full_like(first, 2.71), rtol=0.02)
+    assert torch.allclose(second, torch.full_like(second, -2.71), rtol=0.02)
+
+
+@pytest.mark.parametrize("weights", ["kahan", "residual8", "residual16", "master"])
+def test_the_optimizer_may_be_loaded_before_the_model(weights):
+    first = train(optim.AdamW(params(BF16), weights=weights), 4)
+    saved, state = values(first), copy.deepcopy(first.state_dict())
+    ps = params(BF16)
+    second = optim.AdamW(ps, weights=weights)
+    second.load_state_dict(state)
+    with torch.no_grad():
+        for p, value in zip(ps, saved, strict=True):
+            p.copy_(value)
+    assert bits(train(second, 2, first=4)) == bits(train(first, 2, first=4))
+
+
+def test_residuals_become_masters_without_a_loss():
+    p = torch.tensor([1.00390625, 1.0, -1.00390625] * 2000).to(BF16).requires_grad_()
+    p.data.copy_(torch.ones(6000))
+    residual = optim.SGD([p], lr=1.0, weights="residual16")
+    p.grad = torch.full_like(p, -(2.0**-8))  # a tie: half a unit
+    residual.step()
+    wanted = residual.master(p)
+    assert wanted[0] == 1 + 2.0**-8
+    master = optim.SGD([p], lr=1.0, weights="master")
+    master.load_state_dict(residual.state_dict())
+    p.grad = torch.zeros_like(p)
+    master.step()
+    assert torch.equal(master.master(p), wanted)
+
+
+def test_an_edit_of_one_row_leaves_the_other_masters():
+    p = torch.ones(100, 50, dtype=BF16, requires_grad=True)
+    optimizer = optim.SGD([p], lr=1e-4, weights="master")
+    for _ in range(100):
+        with torch.no_grad():
+            p[0].zero_()
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert torch.allclose(optimizer.master(p)[1:], torch.tensor(0.99), atol=1e-5)
+
+
+def test_unusual_numbers_are_rehearsed_with_states_in_codes():
+    (p,) = params(shapes=[LARGE])
+    optimizer = train(optim.AdamW([p], state_dtype="8bit"), 1)
+    optimizer.param_groups[0]["betas"] = (0.9, 1.0)
+    train(optimizer, 1)  # as without codes: torch takes them
+    assert p.isfinite().all()
+
+
+def test_everything_that_is_torchs_is_refused():
+    program = "import sys; sys.path.insert(0, {!r}); from test_compact import *; zoo.Lion(params(), state_dtype='8bit')"
+    program = program.format(os.path.dirname(__file__)) + "; o = zoo.Lion(params(), state_dtype='8bit'); train(o, 1)"
+    environment = {**os.environ, "OXISTEP_BACKEND": "torch"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert "state_dtype='8bit'" in done.stderr and "nothing was updated" in done.stderr
+
+
+def test_a_version_that_runs_code_meets_no_freed_memory(monkeypatch):
+    p = torch.ones(5000, dtype=BF16, requires_grad=True)
+    optimizer = optim.SGD([p], lr=1e-4, weights="residual16")
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    plain = torch.Tensor._version
+    moved = []
+
+    def version(self):
+        if not moved:
+            moved.append(self)
+            self.data = torch.full_like(self, 2.0)
+        return plain.__get__(self)
+
+    monkeypatch.setattr(torch.Tensor, "_version", property(version))
+    optimizer.step()
+    assert moved and p[0] == 2.0

@@ -32,22 +32,24 @@ def plain_state_dict(optimizer: Any) -> dict[str, Any]:
         >>> sorted(oxistep.plain_state_dict(optimizer)["state"][0])
         ['exp_avg', 'exp_avg_sq', 'step']
     """
-    from oxistep.optim._compact import is_compact, is_in_another_form, plain_entry
+    from oxistep.optim._compact import plain_entry
     from oxistep.optim._definition import definition_of
+    from oxistep.optim._kept import kept_of
     from oxistep.optim._native import DropIn
 
     if not isinstance(optimizer, DropIn):
         raise TypeError(f"plain_state_dict: expected an optimizer of oxistep, got {type(optimizer).__name__}")
     definition = definition_of(type(optimizer))
+    kept = kept_of(optimizer)
     saved: dict[str, Any] = optimizer.state_dict()
     groups = zip(optimizer.param_groups, saved["param_groups"], strict=True)
     for group, saved_group in groups:
-        kinds = definition.kinds(optimizer, group) if is_compact(optimizer) else {}
+        kinds = definition.kinds(optimizer, group) if kept.state_dtype or kept.weights else {}
         for p, number in zip(group["params"], saved_group["params"], strict=True):
             entry = saved["state"].get(number)
-            if entry is None or not (is_compact(optimizer) or is_in_another_form(entry)):
+            if entry is None or (not kinds and not kept.weights):
                 continue
-            plain = plain_entry(entry, kinds, p, p.dtype)
+            plain = plain_entry(entry, kinds, p, p.dtype, kept.weights)
             if definition.counts_for_noise:
                 plain.pop("step", None)
             saved["state"][number] = plain

@@ -27,6 +27,7 @@ __all__ = [
     "made_compact",
     "master_of",
     "plain_entry",
+    "plain_names",
     "reformed",
     "refuse_left",
     "weights_changed",
@@ -58,20 +59,26 @@ def _asks(kept: Kept) -> bool:
     return kept.weights is not None or kept.state_dtype not in (None, torch.float32)
 
 
-def keep_in(optimizer: Any, plan: Any, kinds: Kinds) -> Any:
-    """Tells a plan what the settings ask."""
+def keep_in(optimizer: Any, plan: Any, kinds_of: Callable[[dict[str, Any]], Kinds]) -> Any:
+    """Tells a plan what the settings ask.
+
+    Args:
+        optimizer: the optimizer.
+        plan: its plan.
+        kinds_of: what the states of a group are, if a user wrote the rule; else nothing.
+    """
     kept = optimizer.__dict__.get(KEY)
     if kept is not None and _asks(kept):
-        plan.keep(kept.weights, kept.state_dtype not in (None, torch.float32), kept.seed, list(kinds.items()))
+        of_groups = [list(kinds_of(group).items()) for group in optimizer.param_groups]
+        plan.keep(kept.weights, kept.state_dtype not in (None, torch.float32), kept.seed, of_groups)
     return plan
 
 
-def forget_parameters(optimizer: Any, kinds: Callable[[], Kinds]) -> None:
-    """What parameters were after the last step no longer counts: states were loaded."""
+def forget_parameters(optimizer: Any) -> None:
+    """What parameters were after the last step, and what groups there were, no longer counts."""
     kept = optimizer.__dict__.get(KEY)
-    if kept is not None and kept.weights is not None:
-        for plan in kept.plans.values():
-            keep_in(optimizer, plan, kinds())
+    if kept is not None and _asks(kept) and kept.torn is None:
+        kept.plans.clear()  # made anew for the next step
 
 
 def check_parameters(optimizer: Any, group: dict[str, Any]) -> None:
@@ -135,12 +142,21 @@ def made_compact(
     with lean_states():  # states of zeros take no memory until it is known how they are kept
         state = make()
     weights = kept_of(optimizer).weights
+    if weights is not None and _COMPANIONS.get(weights) in kinds:
+        name = _COMPANIONS[weights]
+        raise RuntimeError(
+            f"weights={weights!r} keeps {name!r} beside each parameter, and this rule has a state of that name: give "
+            "the state another one; nothing was updated"
+        )
     if of_shard and weights in _COMPANIONS:
         raise RuntimeError(
             f"weights={weights!r}: expected plain tensors, got a DTensor, beside whose shards nothing is kept yet; "
             'give weights="stochastic", or float32 parameters; nothing was updated'
         )
-    return _formed(optimizer, p, group, kinds, state, of_shard=of_shard)
+    formed = _formed(optimizer, p, group, kinds, state, of_shard=of_shard)
+    # what is there already, beside a state that begins later, stays
+    entry = optimizer.state[p] if p in optimizer.state else {}
+    return {key: value for key, value in formed.items() if entry.get(key) is None}
 
 
 def _wanted(kept: Kept, p: Tensor, kind: Kind, of_shard: bool) -> torch.dtype | None:
@@ -150,12 +166,8 @@ def _wanted(kept: Kept, p: Tensor, kind: Kind, of_shard: bool) -> torch.dtype | 
     if kept.state_dtype == torch.float32 or kind == EXACT:
         return torch.float32
     if kept.state_dtype == "8bit":
-        return None if p.numel() >= LEAST and _is_dense(p) and not of_shard else torch.float32
+        return None if p.numel() >= LEAST and p.is_contiguous() and not of_shard else torch.float32
     return kept.state_dtype
-
-
-def _is_dense(p: Tensor) -> bool:
-    return p.is_contiguous() or torch.empty_like(p, memory_format=torch.preserve_format).stride() == p.stride()
 
 
 def _formed(
@@ -171,10 +183,10 @@ def _formed(
     kept = kept_of(optimizer)
     formed: dict[str, Any] = {}
     draws = kept.weights in ("stochastic", "residual8")
-    for name in sorted(_names(entry), key=lambda name: kinds.get(name, EXACT)[0] == "relative"):
+    for name in sorted(_names(entry, kinds, kept.weights), key=lambda name: kinds.get(name, EXACT)[0] == "relative"):
         kind = kinds.get(name, EXACT)
         value = entry.get(name)
-        if value is not None and not (isinstance(value, Tensor) and value.shape == p.shape and _is_state(name, value)):
+        if name in entry and not _is_state(value, name, kinds, p):
             formed[name] = value
             continue
         wanted = _wanted(kept, p, kind, of_shard)
@@ -182,10 +194,11 @@ def _formed(
         if wanted is not None:
             value = _numbers(entry, name, kinds, p) if value is None else value
             formed[name] = _materialised(value, p, wanted)
-        elif value is None:
+        elif value is None and entry[name + CODES].shape == p.shape:
             for suffix in (CODES, HEADERS):
                 formed[name + suffix] = entry[name + suffix].detach().clone()
         else:
+            value = _numbers(entry, name, kinds, p) if value is None else value
             formed.update(_packed(name, value, kind, _divisor(formed, kind, kinds, p), p, kept.seed))
     if kept.weights is not None:
         formed.update(_companion(kept.weights, p, entry))
@@ -196,19 +209,27 @@ def _formed(
     return formed
 
 
-def _is_state(name: str, value: Tensor) -> bool:
-    return name != "step" and value.is_floating_point() and not value.is_complex()
+def _is_state(value: Any, name: str, kinds: Kinds, p: Tensor) -> bool:
+    """Whether it is a state of the parameter's shape: numbers of one element, as `step`, stay as they are."""
+    return name in kinds and isinstance(value, Tensor) and value.shape == p.shape and value.is_floating_point()
 
 
-def _names(entry: Mapping[str, Any]) -> list[str]:
-    """The names of what an entry holds, without what stands beside the parameter."""
+def _names(entry: Mapping[str, Any], kinds: Kinds, weights: str | None) -> list[str]:
+    """The names of what an entry holds, without what stands beside a parameter. (Users have names that end as ours.)"""
     names = []
     for key in entry:
-        if key.endswith(CODES):
-            names.append(key.removesuffix(CODES))
-        elif not key.endswith(HEADERS) and key not in _COMPANIONS.values():
+        base = key.removesuffix(CODES).removesuffix(HEADERS)
+        if base != key and base in kinds:
+            if key.endswith(CODES):
+                names.append(base)
+        elif key in kinds or weights is None or key not in _COMPANIONS.values():
             names.append(key)
     return names
+
+
+def plain_names(entry: Mapping[str, Any], kinds: Kinds, weights: str | None) -> dict[str, Any]:
+    """An entry under the names that its states have as numbers, whatever they are kept as."""
+    return {name: entry.get(name, entry.get(name + CODES)) for name in _names(entry, kinds, weights)}
 
 
 def _materialised(value: Tensor, p: Tensor, dtype: torch.dtype) -> Tensor:
@@ -223,37 +244,32 @@ def _materialised(value: Tensor, p: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _packed(name: str, value: Tensor, kind: Kind, of: Tensor | None, p: Tensor, seed: int) -> dict[str, Tensor]:
-    codes = torch.zeros(p.numel(), dtype=torch.uint8)
-    headers = torch.zeros(-(-p.numel() // _BLOCK), dtype=torch.float32)
+    codes = torch.zeros(p.shape, dtype=torch.uint8, device="cpu")
+    headers = torch.zeros(-(-p.numel() // _BLOCK), dtype=torch.float32, device="cpu")
     is_zero = all(stride == 0 for stride in value.stride()) and value.flatten()[0].item() == 0
     if not is_zero:
-        flat = _in_memory_order(_materialised(value, p, torch.float32), p)
-        _core.pack_codes(flat, codes, headers, kind[0], of, kind[2], seed)
+        numbers = _materialised(value, p, torch.float32)
+        _core.pack_codes(numbers, codes, headers, kind[0], of, kind[2], seed)
     return {name + CODES: codes, name + HEADERS: headers}
 
 
-def _in_memory_order(value: Tensor, p: Tensor) -> Tensor:
-    """The elements of a tensor that is laid out as a dense parameter, as they follow each other."""
-    return value.as_strided((p.numel(),), (1,))
-
-
 def _divisor(entry: Mapping[str, Any], kind: Kind, kinds: Kinds, p: Tensor) -> Tensor | None:
-    """The numbers, in the order of memory, of the state that a relative one is relative to."""
+    """The numbers of the state that a relative one is relative to."""
     if kind[0] != "relative" or kind[1] is None:
         return None
-    return _in_memory_order(_materialised(_numbers(entry, kind[1], kinds, p), p, torch.float32), p)
+    return _numbers(entry, kind[1], kinds, p).to(torch.float32).cpu().contiguous()
 
 
 def _numbers(entry: Mapping[str, Any], name: str, kinds: Kinds, p: Tensor) -> Tensor:
-    """A state as numbers, laid out as its parameter."""
+    """A state as numbers."""
     if name in entry:
         state: Tensor = entry[name]
         return state
     kind = kinds.get(name, EXACT)
-    out = torch.empty(p.numel(), dtype=torch.float32)
-    of = _divisor(entry, kind, kinds, p)
-    _core.unpack_codes(entry[name + CODES], entry[name + HEADERS], out, kind[0], of, kind[2])
-    return out.as_strided(p.shape, p.stride())
+    codes, headers = (entry[name + suffix].cpu().contiguous() for suffix in (CODES, HEADERS))
+    out = torch.empty(codes.shape, dtype=torch.float32, device="cpu")
+    _core.unpack_codes(codes, headers, out, kind[0], _divisor(entry, kind, kinds, p), kind[2])
+    return out
 
 
 # ---- weights ----
@@ -264,15 +280,23 @@ def _companion(weights: str, p: Tensor, entry: Mapping[str, Any]) -> dict[str, T
     name = _COMPANIONS.get(weights)
     if name is None:
         return {}
+    if p.dtype not in _HALF:
+        raise RuntimeError(
+            f"weights={weights!r}: expected a parameter of a half type, got {p.dtype} since it was added"
+        )
     like = {"memory_format": torch.preserve_format}
+    dtypes = {"residual16": torch.int16, "residual8": torch.uint8, "kahan": p.dtype, "master": torch.float32}
+    dtype = dtypes[weights]
+    own = entry.get(name)
+    if own is not None and own.dtype == dtype and own.shape == p.shape:
+        # the parameter that it belongs to may be loaded later
+        return {name: torch.empty_like(p, dtype=dtype, **like).copy_(own)}  # type: ignore[arg-type]
     exact = _exact(p, entry)
     if weights == "master":
         return {name: _materialised(exact.detach().clone(), p, torch.float32)}
     if weights == "kahan":
-        return {name: (exact - p.detach().float()).to(p.dtype)}
-    dtype = torch.int16 if weights == "residual16" else torch.uint8
-    if name in entry and entry[name].dtype == dtype:
-        return {name: entry[name].detach().clone()}
+        rest = exact - p.detach().float()
+        return {name: torch.where(rest.isfinite(), rest, 0.0).to(p.dtype)}
     rest = exact.view(torch.int32) - (p.detach().view(torch.int16).to(torch.int32) << 16)
     if weights == "residual8":
         return {name: (rest >> 8).clamp(-128, 127).to(torch.int8).view(torch.uint8)}
@@ -282,13 +306,23 @@ def _companion(weights: str, p: Tensor, entry: Mapping[str, Any]) -> dict[str, T
 def _exact(p: Tensor, entry: Mapping[str, Tensor]) -> Tensor:
     """The number that a parameter and what stands beside it stand for, in float32."""
     p = p.detach()
+    if p.dtype not in _HALF:
+        return p.float()
+    # as the kernels have it: what cannot belong to a parameter, which somebody changed then, is left out
     if (master := entry.get("master")) is not None:
-        return torch.where(master.to(p.dtype).view(torch.int16) == p.view(torch.int16), master, p.float())
+        near = master.to(p.dtype).view(torch.int16) == p.view(torch.int16)
+        if p.dtype == torch.bfloat16:
+            distance = master.view(torch.int32).long() - (p.view(torch.int16).to(torch.int32) << 16).long()
+            near |= distance.abs() <= 0x8000
+        return torch.where(near, master, p.float())
     if (compensation := entry.get("compensation")) is not None:
-        return p.float() + compensation.float()
+        rest = compensation.float()
+        return torch.where(rest.abs() <= p.float().abs() * 2.0**-8, p.float() + rest, p.float())
     if (residual := entry.get("residual")) is not None:
-        rest = residual.view(torch.int8).to(torch.int32) << 8 if residual.dtype == torch.uint8 else residual
-        return ((p.view(torch.int16).to(torch.int32) << 16) + rest.to(torch.int32)).view(torch.float32)
+        small = residual.view(torch.int8).to(torch.int32) << 8 if residual.dtype == torch.uint8 else residual.int()
+        joined = ((p.view(torch.int16).to(torch.int32) << 16) + small).view(torch.float32)
+        leaves = ((p == 0) & (small < 0)) | (~p.isfinite() & (small > 0))
+        return torch.where(leaves, p.float(), joined)
     return p.float()
 
 
@@ -306,11 +340,11 @@ def master_of(optimizer: Any, p: Tensor) -> Tensor:
 
 
 def weights_changed(optimizer: Any, p: Tensor) -> None:
-    """Somebody changed a parameter: what stands beside it starts anew."""
+    """Somebody changed a parameter: what stands beside it starts anew. (Kernels see for each element whether a master
+    still belongs to it.)
+    """
     entry = optimizer.state.get(p, {})
     with torch.no_grad():
-        if "master" in entry:
-            entry["master"].copy_(p)
         for name in ("residual", "compensation"):
             if name in entry:
                 entry[name].zero_()
@@ -320,17 +354,18 @@ def weights_changed(optimizer: Any, p: Tensor) -> None:
 
 
 def is_in_another_form(saved: Mapping[str, Any]) -> bool:
-    """Whether an entry of a checkpoint holds what torch's classes do not have."""
-    return any(key.endswith(CODES) or key in _COMPANIONS.values() for key in saved)
+    """Whether an entry of a checkpoint may hold states in codes."""
+    return any(key.endswith(CODES) for key in saved)
 
 
-def plain_entry(entry: Mapping[str, Any], kinds: Kinds, p: Tensor, dtype: torch.dtype | None) -> dict[str, Any]:
-    """An entry as torch's class would have it: states as numbers of that dtype (``None``: of their own)."""
+def plain_entry(
+    entry: Mapping[str, Any], kinds: Kinds, p: Tensor, dtype: torch.dtype, weights: str | None
+) -> dict[str, Any]:
+    """An entry as torch's class would have it: states as numbers of that dtype."""
     plain: dict[str, Any] = {}
-    for name in _names(entry):
+    for name in _names(entry, kinds, weights):
         value: Any = _numbers(entry, name, kinds, p)
-        is_state = isinstance(value, Tensor) and value.shape == p.shape and _is_state(name, value)
-        plain[name] = value.to(dtype) if is_state and dtype is not None else value
+        plain[name] = value.to(dtype=dtype, device=p.device) if _is_state(value, name, kinds, p) else value
     return plain
 
 
@@ -352,13 +387,14 @@ def reformed(
         saved: the entry.
         counts_for_noise: ``step`` is there only where something is rounded at random.
     """
-    own = {key: value.detach().to(p.device) if isinstance(value, Tensor) else value for key, value in saved.items()}
+    own = {key: value.detach() if isinstance(value, Tensor) else value for key, value in saved.items()}
     kept = optimizer.__dict__.get(KEY)
     if kept is None or not _asks(kept) or not _may_be_compact(p):
         if counts_for_noise:
             own.pop("step", None)
         narrow = kept is not None and kept.state_dtype == torch.float32 and p.dtype in _HALF
-        return plain_entry(own, kinds, p, torch.float32 if narrow else p.dtype)
+        weights = None if kept is None else kept.weights
+        return plain_entry(own, kinds, p, torch.float32 if narrow else p.dtype, weights)
     return _formed(optimizer, p, group, kinds, own, counts_for_noise, of_shard=hasattr(p, "_local_tensor"))
 
 

@@ -111,7 +111,7 @@ class Definition:
 
     def new_plan(self, optimizer: Any) -> Any:
         """What takes the steps of an optimizer."""
-        return keep_in(optimizer, _core.Plan(self.rule, self), {})
+        return keep_in(optimizer, _core.Plan(self.rule, self), lambda group: {})
 
     def kinds(self, optimizer: Any, group: dict[str, Any]) -> Kinds:
         """What the states of a parameter of a group are, as far as that matters for keeping them in fewer bits."""

@@ -56,6 +56,7 @@ class Kept:
         "given",
         "grad_norm_group",
         "guarded",
+        "kinds",
         "loading",
         "max_grad_norm",
         "plans",
@@ -77,6 +78,8 @@ class Kept:
         """Descriptions of tensors that torch's step was found to take: see ``_rehearsal``."""
         self.told: type | None = None
         """The class for which ``OXISTEP_EXPLAIN=1`` had its line."""
+        self.kinds: dict[Any, Any] = {}
+        """What the states of a rule that a user wrote are, as far as that was asked."""
         self.loading: dict[str, Any] | None = None
         """The state dict that is being loaded."""
         self.given: frozenset[str] = frozenset()

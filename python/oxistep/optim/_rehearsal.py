@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oxistep.optim._compact import is_compact, plain_names
 from oxistep.optim._kept import kept_of
 from oxistep.optim._storages import place
 
@@ -43,15 +44,17 @@ def rehearse_numbers(optimizer: Any, definition: Any, g: int, p: Tensor, state: 
         )
     else:
         twin.grad = torch.ones(3, dtype=p.dtype)
+    group, state = optimizer.param_groups[g], state or {}
+    if is_compact(optimizer):
+        state = plain_names(state, definition.kinds(optimizer, group), kept_of(optimizer).weights)
     # a sign of each kind: Rprop treats them differently
     values = torch.tensor([1.0, -1.0, 0.0], dtype=p.dtype)
     small = {
         key: (value.clone() if value.dim() == 0 and key in _SCALARS else values.clone())
         if isinstance(value, Tensor)
         else value
-        for key, value in (state or {}).items()
+        for key, value in state.items()
     }
-    group = optimizer.param_groups[g]
     try:
         _step(optimizer, definition, group, twin, small)
     except Exception as error:

@@ -114,6 +114,8 @@ class SGD(NativeStep, _SGD):
 
 
 def _new_state(optimizer: Any, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    if group["momentum"] == 0:
+        return {}
     # torch clones the gradient; the first step writes every element, so nothing needs to be copied here
     # (in the dtype of the parameter, also for a half gradient of a float32 parameter)
     if p.stride() == grad.stride() and p.is_contiguous() and 1 not in p.shape and 0 not in p.shape:

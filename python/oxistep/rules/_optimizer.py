@@ -15,7 +15,7 @@ from oxistep import _core
 from oxistep._names import name_of
 from oxistep.optim import _modes
 from oxistep.optim._all_or_nothing import refuse_if_torn
-from oxistep.optim._compact import Kinds, is_compact, keep_in, made_compact, refuse_left
+from oxistep.optim._compact import Kinds, is_compact, keep_in, made_compact, plain_names, refuse_left
 from oxistep.optim._definition import Definition, Rows, define
 from oxistep.optim._kept import GradNormGroup, StateDType, Weights, keep_settings, kept_of
 from oxistep.optim._max_grad_norm import measured_by_torch
@@ -211,14 +211,22 @@ class _RuleDefinition(Definition):
         own = copy.copy(self)
         own.source = source_of(cls)
         own.methods = [("update", getattr(cls, "update", None))]
-        kinds = self.kinds(optimizer, optimizer.param_groups[0]) if is_compact(optimizer) else {}
-        return keep_in(optimizer, _core.Plan(tree_of(own.source), own), kinds)
+        return keep_in(optimizer, _core.Plan(tree_of(own.source), own), lambda group: self.kinds(optimizer, group))
 
     counts_for_noise = False
 
     def kinds(self, optimizer: Any, group: dict[str, Any]) -> Kinds:
-        found = kinds_of_rule(source_of(type(optimizer)), group)
-        return {name: (kind.name, kind.of, kind.name == "relative") for name, kind in found.items()}
+        source = source_of(type(optimizer))
+        known: dict[Any, Kinds] = kept_of(optimizer).kinds
+        # they hang on what is no number, and on how many numbers a tuple has
+        words = tuple(
+            (name, len(value) if isinstance(value, tuple) else value if isinstance(value, (str, bool)) else None)
+            for name, value in ((name, group.get(name)) for name in source.hyperparameters)
+        )
+        if (source, words) not in known:
+            found = kinds_of_rule(source, group)
+            known[source, words] = {name: (kind.name, kind.of, kind.name == "relative") for name, kind in found.items()}
+        return known[source, words]
 
     def overridden(self, optimizer: Any) -> str | None:
         """Why a whole step is torch's: the class has another rule now. (The next step has a plan of its own for it.)"""
@@ -229,6 +237,7 @@ class _RuleDefinition(Definition):
 
     def leave_everything(self, optimizer: Any, unscale: Callable[[], None] | None = None) -> Tensor | None:
         refuse_if_torn(optimizer)
+        refuse_left(optimizer, [(g, p) for g, group in enumerate(optimizer.param_groups) for p in group["params"]])
         return _step(optimizer, unscale)
 
     def explain(self, optimizer: Any) -> Rows:
@@ -260,6 +269,8 @@ class _RuleDefinition(Definition):
         """
         source = source_of(type(optimizer))
         entry = optimizer.state[p] if p in optimizer.state else {}
+        if is_compact(optimizer):
+            entry = plain_names(entry, self.kinds(optimizer, group), kept_of(optimizer).weights)
         if (strangers := source.strangers(entry, begins)) is not None:
             place = next((i for i, other in enumerate(group["params"]) if other is p), 0)
             g = next(k for k, other in enumerate(optimizer.param_groups) if other is group)

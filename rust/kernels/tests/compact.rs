@@ -108,7 +108,9 @@ fn a_residual_holds_every_number() {
             let bits = u32::from(high) << 16 | u32::from(low);
             let x = f32::from_bits(bits);
             // a step of SGD with lr = 0 reads and writes what is there
-            let (mut p, mut r) = ([bf16::from_bits((bits.wrapping_add(0x8000) >> 16) as u16)], [bits as u16 as i16]);
+            let joined = (bits.wrapping_add(0x8000) >> 16, bits as u16 as i16);
+            let (p, r) = if x.is_nan() { (bits >> 16 | 0x40, 0) } else { joined };
+            let (mut p, mut r) = ([bf16::from_bits(p as u16)], [r]);
             let compact = Compact { weights: Weights::Residual16, states: vec![], noise: Noise::default() };
             let mut step = Step::default();
             step.constants(sgd(0.0, 0.0).constants(&mut Scalars::new([0.0; 3], [Precision::F32; 3]), false));

@@ -45,7 +45,8 @@ fn kinds_of(rule: &AnyRule) -> Vec<Told> {
         StateKind::Magnitude => ("magnitude", None, false),
         StateKind::Relative { to, root } => ("relative", states.get(usize::from(to)).copied(), root),
     };
-    states.iter().copied().zip(rule.kinds().iter().map(told)).collect()
+    let kinds = rule.kinds().iter().chain(std::iter::repeat(&StateKind::Exact));
+    states.iter().copied().zip(kinds.map(told)).collect()
 }
 
 /// Writes float32 numbers in codes, as a step would.

@@ -54,10 +54,16 @@ impl Plan {
     }
 
     /// Says how parameters of half types are kept, whether second moments in bfloat16 are rounded with fair odds beside
-    /// them, the seed of what is drawn, and what the states of a traced rule are, by name. Forgets what parameters were
-    /// after the last step.
+    /// them, the seed of what is drawn, and what the states of a traced rule are, by name, group by group. Forgets what
+    /// parameters were after the last step.
     #[pyo3(signature = (weights=None, fair=false, seed=0, kinds=Vec::new()))]
-    fn keep(&mut self, weights: Option<&str>, fair: bool, seed: u64, kinds: Vec<(String, KindByName)>) -> PyResult<()> {
+    fn keep(
+        &mut self,
+        weights: Option<&str>,
+        fair: bool,
+        seed: u64,
+        kinds: Vec<Vec<(String, KindByName)>>,
+    ) -> PyResult<()> {
         self.set_fewer(weights, fair, seed, kinds)
     }
 

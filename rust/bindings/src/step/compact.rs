@@ -160,16 +160,16 @@ impl Item {
     }
 }
 
-/// The version and the address of a parameter.
-fn seen(item: &Item, py: Python<'_>) -> PyResult<(u64, usize)> {
+/// The version and the address of a parameter; `None` if it has no version. Asking may run Python code.
+fn seen(item: &Item, py: Python<'_>) -> Option<(u64, usize)> {
     let object = item.tensor(0).unwrap_or(&item.param).bind(py);
-    let version = object.getattr(pyo3::intern!(py, "_version"))?.extract()?;
-    Ok((version, item.memory.first().map_or(0, |memory| memory.interval().0)))
+    let version = object.getattr(pyo3::intern!(py, "_version")).and_then(|version| version.extract()).ok()?;
+    Some((version, item.memory.first().map_or(0, |memory| memory.interval().0)))
 }
 
 impl Plan {
-    /// What stands beside parameters that somebody changed since the last step is made anew. Returns whether there was
-    /// one: Python code has then run.
+    /// What stands beside parameters that somebody changed since the last step is made anew. Returns whether any was
+    /// asked: Python code may then have run.
     pub(super) fn notice_edits(&mut self, optimizer: &Bound<'_, PyAny>) -> PyResult<bool> {
         if !self.fewer.weights.has_companion() {
             return Ok(false);
@@ -177,24 +177,27 @@ impl Plan {
         let py = optimizer.py();
         let mut any = false;
         for item in self.items.iter().filter(|item| item.route == Route::Native && item.compact.is_some()) {
-            let now = seen(item, py)?;
+            any = true;
+            let Some(now) = seen(item, py) else { continue };
             let known = self.seen.get(&(item.param.as_ptr() as usize));
             if item.fresh.is_none() && known.is_some_and(|known| *known != now) {
                 self.definition.call_method1(py, "weights_changed", (optimizer, &item.param))?;
-                any = true;
             }
         }
         Ok(any)
     }
 
     /// Notes what parameters are after a step.
-    pub(super) fn note_weights(&mut self, py: Python<'_>) -> PyResult<()> {
+    pub(super) fn note_weights(&mut self, py: Python<'_>) {
         if self.fewer.weights.has_companion() {
             for item in self.items.iter().filter(|item| item.compact.is_some()) {
-                self.seen.insert(item.param.as_ptr() as usize, seen(item, py)?);
+                let address = item.param.as_ptr() as usize;
+                match seen(item, py) {
+                    Some(now) => drop(self.seen.insert(address, now)),
+                    None => drop(self.seen.remove(&address)),
+                }
             }
         }
-        Ok(())
     }
 
     /// Sets what the settings ask.
@@ -203,7 +206,7 @@ impl Plan {
         weights: Option<&str>,
         fair: bool,
         seed: u64,
-        kinds: Vec<(String, KindByName)>,
+        kinds: Vec<Vec<(String, KindByName)>>,
     ) -> PyResult<()> {
         let weights = match weights {
             None => Weights::Nearest,

@@ -74,9 +74,12 @@ pub(super) fn codes_in<'py>(
 
 impl Fewer {
     /// What is asked of a parameter.
-    pub(super) fn of(self, param: &Described<'_>) -> Self {
+    ///
+    /// # Errors
+    /// If it has become one that cannot be kept so.
+    pub(super) fn of(self, param: &Described<'_>) -> Result<Self, &'static str> {
         let half = matches!(param.memory.dtype, DType::F16 | DType::Bf16) && !param.memory.complex;
-        Self { weights: if half { self.weights } else { Weights::Nearest }, ..self }
+        if half || self.weights == Weights::Nearest { Ok(self) } else { Err("weights= are for half types") }
     }
 
     /// Under which name what is beside a parameter stands.
@@ -116,16 +119,14 @@ impl OfCompact {
         let headers = states.end..states.end + headers;
         let mut whole: Streams<Described<'_>> = Streams::new();
         for (stream, described) in described.iter().enumerate() {
-            let codes = states.contains(&stream) && described.memory.dtype == DType::U8;
-            let len = if headers.contains(&stream) { n.div_ceil(BLOCK) } else { n };
-            if codes || headers.contains(&stream) {
-                if described.memory.len != len || !described.shape.is_contiguous() {
-                    return Err("its codes or their headers have another length than belongs to the parameter");
+            if headers.contains(&stream) {
+                if described.memory.len != n.div_ceil(BLOCK) || !described.shape.is_contiguous() {
+                    return Err("the headers of its codes have another length than belongs to the parameter");
                 }
             } else if described.shape.same_sizes(&param.shape) {
                 whole.push(*described);
             } else {
-                return Err("what stands beside it has another shape");
+                return Err("its codes, or what stands beside it, have another shape");
             }
         }
         let is_one_piece = whole.iter().all(|described| described.is_dense) && layout(&whole).is_none();

@@ -53,7 +53,7 @@ impl Item {
             pair = again.map_err(|refused: Refused| refused.reason())?;
         }
         let missing = leaf.as_ref().map_or_else(Vec::new, |leaf| leaf.missing(source.as_ref()));
-        let fewer = look.fewer.of(&pair.0);
+        let fewer = look.fewer.of(&pair.0)?;
         let absent =
             leaf.is_none() && (are_absent(names, source.as_ref(), keys)? || fewer.lacks(names, source.as_ref())?);
         if !missing.is_empty() || absent {

@@ -109,11 +109,9 @@ impl Item {
             let mut names = made.keys().iter().collect::<Vec<_>>();
             names.retain(|name| entry.contains(name).unwrap_or(false));
             self.nothing_under = Some(PyList::new(py, names)?.unbind());
-            if !missing.is_empty() {
-                let all = entry.copy()?;
-                all.update(made.as_mapping())?;
-                return Ok(all);
-            }
+            let all = entry.copy()?;
+            all.update(made.as_mapping())?;
+            return Ok(all);
         }
         Ok(made)
     }

@@ -75,8 +75,8 @@ pub(crate) struct Plan {
     pub(super) check_always: bool,
     /// What the optimizer's settings ask of parameters and states.
     pub(super) fewer: Fewer,
-    /// What the states of a traced rule are, as far as that was told.
-    pub(super) kinds: Vec<(String, KindByName)>,
+    /// What the states of a traced rule are, group by group, as far as that was told.
+    pub(super) kinds: Vec<Vec<(String, KindByName)>>,
     /// Of parameters that something stands beside: what they were when the last step was done.
     pub(super) seen: Seen,
     /// Steps are to be measured.

@@ -162,7 +162,7 @@ impl Plan {
                     make_states: of_group.make_states,
                     single_lr: of_group.single_lr,
                     fewer: self.fewer,
-                    kinds: &self.kinds,
+                    kinds: self.kinds.get(of_group.index).map_or(&[], Vec::as_slice),
                     measuring: self.measuring,
                 };
                 item.look_up(py, &look, &mut self.keys)?

@@ -86,7 +86,7 @@ impl Plan {
         self.step = Some(Box::new(step.recycle()));
         self.expect_steady(py, elements);
         if done.is_ok() {
-            self.note_weights(py)?;
+            self.note_weights(py);
             becomes.write(|g| self.groups[g].bind(py))?;
         }
         done.map_err(|panic| self.broke_off(py, &*panic))

@@ -232,7 +232,7 @@ fn to_relative<const ROOT: bool>(tile: &mut [f32; BLOCK], of: &[f32; BLOCK], cod
         most = most.max(bits);
         least_of = least_of.min(of.to_bits());
         most_of = most_of.max(of.to_bits());
-        largest = largest.max(bits as i32 - divisor::<ROOT>(*of));
+        largest = largest.max((bits as i32).wrapping_sub(divisor::<ROOT>(*of)));
     }
     if most > LARGEST || least_of == 0 || most_of > LARGEST || most == 0 {
         // beside a divisor of zero nothing is kept, and what is no number is zero

@@ -10,7 +10,8 @@ pub use noise::Noise;
 pub(crate) use codes::{read_magnitudes, read_relative, read_signed, write_magnitudes, write_relative, write_signed};
 pub(crate) use noise::Bits;
 pub(crate) use weights::{
-    fair, read_kahan, read_master, read_residual8, read_residual16, write_kahan, write_residual8, write_residual16,
+    fair, read_kahan, read_master, read_master_bf16, read_residual8, read_residual16, write_kahan, write_residual8,
+    write_residual16,
 };
 
 use crate::rule::StateKind;

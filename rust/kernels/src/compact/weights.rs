@@ -35,10 +35,20 @@ pub(crate) fn fair(x: f32, word: u32) -> bf16 {
     bf16::from_bits(if special { kept } else { rounded } as u16)
 }
 
+/// The bits of a parameter and what is added to them; of the parameter alone where the sum would leave the numbers: the
+/// residual is then another parameter's, which somebody changed.
+#[inline(always)]
+fn joined(p: bf16, rest: i32) -> f32 {
+    let bits = u32::from(p.to_bits()) << 16;
+    let magnitude = bits & 0x7fff_0000;
+    let leaves = (magnitude == 0 && rest < 0) || (magnitude >= 0x7f80_0000 && rest > 0);
+    f32::from_bits(if leaves { bits } else { bits.wrapping_add(rest as u32) })
+}
+
 /// The master of a parameter and its residual.
 #[inline(always)]
 pub(crate) fn read_residual16(p: bf16, rest: i16) -> f32 {
-    f32::from_bits((u32::from(p.to_bits()) << 16).wrapping_add(i32::from(rest) as u32))
+    joined(p, i32::from(rest))
 }
 
 /// A master as parameter and residual.
@@ -52,7 +62,7 @@ pub(crate) fn write_residual16(x: f32) -> (bf16, i16) {
 /// The master of a parameter and the upper half of its residual.
 #[inline(always)]
 pub(crate) fn read_residual8(p: bf16, rest: u8) -> f32 {
-    f32::from_bits((u32::from(p.to_bits()) << 16).wrapping_add((i32::from(rest as i8) << 8) as u32))
+    joined(p, i32::from(rest as i8) << 8)
 }
 
 /// A master as parameter and the upper half of its residual, which is rounded with fair odds.
@@ -65,10 +75,12 @@ pub(crate) fn write_residual8(x: f32, word: u32) -> (bf16, u8) {
     (bf16::from_bits(p as u16), rest)
 }
 
-/// The number that a parameter and its compensation stand for.
+/// The number that a parameter and its compensation stand for. (A compensation is no more than half a unit: a larger
+/// one is that of another parameter, which somebody changed.)
 #[inline(always)]
 pub(crate) fn read_kahan<E: Element<Arith = f32>>(p: E, rest: E) -> f32 {
-    p.load() + rest.load()
+    let (p, rest) = (p.load(), rest.load());
+    if rest.abs() <= p.abs() * f32::from_bits(0x3b80_0000) { p + rest } else { p }
 }
 
 /// A number as a parameter and its compensation.
@@ -78,6 +90,15 @@ pub(crate) fn write_kahan<E: Element<Arith = f32>>(x: f32) -> (E, E) {
     let rest = x - p.load();
     // beside an infinity there is none
     (p, E::store(if rest.is_finite() { rest } else { 0.0 }))
+}
+
+/// As [`read_master`], of a parameter that may have been rounded half up, beside a residual.
+#[inline(always)]
+pub(crate) fn read_master_bf16(p: bf16, master: f32) -> f32 {
+    let (bits, own) = (master.to_bits(), u32::from(p.to_bits()) << 16);
+    let near = bits.wrapping_sub(own).wrapping_add(0x8000) <= 0x1_0000;
+    let same = bf16::store(master).to_bits() == p.to_bits();
+    if near || same { master } else { p.load() }
 }
 
 /// The master of a parameter; the parameter itself where somebody changed that.

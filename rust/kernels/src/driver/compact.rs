@@ -3,9 +3,9 @@
 use super::source::Source;
 use super::tensors::in_layout;
 use crate::compact::{
-    BLOCK, Bits, Compact, Kept, Weights, fair, read_kahan, read_magnitudes, read_master, read_relative, read_residual8,
-    read_residual16, read_signed, write_kahan, write_magnitudes, write_relative, write_residual8, write_residual16,
-    write_signed,
+    BLOCK, Bits, Compact, Kept, Weights, fair, read_kahan, read_magnitudes, read_master, read_master_bf16,
+    read_relative, read_residual8, read_residual16, read_signed, write_kahan, write_magnitudes, write_relative,
+    write_residual8, write_residual16, write_signed,
 };
 use crate::formats::{Element, Format, Refused, Slice, SliceMut, bf16, decode, encode};
 use crate::program::{Pass, STREAMS};
@@ -143,7 +143,10 @@ impl<'c, 'a, const S: usize> Unpacked<'c, 'a, S> {
                             tile,
                         });
                     }
-                    (_, numbers) => read_numbers(level, numbers, done, &mut tile.x[..n]),
+                    (_, numbers) => {
+                        read_numbers(level, numbers, done, &mut tile.x[..n]);
+                        tile.x[n..].fill(0.0);
+                    }
                 }
             }
         }
@@ -394,7 +397,7 @@ impl Vectorized for ReadWeights<'_> {
                 both(&p[start..end], &rest[start..end], tile, read_kahan);
             }
             (Weights::Master, Slice::Bf16(p), Some(Slice::F32(master))) => {
-                both(&p[start..end], &master[start..end], tile, read_master);
+                both(&p[start..end], &master[start..end], tile, read_master_bf16);
             }
             (Weights::Master, Slice::F16(p), Some(Slice::F32(master))) => {
                 both(&p[start..end], &master[start..end], tile, read_master);
