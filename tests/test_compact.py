@@ -670,3 +670,19 @@ def test_a_version_that_runs_code_meets_no_freed_memory(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "_version", property(version))
     optimizer.step()
     assert moved and p[0] == 2.0
+
+
+def test_a_monitor_goes_on_after_a_checkpoint_and_a_new_group():
+    ps = params(BF16)
+    optimizer = train(optim.AdamW(ps[:1], weights="residual16"), 1)
+    monitor = diagnostics.UpdateMonitor(optimizer)
+    train(optimizer, 1, first=1)
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    before = optimizer.master(ps[0])
+    train(optimizer, 1, first=2)
+    moved = torch.dist(optimizer.master(ps[0]), before).item()
+    assert monitor.rows()[0]["update"] == pytest.approx(moved, rel=1e-3)
+    monitor.remove()
+    optimizer.add_param_group({"params": ps[1:]})
+    train(optimizer, 1, first=3)
+    assert optimizer.master(ps[1]).shape == SMALL

@@ -1,6 +1,6 @@
 """States and weights in fewer bytes: what an entry of ``optimizer.state`` then holds, and turning it into another form.
 
-A state in 8 bits stands under two names, ``exp_avg_codes`` (uint8, one for each element in the order of memory) and
+A state in 8 bits stands under two names, ``exp_avg_codes`` (uint8, in the shape of the parameter) and
 ``exp_avg_headers`` (float32, one for each block of 256). What is kept beside a parameter of a half type is
 ``residual``, ``compensation`` or ``master``. All are plain tensors, so whatever saves tensors saves them.
 """
@@ -74,11 +74,15 @@ def keep_in(optimizer: Any, plan: Any, kinds_of: Callable[[dict[str, Any]], Kind
     return plan
 
 
-def forget_parameters(optimizer: Any) -> None:
-    """What parameters were after the last step, and what groups there were, no longer counts."""
+def forget_parameters(optimizer: Any, kinds_of: Callable[[dict[str, Any]], Kinds]) -> None:
+    """What parameters were after the last step, and what groups there were, no longer counts.
+
+    Plans stay what they are: somebody may watch their steps.
+    """
     kept = optimizer.__dict__.get(KEY)
     if kept is not None and _asks(kept) and kept.torn is None:
-        kept.plans.clear()  # made anew for the next step
+        for plan in kept.plans.values():
+            keep_in(optimizer, plan, kinds_of)
 
 
 def check_parameters(optimizer: Any, group: dict[str, Any]) -> None:

@@ -111,11 +111,15 @@ class Definition:
 
     def new_plan(self, optimizer: Any) -> Any:
         """What takes the steps of an optimizer."""
-        return keep_in(optimizer, _core.Plan(self.rule, self), lambda group: {})
+        return keep_in(optimizer, _core.Plan(self.rule, self), lambda group: self.kinds_of_rule(optimizer, group))
 
     def kinds(self, optimizer: Any, group: dict[str, Any]) -> Kinds:
         """What the states of a parameter of a group are, as far as that matters for keeping them in fewer bits."""
         return dict(_core.state_kinds(self.rule, group))
+
+    def kinds_of_rule(self, optimizer: Any, group: dict[str, Any]) -> Kinds:
+        """As ``kinds``, as far as the kernels do not know it themselves."""
+        return {}
 
     @property
     def counts_for_noise(self) -> bool:

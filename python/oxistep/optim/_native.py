@@ -81,7 +81,7 @@ class DropIn(_Base):
         definition = definition_of(type(self))
         scalars = definition.scalars_of(self)
         loaded_whole(self, lambda: loaded_in_their_dtypes(self, scalars, lambda: load(state_dict)))
-        forget_parameters(self)
+        forget_parameters(self, lambda group: definition_of(type(self)).kinds_of_rule(self, group))
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
@@ -139,7 +139,7 @@ class NativeStep(DropIn):
         except ValueError:
             self.param_groups.pop()
             raise
-        forget_parameters(self)
+        forget_parameters(self, lambda group: definition_of(type(self)).kinds_of_rule(self, group))
 
     def master(self, p: Tensor) -> Tensor:
         """The number that a parameter stands for together with what is kept beside it.

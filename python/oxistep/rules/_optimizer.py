@@ -211,9 +211,14 @@ class _RuleDefinition(Definition):
         own = copy.copy(self)
         own.source = source_of(cls)
         own.methods = [("update", getattr(cls, "update", None))]
-        return keep_in(optimizer, _core.Plan(tree_of(own.source), own), lambda group: self.kinds(optimizer, group))
+        return keep_in(
+            optimizer, _core.Plan(tree_of(own.source), own), lambda group: self.kinds_of_rule(optimizer, group)
+        )
 
     counts_for_noise = False
+
+    def kinds_of_rule(self, optimizer: Any, group: dict[str, Any]) -> Kinds:
+        return self.kinds(optimizer, group)
 
     def kinds(self, optimizer: Any, group: dict[str, Any]) -> Kinds:
         source = source_of(type(optimizer))
