@@ -4,6 +4,9 @@
 //! with the same bits at every SIMD level. Code zero is zero, exactly. What is not finite becomes zero: the element's
 //! parameter is lost anyway, and its neighbours are not.
 //!
+//! Four elements of a block that lie a quarter of it apart have their codes side by side: as a word, which takes a
+//! shift to take apart, and no reordering. Codes of a last block that is not full are in order.
+//!
 //! ```text
 //! magnitudes  bits = low + (code - 1) 2^k         low and k from the block's least and largest, rounded with fair odds
 //! signed      the same with 7 bits and a sign; below 2^-15 of the block's largest, zero or that with fair odds
@@ -14,7 +17,7 @@
 //! quotient, which is what moves a parameter, is never larger than the largest of the block. Second moments move by a
 //! thousandth in a step, less than half a code: rounded to nearest they would stick.
 
-use super::noise::Bits;
+use super::noise::{Bits, Words};
 
 /// Elements of a block, which has a header.
 pub const BLOCK: usize = 256;
@@ -75,10 +78,43 @@ fn parts(header: f32) -> (u32, u32) {
     (bits & !K, bits & K)
 }
 
-/// The lowest bytes of words.
+/// A quarter of a block: codes of elements that lie so far apart stand side by side.
+const QUARTER: usize = BLOCK / 4;
+
+/// Makes numbers of the codes of a block: `read` takes the place of one, and the code.
 #[inline(always)]
-fn pack_bytes(words: &[u32; BLOCK], codes: &mut [u8; BLOCK]) {
-    codes.iter_mut().zip(words).for_each(|(code, &word)| *code = word as u8);
+fn each_code(codes: &[u8; BLOCK], tile: &mut [f32; BLOCK], read: impl Fn(usize, u32) -> u32) {
+    for (w, word) in codes.as_chunks::<4>().0.iter().enumerate() {
+        let word = u32::from_le_bytes(*word);
+        tile[w] = f32::from_bits(read(w, word & 0xff));
+        tile[w + QUARTER] = f32::from_bits(read(w + QUARTER, word >> 8 & 0xff));
+        tile[w + 2 * QUARTER] = f32::from_bits(read(w + 2 * QUARTER, word >> 16 & 0xff));
+        tile[w + 3 * QUARTER] = f32::from_bits(read(w + 3 * QUARTER, word >> 24));
+    }
+}
+
+/// Makes the codes of a block: `code` takes the place of one and its number, which it may change.
+#[inline(always)]
+fn make_codes(codes: &mut [u8; BLOCK], tile: &mut [f32; BLOCK], code: impl Fn(usize, &mut f32) -> u32) {
+    for (w, word) in codes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        let mut made = code(w, &mut tile[w]);
+        made |= code(w + QUARTER, &mut tile[w + QUARTER]) << 8;
+        made |= code(w + 2 * QUARTER, &mut tile[w + 2 * QUARTER]) << 16;
+        made |= code(w + 3 * QUARTER, &mut tile[w + 3 * QUARTER]) << 24;
+        *word = made.to_le_bytes();
+    }
+}
+
+/// The codes of a last block, which stand in order, as those of a full one.
+pub(crate) fn filled_up(codes: &[u8]) -> [u8; BLOCK] {
+    let mut block = [0; BLOCK];
+    codes.iter().enumerate().for_each(|(e, &code)| block[4 * (e % QUARTER) + e / QUARTER] = code);
+    block
+}
+
+/// The codes of a last block in order.
+pub(crate) fn in_order(block: &[u8; BLOCK], codes: &mut [u8]) {
+    codes.iter_mut().enumerate().for_each(|(e, code)| *code = block[4 * (e % QUARTER) + e / QUARTER]);
 }
 
 /// Reads a block of magnitudes.
@@ -87,15 +123,24 @@ pub(crate) fn read_magnitudes(codes: &[u8; BLOCK], header: f32, tile: &mut [f32;
     let (low, k) = parts(header);
     // what code one stands for is `low`
     let base = low.wrapping_sub(1 << k);
-    for (&code, x) in codes.iter().zip(tile) {
-        let bits = base.wrapping_add(u32::from(code) << k).min(LARGEST);
-        *x = f32::from_bits(if code == 0 { 0 } else { bits });
+    let least = codes.iter().fold(u8::MAX, |least, &code| least.min(code));
+    // nearly every block: nothing is zero, and nothing too large
+    if least > 0 && u64::from(low) + (254 << k) <= u64::from(LARGEST) {
+        return each_code(codes, tile, |_, code| base.wrapping_add(code << k));
     }
+    each_code(codes, tile, |_, code| {
+        let bits = base.wrapping_add(code << k).min(LARGEST);
+        if code == 0 { 0 } else { bits }
+    });
 }
 
 /// Writes a block of magnitudes, and leaves in the tile what will be read. Returns the header.
 #[inline(always)]
-pub(crate) fn write_magnitudes(tile: &mut [f32; BLOCK], codes: &mut [u8; BLOCK], noise: Bits) -> f32 {
+pub(crate) fn write_magnitudes(
+    tile: &mut [f32; BLOCK],
+    codes: &mut [u8; BLOCK],
+    (noise, words): (Bits, &mut Words),
+) -> f32 {
     let (mut least, mut largest) = (u32::MAX, 0);
     for x in &*tile {
         least = least.min(x.to_bits());
@@ -113,23 +158,23 @@ pub(crate) fn write_magnitudes(tile: &mut [f32; BLOCK], codes: &mut [u8; BLOCK],
         codes.fill(0);
         return 0.0;
     };
-    let mut steps = [0; BLOCK];
-    for (i, (step, x)) in steps.iter_mut().zip(&*tile).enumerate() {
-        *step = x.to_bits().wrapping_sub(low).wrapping_add(noise.word(i) >> (32 - k)) >> k;
-    }
-    if usual {
-        for (step, x) in steps.iter_mut().zip(tile) {
-            *x = f32::from_bits(low.wrapping_add(*step << k).min(LARGEST));
-            *step += 1;
-        }
+    noise.words(words);
+    let (base, whole) = (low.wrapping_sub(1 << k), u32::MAX << k);
+    // steps from `base`, and what has been rounded
+    let steps = |i: usize, x: f32| x.to_bits().wrapping_sub(base).wrapping_add(words.0[i] >> (32 - k));
+    if usual && u64::from(low) + (254 << k) <= u64::from(LARGEST) {
+        make_codes(codes, tile, |i, x| {
+            let steps = steps(i, *x);
+            *x = f32::from_bits(base.wrapping_add(steps & whole));
+            steps >> k
+        });
     } else {
-        for (step, x) in steps.iter_mut().zip(tile) {
-            let is_zero = x.to_bits() == 0;
-            *x = f32::from_bits(if is_zero { 0 } else { low.wrapping_add(*step << k).min(LARGEST) });
-            *step = if is_zero { 0 } else { step.wrapping_add(1) };
-        }
+        make_codes(codes, tile, |i, x| {
+            let (steps, is_zero) = (steps(i, *x), x.to_bits() == 0);
+            *x = f32::from_bits(if is_zero { 0 } else { base.wrapping_add(steps & whole).min(LARGEST) });
+            if is_zero { 0 } else { steps >> k }
+        });
     }
-    pack_bytes(&steps, codes);
     f32::from_bits(low | k)
 }
 
@@ -138,16 +183,19 @@ pub(crate) fn write_magnitudes(tile: &mut [f32; BLOCK], codes: &mut [u8; BLOCK],
 pub(crate) fn read_signed(codes: &[u8; BLOCK], header: f32, tile: &mut [f32; BLOCK]) {
     let (low, k) = parts(header);
     let base = low.wrapping_sub(1 << k);
-    for (&code, x) in codes.iter().zip(tile) {
-        let code = u32::from(code);
+    each_code(codes, tile, |_, code| {
         let bits = base.wrapping_add((code & 0x7f) << k).min(LARGEST) | ((code << 24) & 0x8000_0000);
-        *x = f32::from_bits(if code & 0x7f == 0 { 0 } else { bits });
-    }
+        if code & 0x7f == 0 { 0 } else { bits }
+    });
 }
 
 /// Writes a block of signed numbers. Returns the header.
 #[inline(always)]
-pub(crate) fn write_signed(tile: &mut [f32; BLOCK], codes: &mut [u8; BLOCK], noise: Bits) -> f32 {
+pub(crate) fn write_signed(
+    tile: &mut [f32; BLOCK],
+    codes: &mut [u8; BLOCK],
+    (noise, words): (Bits, &mut Words),
+) -> f32 {
     let mut largest = 0;
     for x in &*tile {
         largest = largest.max(x.to_bits() & 0x7fff_ffff);
@@ -163,17 +211,17 @@ pub(crate) fn write_signed(tile: &mut [f32; BLOCK], codes: &mut [u8; BLOCK], noi
         codes.fill(0);
         return 0.0;
     };
+    noise.words(words);
     // a number below the first code becomes that or zero, as often as it is a part of it
     let first = f32::from_bits(low);
-    let mut made = [0; BLOCK];
-    for (i, (made, x)) in made.iter_mut().zip(&*tile).enumerate() {
-        let (bits, word) = (x.to_bits() & 0x7fff_ffff, noise.word(i));
-        let step = bits.saturating_sub(low).wrapping_add(word >> (32 - k)) >> k;
-        let odds = (word >> 8) as f32 * f32::from_bits(0x3380_0000);
+    make_codes(codes, tile, |i, x| {
+        let (bits, word) = (x.to_bits() & 0x7fff_ffff, words.0[i] >> 16);
+        let step = bits.saturating_sub(low).wrapping_add(word << 16 >> (32 - k)) >> k;
+        let odds = word as f32 * f32::from_bits(0x3780_0000);
         let small = u32::from(odds * first < f32::from_bits(bits));
-        *made = if bits < low { small } else { step + 1 } | (x.to_bits() >> 24 & 0x80);
-    }
-    pack_bytes(&made, codes);
+        let code = if bits < low { small } else { step + 1 };
+        code | (x.to_bits() >> 24 & 0x80)
+    });
     f32::from_bits(low | k)
 }
 
@@ -205,13 +253,12 @@ pub(crate) fn read_relative(
 fn relative<const ROOT: bool>(codes: &[u8; BLOCK], header: f32, of: &[f32; BLOCK], tile: &mut [f32; BLOCK]) {
     let largest = (header as i32).clamp(-UNITS, UNITS) * UNIT;
     let base = largest - (127 << RELATIVE_K);
-    for ((&code, &of), x) in codes.iter().zip(of).zip(tile) {
-        let code = u32::from(code);
-        let q = (code & 0x7f) as i32;
-        let bits = divisor::<ROOT>(of).wrapping_add(base).wrapping_add(q << RELATIVE_K);
+    each_code(codes, tile, |i, code| {
+        let q = ((code & 0x7f) << RELATIVE_K) as i32;
+        let bits = divisor::<ROOT>(of[i]).wrapping_add(base).wrapping_add(q);
         let bits = bits.clamp(0, LARGEST as i32) as u32 | ((code << 24) & 0x8000_0000);
-        *x = f32::from_bits(if q == 0 { 0 } else { bits });
-    }
+        if q == 0 { 0 } else { bits }
+    });
 }
 
 /// Writes a block of numbers relative to others, which are as they will be read. Returns the header.
@@ -234,7 +281,8 @@ fn to_relative<const ROOT: bool>(tile: &mut [f32; BLOCK], of: &[f32; BLOCK], cod
         most_of = most_of.max(of.to_bits());
         largest = largest.max((bits as i32).wrapping_sub(divisor::<ROOT>(*of)));
     }
-    if most > LARGEST || least_of == 0 || most_of > LARGEST || most == 0 {
+    let usual = least_of > 0 && most_of <= LARGEST;
+    if !usual || most > LARGEST || most == 0 {
         // beside a divisor of zero nothing is kept, and what is no number is zero
         largest = i32::MIN;
         for (x, of) in tile.iter_mut().zip(of) {
@@ -251,16 +299,25 @@ fn to_relative<const ROOT: bool>(tile: &mut [f32; BLOCK], of: &[f32; BLOCK], cod
     }
     let units = (largest.div_euclid(UNIT) + i32::from(largest.rem_euclid(UNIT) != 0)).clamp(-UNITS, UNITS);
     let largest = units * UNIT;
-    let least = largest - (128 << RELATIVE_K);
     // rounded to nearest, and zero below the first code
     let base = largest - (127 << RELATIVE_K) - (1 << (RELATIVE_K - 1));
-    let mut made = [0; BLOCK];
-    for ((made, x), of) in made.iter_mut().zip(&*tile).zip(of) {
-        let bits = (x.to_bits() & 0x7fff_ffff) as i32;
-        let distance = bits.wrapping_sub(divisor::<ROOT>(*of)).max(least);
-        let q = ((distance - base) >> RELATIVE_K).clamp(0, 127) as u32;
-        *made = if bits == 0 { 0 } else { q } | (x.to_bits() >> 24 & 0x80);
+    let [least_of, most_of] = [least_of, most_of].map(|bits| divisor::<ROOT>(f32::from_bits(bits)));
+    // nearly every block: zeros are below the first code, no number above the last, and no difference overflows
+    if usual && -least_of < base && units < UNITS && largest < i32::MAX - most_of {
+        make_codes(codes, tile, |i, x| {
+            let bits = (x.to_bits() & 0x7fff_ffff) as i32;
+            let q = (bits - divisor::<ROOT>(of[i])).wrapping_sub(base) >> RELATIVE_K;
+            q.max(0) as u32 | (x.to_bits() >> 24 & 0x80)
+        });
+    } else {
+        let least = largest - (128 << RELATIVE_K);
+        make_codes(codes, tile, |i, x| {
+            let bits = (x.to_bits() & 0x7fff_ffff) as i32;
+            let distance = bits.wrapping_sub(divisor::<ROOT>(of[i])).max(least);
+            let q = ((distance - base) >> RELATIVE_K).clamp(0, 127) as u32;
+            let code = if bits == 0 { 0 } else { q };
+            code | (x.to_bits() >> 24 & 0x80)
+        });
     }
-    pack_bytes(&made, codes);
     units as f32
 }

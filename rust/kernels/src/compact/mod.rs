@@ -2,17 +2,16 @@
 
 mod codes;
 mod noise;
+pub(crate) mod streams;
 mod weights;
 
 pub use codes::BLOCK;
 pub use noise::Noise;
 
-pub(crate) use codes::{read_magnitudes, read_relative, read_signed, write_magnitudes, write_relative, write_signed};
-pub(crate) use noise::Bits;
-pub(crate) use weights::{
-    fair, read_kahan, read_master, read_master_bf16, read_residual8, read_residual16, write_kahan, write_residual8,
-    write_residual16,
+use codes::{
+    filled_up, in_order, read_magnitudes, read_relative, read_signed, write_magnitudes, write_relative, write_signed,
 };
+pub(crate) use noise::Words;
 
 use crate::rule::StateKind;
 
@@ -101,9 +100,8 @@ impl Compact {
 /// If the lengths do not belong together.
 pub fn unpack(kind: StateKind, codes: &[u8], headers: &[f32], of: Option<&[f32]>, out: &mut [f32]) {
     for (b, ((codes, out), &header)) in codes.chunks(BLOCK).zip(out.chunks_mut(BLOCK)).zip(headers).enumerate() {
-        let n = codes.len();
-        let (mut padded, mut tile) = ([0; BLOCK], [0.0; BLOCK]);
-        padded[..n].copy_from_slice(codes);
+        let mut tile = [0.0; BLOCK];
+        let padded = if let Ok(full) = codes.try_into() { full } else { filled_up(codes) };
         match (kind, of) {
             (StateKind::Magnitude, _) => read_magnitudes(&padded, header, &mut tile),
             (StateKind::Relative { root, .. }, Some(of)) => {
@@ -111,7 +109,7 @@ pub fn unpack(kind: StateKind, codes: &[u8], headers: &[f32], of: Option<&[f32]>
             }
             _ => read_signed(&padded, header, &mut tile),
         }
-        out.copy_from_slice(&tile[..n]);
+        out.copy_from_slice(&tile[..codes.len()]);
     }
 }
 
@@ -127,11 +125,12 @@ pub fn pack(
     noise: Noise,
     stream: usize,
 ) {
+    let mut words = Words::default();
     for (b, ((codes, numbers), header)) in codes.chunks_mut(BLOCK).zip(numbers.chunks(BLOCK)).zip(headers).enumerate() {
         let n = codes.len();
         let (mut padded, mut tile) = ([0; BLOCK], [0.0; BLOCK]);
         tile[..n].copy_from_slice(numbers);
-        let bits = noise.stream(stream, b * BLOCK);
+        let bits = (noise.stream(stream, b * BLOCK), &mut words);
         *header = match (kind, of) {
             (StateKind::Magnitude, _) => write_magnitudes(&mut tile, &mut padded, bits),
             (StateKind::Relative { root, .. }, Some(of)) => {
@@ -139,7 +138,7 @@ pub fn pack(
             }
             _ => write_signed(&mut tile, &mut padded, bits),
         };
-        codes.copy_from_slice(&padded[..n]);
+        if n == BLOCK { codes.copy_from_slice(&padded) } else { in_order(&padded, codes) }
     }
 }
 

@@ -1,6 +1,22 @@
 //! Random bits for rounding with fair odds: a function of a key and an element's number, so that they depend on neither
 //! threads nor SIMD level nor what was drawn before.
 
+use super::codes::BLOCK;
+
+/// Words for the elements of a block.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(crate) struct Words(pub(crate) [u32; BLOCK]);
+
+impl Default for Words {
+    fn default() -> Self {
+        Self([0; BLOCK])
+    }
+}
+
+/// Elements of a block that share their bits with the other half.
+const HALF: usize = BLOCK / 2;
+
 /// A key for the elements of one parameter at one step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Noise {
@@ -24,11 +40,7 @@ impl Noise {
     /// The bits for one of its streams, from some element on.
     #[inline]
     pub(crate) fn stream(&self, stream: usize, start: usize) -> Bits {
-        let key = mixed(self.key ^ stream as u64);
-        let first = self.first.wrapping_add(start as u64);
-        // what a number of 32 bits cannot tell of the element goes into the key
-        let key = if first >> 32 == 0 { key } else { mixed(key ^ (first >> 32)) };
-        Bits { first: first as u32, add: key as u32, flip: (key >> 32) as u32 }
+        Bits { key: mixed(self.key ^ stream as u64), first: self.first.wrapping_add(start as u64) }
     }
 }
 
@@ -43,24 +55,48 @@ fn mixed(x: u64) -> u64 {
 /// Random bits for elements that follow each other.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bits {
-    first: u32,
-    add: u32,
-    flip: u32,
+    key: u64,
+    first: u64,
 }
 
 impl Bits {
-    /// A word for the `i`-th element, of which the upper 24 bits are random: two rounds of a multiplicative hash, with
-    /// the key before each of them.
-    #[inline(always)]
-    pub(crate) fn word(&self, i: usize) -> u32 {
-        let x = self.first.wrapping_add(i as u32).wrapping_mul(0x9e37_79b1).wrapping_add(self.add);
-        (x ^ (x >> 16) ^ self.flip).wrapping_mul(0x2c1b_3c6d)
-    }
-
     /// As they were, for elements further on.
     #[inline(always)]
     pub(crate) fn skip(self, elements: usize) -> Self {
-        Self { first: self.first.wrapping_add(elements as u32), ..self }
+        Self { first: self.first.wrapping_add(elements as u64), ..self }
+    }
+
+    /// A word for each of the next elements: sixteen random bits on top; those below mean nothing.
+    #[inline(always)]
+    pub(crate) fn words(&self, Words(out): &mut Words) {
+        let (number, at) = (self.first / BLOCK as u64, (self.first % BLOCK as u64) as usize);
+        if at == 0 {
+            return self.block(number, out);
+        }
+        // a part of something whose beginning lies anywhere: the end of one block, and the beginning of the next
+        let mut blocks = [[0; BLOCK]; 2];
+        let [one, two] = &mut blocks;
+        self.block(number, one);
+        self.block(number.wrapping_add(1), two);
+        out.copy_from_slice(&blocks.as_flattened()[at..at + BLOCK]);
+    }
+
+    /// The words of the block of this number. Two elements share what is computed: two rounds of a multiplicative hash,
+    /// with the key before each of them.
+    #[inline(always)]
+    fn block(&self, number: u64, out: &mut [u32; BLOCK]) {
+        // what a number of 32 bits cannot tell of the element goes into the key
+        let upper = number >> 25;
+        let key = if upper == 0 { self.key } else { mixed(self.key ^ upper) };
+        let (add, flip) = (key as u32, (key >> 32) as u32);
+        let first = (number as u32).wrapping_mul(HALF as u32);
+        let (high, low) = out.split_at_mut(HALF);
+        for (i, (high, low)) in high.iter_mut().zip(low).enumerate() {
+            let x = first.wrapping_add(i as u32).wrapping_mul(0x9e37_79b1).wrapping_add(add);
+            let x = (x ^ (x >> 16) ^ flip).wrapping_mul(0x2c1b_3c6d);
+            let x = x ^ (x >> 15);
+            (*high, *low) = (x, x << 16);
+        }
     }
 }
 
@@ -70,7 +106,14 @@ mod tests {
 
     fn words(noise: Noise, stream: usize, start: usize, n: usize) -> Vec<u32> {
         let bits = noise.stream(stream, start);
-        (0..n).map(|i| bits.word(i)).collect()
+        let mut all = Vec::new();
+        while all.len() < n {
+            let mut words = Words::default();
+            bits.skip(all.len()).words(&mut words);
+            all.extend(words.0.map(|word| word >> 16));
+        }
+        all.truncate(n);
+        all
     }
 
     #[test]
@@ -79,13 +122,14 @@ mod tests {
         let all = words(noise, 0, 0, 1000);
         assert_eq!(words(noise, 0, 300, 700), all[300..]);
         assert_eq!(words(noise.starting_at(300), 0, 0, 700), all[300..]);
-        let skipped = noise.stream(0, 100).skip(200);
-        assert_eq!(skipped.word(5), all[305]);
+        let far = (1 << 33) - 512;
+        let all = words(noise, 0, far, 1024);
+        assert_eq!(words(noise, 0, far + 500, 524), all[500..]);
     }
 
     /// The correlation of two lists of words, as a normal variable if they are independent.
     fn correlation(a: &[u32], b: &[u32]) -> f64 {
-        let centred = |x: &u32| (f64::from(*x) + 0.5) / f64::from(u32::MAX) - 0.5;
+        let centred = |x: &u32| (f64::from(*x) + 0.5) / 65536.0 - 0.5;
         let sum: f64 = a.iter().zip(b).map(|(a, b)| centred(a) * centred(b)).sum();
         sum * 12.0 / (a.len() as f64).sqrt()
     }
@@ -95,20 +139,21 @@ mod tests {
         let n = 1 << 16;
         let noise = Noise::new(0, [0, 0], 1);
         let all = words(noise, 0, 0, n);
-        for bit in 8..32 {
+        for bit in 0..16 {
             let ones = all.iter().filter(|word| *word >> bit & 1 == 1).count() as f64;
             assert!((ones - n as f64 / 2.0).abs() < 5.0 * (n as f64 / 4.0).sqrt(), "bit {bit}: {ones}");
         }
         let others = [
             ("next element", words(noise, 0, 1, n)),
             ("next but one", words(noise, 0, 2, n)),
-            ("a block on", words(noise, 0, 256, n)),
+            ("what shares a computation", words(noise, 0, HALF, n)),
+            ("a block on", words(noise, 0, BLOCK, n)),
             ("stream", words(noise, 1, 0, n)),
             ("step", words(Noise::new(0, [0, 0], 2), 0, 0, n)),
             ("parameter", words(Noise::new(0, [0, 1], 1), 0, 0, n)),
             ("group", words(Noise::new(0, [1, 0], 1), 0, 0, n)),
             ("seed", words(Noise::new(1, [0, 0], 1), 0, 0, n)),
-            ("beyond 32 bits", words(noise, 0, 1 << 32, n)),
+            ("beyond 32 bits", words(noise, 0, 1 << 33, n)),
         ];
         for (what, other) in others {
             let found = correlation(&all, &other);

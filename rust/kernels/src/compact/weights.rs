@@ -11,6 +11,8 @@
 //! With a residual the parameter is the master rounded half up in its bits, which differs from nearest-even on exact
 //! ties only: rounded to even, a tie would need a residual of 0x8000, which 16 bits with a sign do not hold.
 
+use super::codes::BLOCK;
+use super::noise::{Bits, Words};
 use crate::formats::{Element, bf16};
 
 /// Whether bits are those of no number.
@@ -27,7 +29,7 @@ fn nan(bits: u32) -> u32 {
 
 /// Rounds to `bf16`, up or down with fair odds; infinities and what is no number stay that.
 #[inline(always)]
-pub(crate) fn fair(x: f32, word: u32) -> bf16 {
+fn fair(x: f32, word: u32) -> bf16 {
     let bits = x.to_bits();
     let special = bits & 0x7f80_0000 == 0x7f80_0000;
     let rounded = bits.wrapping_add(word >> 16) >> 16;
@@ -35,44 +37,110 @@ pub(crate) fn fair(x: f32, word: u32) -> bf16 {
     bf16::from_bits(if special { kept } else { rounded } as u16)
 }
 
-/// The bits of a parameter and what is added to them; of the parameter alone where the sum would leave the numbers: the
+/// Whether all are numbers, infinity among them.
+#[inline(always)]
+fn numbers(tile: &[f32]) -> bool {
+    let largest = tile.iter().fold(0, |largest, x| u32::max(largest, x.to_bits() & 0x7fff_ffff));
+    largest <= 0x7f80_0000
+}
+
+/// Whether all are finite.
+#[inline(always)]
+fn finite(tile: &[f32]) -> bool {
+    let largest = tile.iter().fold(0, |largest, x| u32::max(largest, x.to_bits() & 0x7fff_ffff));
+    largest < 0x7f80_0000
+}
+
+/// Rounds a tile with fair odds.
+#[inline(always)]
+pub(crate) fn round_fairly(tile: &[f32], to: &mut [bf16], (noise, words): (Bits, &mut Words)) {
+    for (b, (to, tile)) in to.chunks_mut(BLOCK).zip(tile.chunks(BLOCK)).enumerate() {
+        noise.skip(b * BLOCK).words(words);
+        let each = to.iter_mut().zip(tile).zip(&words.0);
+        if finite(tile) {
+            each.for_each(|((to, x), word)| {
+                *to = bf16::from_bits((x.to_bits().wrapping_add(word >> 16) >> 16) as u16);
+            });
+        } else {
+            each.for_each(|((to, &x), &word)| *to = fair(x, word));
+        }
+    }
+}
+
+/// The bits of a parameter and what is added to them.
+#[inline(always)]
+fn sum(p: bf16, rest: i32) -> u32 {
+    (u32::from(p.to_bits()) << 16).wrapping_add(rest as u32)
+}
+
+/// The master of a parameter and what is added to its bits; the parameter alone where the sum is no number: the
 /// residual is then another parameter's, which somebody changed.
 #[inline(always)]
 fn joined(p: bf16, rest: i32) -> f32 {
-    let bits = u32::from(p.to_bits()) << 16;
-    let magnitude = bits & 0x7fff_0000;
-    let leaves = (magnitude == 0 && rest < 0) || (magnitude >= 0x7f80_0000 && rest > 0);
-    f32::from_bits(if leaves { bits } else { bits.wrapping_add(rest as u32) })
+    let bits = sum(p, rest);
+    if is_nan(bits) { p.load() } else { f32::from_bits(bits) }
 }
 
-/// The master of a parameter and its residual.
+/// The masters of parameters and residuals, of which `rest` makes what is added.
 #[inline(always)]
-pub(crate) fn read_residual16(p: bf16, rest: i16) -> f32 {
-    joined(p, i32::from(rest))
+pub(crate) fn join<R: Copy>(p: &[bf16], residuals: &[R], tile: &mut [f32], rest: impl Fn(R) -> i32) {
+    for (x, (&p, &r)) in tile.iter_mut().zip(p.iter().zip(residuals)) {
+        *x = f32::from_bits(sum(p, rest(r)));
+    }
+    if !numbers(tile) {
+        tile.iter_mut().zip(p.iter().zip(residuals)).for_each(|(x, (&p, &r))| *x = joined(p, rest(r)));
+    }
 }
 
 /// A master as parameter and residual.
 #[inline(always)]
-pub(crate) fn write_residual16(x: f32) -> (bf16, i16) {
+fn apart16(x: f32) -> (bf16, i16) {
     let bits = x.to_bits();
     let (p, rest) = if is_nan(bits) { (nan(bits), 0) } else { (bits.wrapping_add(0x8000) >> 16, bits as u16 as i16) };
     (bf16::from_bits(p as u16), rest)
 }
 
-/// The master of a parameter and the upper half of its residual.
+/// Masters as parameters and residuals.
 #[inline(always)]
-pub(crate) fn read_residual8(p: bf16, rest: u8) -> f32 {
-    joined(p, i32::from(rest as i8) << 8)
+pub(crate) fn split16(tile: &[f32], p: &mut [bf16], residuals: &mut [i16]) {
+    let each = p.iter_mut().zip(residuals).zip(tile);
+    if numbers(tile) {
+        each.for_each(|((p, r), x)| {
+            let bits = x.to_bits();
+            (*p, *r) = (bf16::from_bits((bits.wrapping_add(0x8000) >> 16) as u16), bits as u16 as i16);
+        });
+    } else {
+        each.for_each(|((p, r), &x)| (*p, *r) = apart16(x));
+    }
 }
 
 /// A master as parameter and the upper half of its residual, which is rounded with fair odds.
 #[inline(always)]
-pub(crate) fn write_residual8(x: f32, word: u32) -> (bf16, u8) {
+fn apart8(x: f32, word: u32) -> (bf16, u8) {
     let bits = x.to_bits();
     let special = bits & 0x7f80_0000 == 0x7f80_0000;
     let upper = if special { bits } else { bits.wrapping_add(word >> 24) } & !0xff;
     let (p, rest) = if is_nan(bits) { (nan(bits), 0) } else { (upper.wrapping_add(0x8000) >> 16, (upper >> 8) as u8) };
     (bf16::from_bits(p as u16), rest)
+}
+
+/// Masters as parameters and upper halves of residuals.
+#[inline(always)]
+pub(crate) fn split8(tile: &[f32], p: &mut [bf16], residuals: &mut [u8], (noise, words): (Bits, &mut Words)) {
+    let blocks = p.chunks_mut(BLOCK).zip(residuals.chunks_mut(BLOCK)).zip(tile.chunks(BLOCK));
+    for (b, ((p, residuals), tile)) in blocks.enumerate() {
+        noise.skip(b * BLOCK).words(words);
+        let each = p.iter_mut().zip(residuals).zip(tile).zip(&words.0);
+        if finite(tile) {
+            each.for_each(|(((p, r), x), word)| {
+                let bits = x.to_bits().wrapping_add(word >> 24);
+                *p = bf16::from_bits(((bits & !0xff).wrapping_add(0x8000) >> 16) as u16);
+                *r = (bits >> 8) as u8;
+            });
+        } else {
+            each.for_each(|(((p, r), &x), &word)| (*p, *r) = apart8(x, word));
+        }
+    }
 }
 
 /// The number that a parameter and its compensation stand for. (A compensation is no more than half a unit: a larger
@@ -95,10 +163,9 @@ pub(crate) fn write_kahan<E: Element<Arith = f32>>(x: f32) -> (E, E) {
 /// As [`read_master`], of a parameter that may have been rounded half up, beside a residual.
 #[inline(always)]
 pub(crate) fn read_master_bf16(p: bf16, master: f32) -> f32 {
-    let (bits, own) = (master.to_bits(), u32::from(p.to_bits()) << 16);
-    let near = bits.wrapping_sub(own).wrapping_add(0x8000) <= 0x1_0000;
-    let same = bf16::store(master).to_bits() == p.to_bits();
-    if near || same { master } else { p.load() }
+    let own = u32::from(p.to_bits()) << 16;
+    let near = master.to_bits().wrapping_sub(own).wrapping_add(0x8000) <= 0x1_0000;
+    if near { master } else { f32::from_bits(own) }
 }
 
 /// The master of a parameter; the parameter itself where somebody changed that.

@@ -2,29 +2,17 @@
 
 use super::source::Source;
 use super::tensors::in_layout;
-use crate::compact::{
-    BLOCK, Bits, Compact, Kept, Weights, fair, read_kahan, read_magnitudes, read_master, read_master_bf16,
-    read_relative, read_residual8, read_residual16, read_signed, write_kahan, write_magnitudes, write_relative,
-    write_residual8, write_residual16, write_signed,
+use crate::compact::streams::{
+    ReadCodes, ReadWeights, Tile, WriteCodes, WriteFair, WriteWeights, read_numbers, write_numbers,
 };
-use crate::formats::{Element, Format, Refused, Slice, SliceMut, bf16, decode, encode};
+use crate::compact::{BLOCK, Compact, Kept, Weights, Words};
+use crate::formats::{Format, Refused, Slice, SliceMut};
 use crate::program::{Pass, STREAMS};
 use crate::rule::StateKind;
-use crate::simd::{Level, Simd, Vectorized};
+use crate::simd::Level;
 
-/// Elements of a tile: a few blocks, so that all tiles of a parameter stay in the first-level cache.
-const TILE: usize = 2 * BLOCK;
 /// The most streams of a parameter of nearly every rule: itself, its gradient, three states.
 pub(super) const FEW: usize = 5;
-
-/// A tile, and room that keeps the elements of the next one from lying at the same place in a page: processors take
-/// such addresses for each other.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Tile {
-    x: [f32; TILE],
-    _room: [f32; 48],
-}
 
 /// Whether streams are of the formats and lengths that a compact parameter has.
 pub(super) fn check(written: &[SliceMut<'_>], grad: &Slice<'_>, compact: &Compact) -> Result<(), Refused> {
@@ -84,6 +72,11 @@ pub(super) struct Unpacked<'c, 'a, const S: usize> {
     held: usize,
     /// Whether anything writes the parameter, and each of the states, as bits.
     writes: u32,
+    /// Which of them are updated where they are.
+    direct: u32,
+    /// Which states others are relative to.
+    divisors: u32,
+    words: Words,
 }
 
 /// Which streams are to be written back: those that a walk of a program writes, or all.
@@ -106,16 +99,20 @@ impl<'c, 'a, const S: usize> Unpacked<'c, 'a, S> {
         first: usize,
         level: Level,
     ) -> Self {
-        let tile = Tile { x: [0.0; TILE], _room: [0.0; 48] };
-        Self { tiles: [tile; S], written, grad, compact, level, first, done: 0, held: 0, writes }
+        let bits = |n: usize, is: &dyn Fn(usize) -> bool| (0..n).fold(0, |bits, k| bits | u32::from(is(k)) << k);
+        let states = compact.states.len();
+        let divisors = bits(states, &|k| is_divisor(compact, k));
+        let direct = bits(1 + states, &|k| is_direct(compact, written, k));
+        let (tiles, words) = ([Tile::default(); S], Words::default());
+        Self { tiles, written, grad, compact, level, first, done: 0, held: 0, writes, direct, divisors, words }
     }
 
     /// Reads the next elements into tiles, but for those that are handed out where they are.
     fn read(&mut self) {
-        let Self { compact, level, done, .. } = *self;
-        let n = TILE.min(self.grad.len() - done);
+        let Self { compact, level, done, direct, .. } = *self;
+        let n = Tile::LEN.min(self.grad.len() - done);
         let Some((param, states)) = self.tiles.split_first_mut() else { return };
-        if !is_direct(compact, self.written, 0) {
+        if direct & 1 == 0 {
             let (p, rest) = self.written.split_at(compact.companion().min(self.written.len()));
             let companion = rest.first().map(SliceMut::as_slice);
             level.run(ReadWeights {
@@ -126,9 +123,10 @@ impl<'c, 'a, const S: usize> Unpacked<'c, 'a, S> {
                 tile: &mut param.x[..n],
             });
         }
+        // what is relative to others comes after them
         for relative in [false, true] {
             for (k, kept) in compact.states.iter().enumerate() {
-                if is_relative(*kept) != relative || is_direct(compact, self.written, 1 + k) {
+                if is_relative(*kept) != relative || direct >> (1 + k) & 1 == 1 {
                     continue;
                 }
                 let (tile, of) = with_divisor(states, k, *kept);
@@ -158,14 +156,14 @@ impl<'c, 'a, const S: usize> Unpacked<'c, 'a, S> {
 
     /// Writes the tiles back.
     fn write(&mut self) {
-        let Self { compact, level, held: n, writes, .. } = *self;
+        let Self { compact, level, held: n, writes, direct, divisors, .. } = *self;
         if n == 0 {
             return;
         }
         let start = self.done - n;
         let noise = |stream: usize| self.compact.noise.stream(stream, self.first + start);
         let Some((param, states)) = self.tiles.split_first_mut() else { return };
-        if writes & 1 == 1 && !is_direct(compact, self.written, 0) {
+        if writes & 1 == 1 && direct & 1 == 0 {
             let (p, rest) = self.written.split_at_mut(compact.companion().min(self.written.len()));
             let (p, companion) = (p[0].whole(), rest.first_mut().map(SliceMut::whole));
             level.run(WriteWeights {
@@ -174,13 +172,15 @@ impl<'c, 'a, const S: usize> Unpacked<'c, 'a, S> {
                 companion,
                 start,
                 noise: noise(0),
+                words: &mut self.words,
                 tile: &param.x[..n],
             });
         }
+        // what is relative to others comes after them
         for relative in [false, true] {
             for (k, kept) in compact.states.iter().enumerate() {
-                let is_written = writes >> (1 + k) & 1 == 1;
-                if !is_written || is_relative(*kept) != relative || is_direct(compact, self.written, 1 + k) {
+                let is_to_do = writes & !direct & 2 << k != 0;
+                if !is_to_do || is_relative(*kept) != relative {
                     continue;
                 }
                 let (tile, of) = with_divisor(states, k, *kept);
@@ -191,16 +191,18 @@ impl<'c, 'a, const S: usize> Unpacked<'c, 'a, S> {
                         continue;
                     };
                     let (codes, headers) = (&mut codes[start..start + n], &mut headers[start / BLOCK..]);
-                    level.run(WriteCodes { kind, codes, headers, of, tile, noise: noise(1 + k) });
+                    let (noise, words) = (noise(1 + k), &mut self.words);
+                    level.run(WriteCodes { kind, codes, headers, of, tile, noise, words });
                     continue;
                 }
                 match (&mut self.written[1 + k], *kept) {
                     (SliceMut::Bf16(x), Kept::Fair) => {
-                        level.run(WriteFair { to: &mut x[start..start + n], tile: &tile.x[..n], noise: noise(1 + k) });
+                        let (to, tile, words) = (&mut x[start..start + n], &tile.x[..n], &mut self.words);
+                        level.run(WriteFair { to, tile, noise: noise(1 + k), words });
                     }
                     (numbers, _) => write_numbers(level, numbers, start, &tile.x[..n]),
                 }
-                if is_divisor(compact, k) {
+                if divisors >> k & 1 == 1 {
                     read_numbers(level, self.written[1 + k].as_slice(), start, &mut tile.x[..n]);
                 }
             }
@@ -216,12 +218,12 @@ impl<const S: usize> Source for Unpacked<'_, '_, S> {
             return None;
         }
         self.read();
-        let Self { tiles, written, grad, compact, done, held, .. } = self;
+        let Self { tiles, written, grad, compact, done, held, direct, .. } = self;
         let (start, n, streams) = (*done - *held, *held, 1 + compact.states.len());
         let (tiles, of_grad) = tiles.split_at_mut(streams);
-        let direct = std::array::from_fn::<bool, STREAMS, _>(|k| k < streams && is_direct(compact, written, k));
         for (k, ((slot, stream), tile)) in slots.iter_mut().zip(&mut **written).zip(tiles).enumerate() {
-            *slot = if direct[k] { stream.part(start, n) } else { SliceMut::F32(&mut tile.x[..n]) };
+            let is_direct = *direct >> k & 1 == 1;
+            *slot = if is_direct { stream.part(start, n) } else { SliceMut::F32(&mut tile.x[..n]) };
         }
         let grad_tile = || Slice::F32(&of_grad[0].x[..n]);
         Some(if grad.format() == Format::F32 { grad.part(start, n) } else { grad_tile() })
@@ -255,220 +257,4 @@ fn with_divisor(states: &mut [Tile], k: usize, kept: Kept) -> (&mut Tile, Option
     let to = usize::from(to);
     let (low, high) = states.split_at_mut(k.max(to));
     if k < to { (&mut low[k], Some((&high[0], root))) } else { (&mut high[0], Some((&low[to], root))) }
-}
-
-fn read_numbers(level: Level, from: Slice<'_>, start: usize, tile: &mut [f32]) {
-    let n = tile.len();
-    match from {
-        Slice::F32(x) => tile.copy_from_slice(&x[start..start + n]),
-        Slice::F16(x) => level.run(Decode(&x[start..start + n], tile)),
-        Slice::Bf16(x) => level.run(Decode(&x[start..start + n], tile)),
-        Slice::F64(_) | Slice::U8(_) | Slice::I16(_) => unreachable!("checked when pushed"),
-    }
-}
-
-fn write_numbers(level: Level, to: &mut SliceMut<'_>, start: usize, tile: &[f32]) {
-    let n = tile.len();
-    match to {
-        SliceMut::F32(x) => x[start..start + n].copy_from_slice(tile),
-        SliceMut::F16(x) => level.run(Encode(tile, &mut x[start..start + n])),
-        SliceMut::Bf16(x) => level.run(Encode(tile, &mut x[start..start + n])),
-        SliceMut::F64(_) | SliceMut::U8(_) | SliceMut::I16(_) => unreachable!("checked when pushed"),
-    }
-}
-
-struct Decode<'a, E>(&'a [E], &'a mut [f32]);
-
-impl<E: Element<Arith = f32>> Vectorized for Decode<'_, E> {
-    #[inline(always)]
-    fn run(self, simd: impl Simd) {
-        decode(simd, self.0, self.1);
-    }
-}
-
-struct Encode<'a, E>(&'a [f32], &'a mut [E]);
-
-impl<E: Element<Arith = f32>> Vectorized for Encode<'_, E> {
-    #[inline(always)]
-    fn run(self, simd: impl Simd) {
-        encode(simd, self.0, self.1);
-    }
-}
-
-struct WriteFair<'a> {
-    to: &'a mut [bf16],
-    tile: &'a [f32],
-    noise: Bits,
-}
-
-impl Vectorized for WriteFair<'_> {
-    #[inline(always)]
-    fn run(self, _: impl Simd) {
-        for (i, (to, &x)) in self.to.iter_mut().zip(self.tile).enumerate() {
-            *to = fair(x, self.noise.word(i));
-        }
-    }
-}
-
-struct ReadCodes<'a> {
-    kind: StateKind,
-    codes: &'a [u8],
-    headers: &'a [f32],
-    of: Option<(&'a Tile, bool)>,
-    tile: &'a mut Tile,
-}
-
-impl Vectorized for ReadCodes<'_> {
-    #[inline(always)]
-    fn run(self, _: impl Simd) {
-        let Self { kind, codes, headers, of, tile } = self;
-        let (blocks, tail) = codes.as_chunks::<BLOCK>();
-        let mut padded = [0; BLOCK];
-        padded[..tail.len()].copy_from_slice(tail);
-        let blocks = blocks.iter().chain((!tail.is_empty()).then_some(&padded));
-        let (tiles, _) = tile.x.as_chunks_mut::<BLOCK>();
-        for (b, ((codes, tile), &header)) in blocks.zip(tiles).zip(headers).enumerate() {
-            match (kind, of) {
-                (StateKind::Magnitude, _) => read_magnitudes(codes, header, tile),
-                (StateKind::Relative { .. }, Some((of, root))) => {
-                    read_relative(codes, header, (&of.x.as_chunks::<BLOCK>().0[b], root), tile);
-                }
-                _ => read_signed(codes, header, tile),
-            }
-        }
-    }
-}
-
-struct WriteCodes<'a> {
-    kind: StateKind,
-    codes: &'a mut [u8],
-    headers: &'a mut [f32],
-    of: Option<(&'a Tile, bool)>,
-    tile: &'a mut Tile,
-    noise: Bits,
-}
-
-impl Vectorized for WriteCodes<'_> {
-    #[inline(always)]
-    fn run(self, _: impl Simd) {
-        let Self { kind, codes, headers, of, tile, noise } = self;
-        let (blocks, tail) = codes.as_chunks_mut::<BLOCK>();
-        let mut padded = [0; BLOCK];
-        let last = (!tail.is_empty()).then_some(&mut padded);
-        let (tiles, _) = tile.x.as_chunks_mut::<BLOCK>();
-        for (b, ((codes, tile), header)) in blocks.iter_mut().chain(last).zip(tiles).zip(headers).enumerate() {
-            let noise = noise.skip(b * BLOCK);
-            *header = match (kind, of) {
-                (StateKind::Magnitude, _) => write_magnitudes(tile, codes, noise),
-                (StateKind::Relative { .. }, Some((of, root))) => {
-                    write_relative(tile, (&of.x.as_chunks::<BLOCK>().0[b], root), codes)
-                }
-                _ => write_signed(tile, codes, noise),
-            };
-        }
-        tail.copy_from_slice(&padded[..tail.len()]);
-    }
-}
-
-struct ReadWeights<'a> {
-    weights: Weights,
-    p: Slice<'a>,
-    companion: Option<Slice<'a>>,
-    start: usize,
-    tile: &'a mut [f32],
-}
-
-impl Vectorized for ReadWeights<'_> {
-    #[inline(always)]
-    fn run(self, simd: impl Simd) {
-        let Self { weights, p, companion, start, tile } = self;
-        let end = start + tile.len();
-        match (weights, p, companion) {
-            (Weights::Residual16, Slice::Bf16(p), Some(Slice::I16(rest))) => {
-                both(&p[start..end], &rest[start..end], tile, read_residual16);
-            }
-            (Weights::Residual8, Slice::Bf16(p), Some(Slice::U8(rest))) => {
-                both(&p[start..end], &rest[start..end], tile, read_residual8);
-            }
-            (Weights::Kahan, Slice::Bf16(p), Some(Slice::Bf16(rest))) => {
-                both(&p[start..end], &rest[start..end], tile, read_kahan);
-            }
-            (Weights::Kahan, Slice::F16(p), Some(Slice::F16(rest))) => {
-                both(&p[start..end], &rest[start..end], tile, read_kahan);
-            }
-            (Weights::Master, Slice::Bf16(p), Some(Slice::F32(master))) => {
-                both(&p[start..end], &master[start..end], tile, read_master_bf16);
-            }
-            (Weights::Master, Slice::F16(p), Some(Slice::F32(master))) => {
-                both(&p[start..end], &master[start..end], tile, read_master);
-            }
-            (_, Slice::Bf16(p), _) => decode(simd, &p[start..end], tile),
-            (_, Slice::F16(p), _) => decode(simd, &p[start..end], tile),
-            (_, Slice::F32(p), _) => tile.copy_from_slice(&p[start..end]),
-            _ => {}
-        }
-    }
-}
-
-/// Makes numbers of two halves.
-#[inline(always)]
-fn both<A: Copy, B: Copy>(a: &[A], b: &[B], tile: &mut [f32], read: impl Fn(A, B) -> f32) {
-    tile.iter_mut().zip(a.iter().zip(b)).for_each(|(x, (&a, &b))| *x = read(a, b));
-}
-
-struct WriteWeights<'a> {
-    weights: Weights,
-    p: SliceMut<'a>,
-    companion: Option<SliceMut<'a>>,
-    start: usize,
-    noise: Bits,
-    tile: &'a [f32],
-}
-
-impl Vectorized for WriteWeights<'_> {
-    #[inline(always)]
-    fn run(self, simd: impl Simd) {
-        let Self { weights, p, companion, start, noise, tile } = self;
-        let end = start + tile.len();
-        match (weights, p, companion) {
-            (Weights::Fair, SliceMut::Bf16(p), _) => WriteFair { to: &mut p[start..end], tile, noise }.run(simd),
-            (Weights::Residual16, SliceMut::Bf16(p), Some(SliceMut::I16(rest))) => {
-                apart(tile, &mut p[start..end], &mut rest[start..end], |_, x| write_residual16(x));
-            }
-            (Weights::Residual8, SliceMut::Bf16(p), Some(SliceMut::U8(rest))) => {
-                apart(tile, &mut p[start..end], &mut rest[start..end], |i, x| write_residual8(x, noise.word(i)));
-            }
-            (Weights::Kahan, SliceMut::Bf16(p), Some(SliceMut::Bf16(rest))) => {
-                apart(tile, &mut p[start..end], &mut rest[start..end], |_, x| write_kahan(x));
-            }
-            (Weights::Kahan, SliceMut::F16(p), Some(SliceMut::F16(rest))) => {
-                apart(tile, &mut p[start..end], &mut rest[start..end], |_, x| write_kahan(x));
-            }
-            (_, SliceMut::Bf16(p), companion) => {
-                encode(simd, tile, &mut p[start..end]);
-                keep_master(companion, start, tile);
-            }
-            (_, SliceMut::F16(p), companion) => {
-                encode(simd, tile, &mut p[start..end]);
-                keep_master(companion, start, tile);
-            }
-            (_, SliceMut::F32(p), _) => p[start..end].copy_from_slice(tile),
-            _ => {}
-        }
-    }
-}
-
-/// Takes numbers apart into two halves.
-#[inline(always)]
-fn apart<A, B>(tile: &[f32], a: &mut [A], b: &mut [B], write: impl Fn(usize, f32) -> (A, B)) {
-    for (i, ((a, b), &x)) in a.iter_mut().zip(b).zip(tile).enumerate() {
-        (*a, *b) = write(i, x);
-    }
-}
-
-#[inline(always)]
-fn keep_master(companion: Option<SliceMut<'_>>, start: usize, tile: &[f32]) {
-    if let Some(SliceMut::F32(master)) = companion {
-        master[start..start + tile.len()].copy_from_slice(tile);
-    }
 }

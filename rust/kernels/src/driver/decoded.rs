@@ -10,9 +10,9 @@ use super::measured::Lanes;
 use super::source::{Flat, Source};
 use super::tensors::{in_layout, origin};
 use super::types::Types;
-use crate::formats::{Element, Slice, SliceMut, decode, encode};
+use crate::formats::{Decode, Element, Encode, Slice, SliceMut};
 use crate::layout::Layout;
-use crate::simd::{Level, Simd, Vectorized};
+use crate::simd::Level;
 
 /// Elements of a tile: with three states 20 KiB of tiles, which stay near the processor beside the streams. A multiple
 /// of the lanes, of the innermost loop's blocks, and of those of any format that keeps numbers in blocks.
@@ -159,24 +159,6 @@ impl Part<'_> {
     /// Where the stream's slice begins: the gradient, which is only read, is never cut.
     fn origin(&self, layout: &Layout, first: usize) -> usize {
         if self.stream == 1 { 0 } else { origin(layout, self.stream, first) }
-    }
-}
-
-struct Decode<'a, E>(&'a [E], &'a mut [f32]);
-
-impl<E: Element<Arith = f32>> Vectorized for Decode<'_, E> {
-    #[inline(always)]
-    fn run(self, simd: impl Simd) {
-        decode(simd, self.0, self.1);
-    }
-}
-
-struct Encode<'a, E>(&'a [f32], &'a mut [E]);
-
-impl<E: Element<Arith = f32>> Vectorized for Encode<'_, E> {
-    #[inline(always)]
-    fn run(self, simd: impl Simd) {
-        encode(simd, self.0, self.1);
     }
 }
 

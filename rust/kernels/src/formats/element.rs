@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use crate::arithmetic::Real;
-use crate::simd::{Simd, UNIT};
+use crate::simd::{Simd, UNIT, Vectorized};
 
 /// The type that a tensor is stored in.
 pub trait Element: Copy + Default + Debug + PartialEq + Send + Sync + 'static {
@@ -42,5 +42,25 @@ pub(crate) fn encode<E: Element, V: Simd>(simd: V, tile: &[E::Arith], to: &mut [
         tile_tail.iter().zip(to_tail).for_each(|(&from, to)| *to = E::store(from));
     } else {
         tile.iter().zip(to).for_each(|(&from, to)| *to = E::store(from));
+    }
+}
+
+/// [`decode`], to be compiled for a level.
+pub(crate) struct Decode<'a, E>(pub(crate) &'a [E], pub(crate) &'a mut [f32]);
+
+impl<E: Element<Arith = f32>> Vectorized for Decode<'_, E> {
+    #[inline(always)]
+    fn run(self, simd: impl Simd) {
+        decode(simd, self.0, self.1);
+    }
+}
+
+/// [`encode`], to be compiled for a level.
+pub(crate) struct Encode<'a, E>(pub(crate) &'a [f32], pub(crate) &'a mut [E]);
+
+impl<E: Element<Arith = f32>> Vectorized for Encode<'_, E> {
+    #[inline(always)]
+    fn run(self, simd: impl Simd) {
+        encode(simd, self.0, self.1);
     }
 }

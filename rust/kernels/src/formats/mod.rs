@@ -16,6 +16,6 @@ mod stream;
 pub use half::{bf16, f16};
 
 pub use element::Element;
-pub(crate) use element::{decode, encode};
+pub(crate) use element::{Decode, Encode, decode, encode};
 pub(crate) use stream::Storage;
 pub use stream::{Format, Refused, Slice, SliceMut};
