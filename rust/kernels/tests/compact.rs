@@ -111,7 +111,7 @@ fn a_residual_holds_every_number() {
             let joined = (bits.wrapping_add(0x8000) >> 16, bits as u16 as i16);
             let (p, r) = if x.is_nan() { (bits >> 16 | 0x40, 0) } else { joined };
             let (mut p, mut r) = ([bf16::from_bits(p as u16)], [r]);
-            let compact = Compact { weights: Weights::Residual16, states: vec![], noise: Noise::default() };
+            let compact = Compact { weights: Weights::Residual16, states: vec![], ..Compact::default() };
             let mut step = Step::default();
             step.constants(sgd(0.0, 0.0).constants(&mut Scalars::new([0.0; 3], [Precision::F32; 3]), false));
             let tensors =
@@ -132,6 +132,51 @@ fn a_residual_holds_every_number() {
         }
     }
     assert!(count > 600_000);
+}
+
+#[test]
+fn averages_are_those_of_a_separate_pass_and_change_nothing_else() {
+    let n = 8192 + 5000 + 77;
+    let values: Vec<f32> = half(&normals(n, 3)).into_iter().map(f32::from).collect();
+    for (weights, states) in WEIGHTS.into_iter().flat_map(|weights| STATES.map(|states| (weights, states))) {
+        for level in levels() {
+            let mut alone = Parameter::new(adam(1e-2), weights, states, &values);
+            let mut with = alone.clone().averaged(0.01);
+            let mut wanted = values.clone();
+            for step in 0..4 {
+                let grad = normals(n, 20 + step);
+                let grad = if weights == Weights::Nearest { Stream::F32(grad) } else { Stream::Bf16(half(&grad)) };
+                alone.step(grad.slice(), &Serial, level);
+                with.step(grad.slice(), &Rayon { threads: 2 }, level);
+                let now = masters(&alone);
+                wanted.iter_mut().zip(&now).for_each(|(average, x)| *average = (x - *average).mul_add(0.01, *average));
+            }
+            let mut all = with.bytes();
+            let average = all.pop().unwrap();
+            assert_eq!(all, alone.bytes(), "{weights:?} {states:?} {level:?}");
+            let wanted: Vec<u32> = wanted.into_iter().map(f32::to_bits).collect();
+            assert!(average == wanted, "{weights:?} {states:?} {level:?}");
+        }
+    }
+}
+
+/// What parameters stand for, with what is beside them.
+fn masters(parameter: &Parameter) -> Vec<f32> {
+    let bits = |x: f32| x.to_bits();
+    let joined = |p: f32, rest: i32| f32::from_bits(bits(p).wrapping_add(rest as u32));
+    match (parameter.compact.weights, parameter.written.last()) {
+        (Weights::Kahan, Some(Stream::Bf16(rest))) => {
+            parameter.values().iter().zip(rest).map(|(p, rest)| p + rest.to_f32()).collect()
+        }
+        (Weights::Residual8, Some(Stream::U8(rest))) => {
+            parameter.values().iter().zip(rest).map(|(&p, &rest)| joined(p, i32::from(rest as i8) << 8)).collect()
+        }
+        (Weights::Residual16, Some(Stream::I16(rest))) => {
+            parameter.values().iter().zip(rest).map(|(&p, &rest)| joined(p, i32::from(rest))).collect()
+        }
+        (Weights::Master, Some(Stream::F32(master))) => master.clone(),
+        _ => parameter.values(),
+    }
 }
 
 #[test]
@@ -397,7 +442,7 @@ fn what_does_not_belong_together_is_refused_and_nothing_added() {
     let right = Compact {
         weights: Weights::Residual16,
         states: vec![codes(relative), codes(StateKind::Magnitude)],
-        noise: Noise::default(),
+        ..Compact::default()
     };
     let n = 300;
     let streams = || {

@@ -88,7 +88,7 @@ impl Fewer {
                 Err(unfit) => return Err(format!("what stands beside it {}", unfit.reason()).into()),
             }
         }
-        let compact = Compact { weights: self.weights, states: states_kept, noise: Noise::default() };
+        let compact = Compact { weights: self.weights, states: states_kept, noise: Noise::default(), average: None };
         Ok(Some(OfCompact { counts: names.counters.is_empty() && draws(&compact), compact }))
     }
 }

@@ -54,8 +54,8 @@ pub enum Kept {
 /// How a parameter and its states are kept.
 ///
 /// The streams that a step writes are the parameter, its states in the order of the rule (numbers or codes), the
-/// headers of those in codes, in the same order, and what stands beside the parameter.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// headers of those in codes, in the same order, what stands beside the parameter, and its average.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Compact {
     /// The parameter.
     pub weights: Weights,
@@ -63,12 +63,19 @@ pub struct Compact {
     pub states: Vec<Kept>,
     /// Of what is rounded with fair odds.
     pub noise: Noise,
+    /// How far the average of the parameter, an `f32`, moves towards it when it has been updated; `None`: it has none.
+    pub average: Option<f64>,
 }
 
 impl Compact {
     /// How many streams a step writes.
     pub fn streams(&self) -> usize {
-        1 + self.states.len() + self.headers() + usize::from(self.weights.has_companion())
+        self.place_of_average() + usize::from(self.average.is_some())
+    }
+
+    /// Where in the list of streams the average stands.
+    pub(crate) fn place_of_average(&self) -> usize {
+        self.companion() + usize::from(self.weights.has_companion())
     }
 
     /// How many states are in codes.

@@ -7,6 +7,7 @@ use super::codes::{
 };
 use super::noise::{Bits, Words};
 use super::weights::{join, read_kahan, read_master, read_master_bf16, round_fairly, split8, split16, write_kahan};
+use crate::arithmetic::Real;
 use crate::formats::{Decode, Encode, Slice, SliceMut, bf16, decode, encode};
 use crate::rule::StateKind;
 use crate::simd::{Level, Simd, Vectorized};
@@ -170,6 +171,21 @@ impl Vectorized for ReadWeights<'_> {
             (_, Slice::F32(p), _) => tile.copy_from_slice(&p[start..end]),
             _ => {}
         }
+    }
+}
+
+/// Moves an average towards what it is of.
+pub(crate) struct MoveAverage<'a> {
+    pub(crate) average: &'a mut [f32],
+    pub(crate) towards: &'a [f32],
+    pub(crate) weight: f32,
+}
+
+impl Vectorized for MoveAverage<'_> {
+    #[inline(always)]
+    fn run(self, _: impl Simd) {
+        let Self { average, towards, weight } = self;
+        average.iter_mut().zip(towards).for_each(|(average, &x)| *average = average.lerp(x, weight));
     }
 }
 

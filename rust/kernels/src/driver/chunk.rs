@@ -162,7 +162,7 @@ impl Chunk<'_> {
         let Self { grad, layout, range, grad_factor: factor, .. } = *self;
         let double = grad.format().is_double();
         if let Some(compact) = self.compact {
-            let mut source = Unpacked::<STREAMS>::new(streams, grad, (compact, 0), range.0, level);
+            let mut source = Unpacked::<STREAMS>::new(streams, grad, (compact, None), range.0, level);
             return programmed::run(program, level, factor, false, &mut source, lanes);
         }
         let mut found = |source: &mut dyn Source| programmed::run(program, level, factor, double, source, lanes);

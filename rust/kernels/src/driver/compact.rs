@@ -3,7 +3,7 @@
 use super::source::Source;
 use super::tensors::in_layout;
 use crate::compact::streams::{
-    ReadCodes, ReadWeights, Tile, WriteCodes, WriteFair, WriteWeights, read_numbers, write_numbers,
+    MoveAverage, ReadCodes, ReadWeights, Tile, WriteCodes, WriteFair, WriteWeights, read_numbers, write_numbers,
 };
 use crate::compact::{BLOCK, Compact, Kept, Weights, Words};
 use crate::formats::{Format, Refused, Slice, SliceMut};
@@ -38,7 +38,8 @@ pub(super) fn check(written: &[SliceMut<'_>], grad: &Slice<'_>, compact: &Compac
             formats(1 + k) == Format::U8 && formats(compact.header_of(k)) == Format::F32 && fits(*kind, compact)
         }
     };
-    if !weights || !number(grad.format()) || !compact.states.iter().enumerate().all(state) {
+    let average = compact.average.is_none() || formats(compact.place_of_average()) == Format::F32;
+    if !weights || !average || !number(grad.format()) || !compact.states.iter().enumerate().all(state) {
         return Err(Refused::Types);
     }
     let fits = |(k, stream): (usize, &SliceMut<'_>)| stream.len() == compact.len_of(k, grad.len());
@@ -70,8 +71,8 @@ pub(super) struct Unpacked<'c, 'a, const S: usize> {
     /// What is done of it, and how many elements of that are in the tiles.
     done: usize,
     held: usize,
-    /// Whether anything writes the parameter, and each of the states, as bits.
-    writes: u32,
+    /// Whether anything writes the parameter, and each of the states, as bits; none where nothing is written at all.
+    writes: Option<u32>,
     /// Which of them are updated where they are.
     direct: u32,
     /// Which states others are relative to.
@@ -80,7 +81,7 @@ pub(super) struct Unpacked<'c, 'a, const S: usize> {
 }
 
 /// Which streams are to be written back: those that a walk of a program writes, or all.
-pub(super) fn writes(pass: Option<&Pass>, compact: &Compact) -> u32 {
+pub(super) fn writes(pass: Option<&Pass>, compact: &Compact) -> Option<u32> {
     let all = (0..=compact.states.len()).filter(|&k| pass.is_none_or(|pass| pass.is_written(in_layout(k))));
     let writes = all.fold(0, |bits, k| bits | 1 << k);
     // what is kept relative to a state is written with it
@@ -88,14 +89,14 @@ pub(super) fn writes(pass: Option<&Pass>, compact: &Compact) -> u32 {
         Kept::Codes(StateKind::Relative { to, .. }) if writes >> (1 + to) & 1 == 1 => 2 << k,
         _ => 0,
     };
-    compact.states.iter().enumerate().map(relative).fold(writes, |bits, more| bits | more)
+    Some(compact.states.iter().enumerate().map(relative).fold(writes, |bits, more| bits | more))
 }
 
 impl<'c, 'a, const S: usize> Unpacked<'c, 'a, S> {
     pub(super) fn new(
         written: &'c mut [SliceMut<'a>],
         grad: Slice<'c>,
-        (compact, writes): (&'c Compact, u32),
+        (compact, writes): (&'c Compact, Option<u32>),
         first: usize,
         level: Level,
     ) -> Self {
@@ -157,12 +158,11 @@ impl<'c, 'a, const S: usize> Unpacked<'c, 'a, S> {
     /// Writes the tiles back.
     fn write(&mut self) {
         let Self { compact, level, held: n, writes, direct, divisors, .. } = *self;
-        if n == 0 {
-            return;
-        }
+        let Some(writes) = writes.filter(|_| n > 0) else { return };
         let start = self.done - n;
-        let noise = |stream: usize| self.compact.noise.stream(stream, self.first + start);
-        let Some((param, states)) = self.tiles.split_first_mut() else { return };
+        let (drawn, first) = (compact.noise, self.first + start);
+        let noise = |stream: usize| drawn.stream(stream, first);
+        let Some((param, _)) = self.tiles.split_first_mut() else { return };
         if writes & 1 == 1 && direct & 1 == 0 {
             let (p, rest) = self.written.split_at_mut(compact.companion().min(self.written.len()));
             let (p, companion) = (p[0].whole(), rest.first_mut().map(SliceMut::whole));
@@ -176,6 +176,10 @@ impl<'c, 'a, const S: usize> Unpacked<'c, 'a, S> {
                 tile: &param.x[..n],
             });
         }
+        if let Some(weight) = compact.average {
+            self.move_average(weight, start);
+        }
+        let Some((_, states)) = self.tiles.split_first_mut() else { return };
         // what is relative to others comes after them
         for relative in [false, true] {
             for (k, kept) in compact.states.iter().enumerate() {
@@ -205,6 +209,27 @@ impl<'c, 'a, const S: usize> Unpacked<'c, 'a, S> {
                 if divisors >> k & 1 == 1 {
                     read_numbers(level, self.written[1 + k].as_slice(), start, &mut tile.x[..n]);
                 }
+            }
+        }
+    }
+
+    /// Moves the average of the parameter, which has been written, towards what that stands for now.
+    fn move_average(&mut self, weight: f64, start: usize) {
+        let Self { compact, level, held: n, direct, .. } = *self;
+        let (written, average) = self.written.split_at_mut(compact.place_of_average());
+        let Some(SliceMut::F32(average)) = average.first_mut() else { return };
+        let average = &mut average[start..start + n];
+        let weight = weight as f32;
+        match (direct & 1 == 1, written[0].as_slice()) {
+            (true, Slice::F32(p)) => level.run(MoveAverage { average, towards: &p[start..start + n], weight }),
+            (_, p) => {
+                let tile = &mut self.tiles[0].x[..n];
+                if !matches!(compact.weights, Weights::Residual16 | Weights::Master) {
+                    // rounded as it was written
+                    let companion = written.get(compact.companion()).map(SliceMut::as_slice);
+                    level.run(ReadWeights { weights: compact.weights, p, companion, start, tile: &mut *tile });
+                }
+                level.run(MoveAverage { average, towards: tile, weight });
             }
         }
     }

@@ -78,12 +78,15 @@ pub(crate) fn step(u: &mut Unstructured<'_>) -> Result<()> {
         Weights::Residual16 => written.push((4, n)),
         Weights::Master => written.push((0, n)),
     }
+    let average = u.arbitrary::<bool>()?.then(|| u.arbitrary()).transpose()?;
+    written.extend(average.map(|_: f64| (0, n)));
     if odd && !written.is_empty() {
         let at = u.choose_index(written.len())?;
         written[at] = (u.int_in_range(0..=4)?, u.int_in_range(0..=n + 1)?);
     }
     let written = written.into_iter().map(|(format, len)| stream(u, format, len)).collect::<Result<Vec<_>>>()?;
-    let compact = Compact { weights, states: kept, noise: Noise::new(u.arbitrary()?, [1, 2], u.arbitrary()?) };
+    let noise = Noise::new(u.arbitrary()?, [1, 2], u.arbitrary()?);
+    let compact = Compact { weights, states: kept, noise, average };
     let constants = rule.constants(&mut Scalars::new([3.0, 0.5, 0.5], [Precision::F32; 3]), u.arbitrary()?);
 
     let run = |pool: &dyn Pool, level: Level| {

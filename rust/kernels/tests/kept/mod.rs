@@ -112,9 +112,17 @@ impl Parameter {
             Weights::Residual16 => written.push(Stream::I16(vec![0; n])),
             Weights::Master => written.push(Stream::F32((0..n).map(|i| param.number(i)).collect())),
         }
-        let compact = Compact { weights, states: kept, noise: Noise::default() };
+        let compact = Compact { weights, states: kept, noise: Noise::default(), average: None };
         let scalars = Scalars::new([0.0; 3], [Precision::F32; 3]);
         Self { rule, scalars, compact, param, written, place: [0, 0], steps: 0 }
+    }
+
+    /// With an average, which begins as the parameter.
+    #[allow(dead_code, reason = "not every test has averages")]
+    pub(crate) fn averaged(mut self, weight: f64) -> Self {
+        self.compact.average = Some(weight);
+        self.written.push(Stream::F32(self.values()));
+        self
     }
 
     /// Begins a step.
