@@ -9,7 +9,7 @@ def plain_state_dict(optimizer: Any) -> dict[str, Any]:
     """The state dict of an optimizer as the class of torch, or of the package that it is from, would have written it.
 
     States in 8 bits or bfloat16 become numbers of the parameter's dtype, and what is kept beside the weights is left
-    out: parameters are saved with the model. It loads into ``torch.optim``, and into an optimizer with any setting of
+    out, averages too: parameters are saved with the model, and ``ema_state_dict`` has the averages. It loads into ``torch.optim``, and into an optimizer with any setting of
     ``state_dtype=`` and ``weights=``.
 
     Args:
@@ -32,6 +32,7 @@ def plain_state_dict(optimizer: Any) -> dict[str, Any]:
         >>> sorted(oxistep.plain_state_dict(optimizer)["state"][0])
         ['exp_avg', 'exp_avg_sq', 'step']
     """
+    from oxistep.optim._averages import AVERAGE, COUNT
     from oxistep.optim._compact import plain_entry
     from oxistep.optim._definition import definition_of
     from oxistep.optim._kept import kept_of
@@ -45,8 +46,13 @@ def plain_state_dict(optimizer: Any) -> dict[str, Any]:
     groups = zip(optimizer.param_groups, saved["param_groups"], strict=True)
     for group, saved_group in groups:
         kinds = definition.kinds(optimizer, group) if kept.state_dtype or kept.weights else {}
+        if kept.ema is not None:
+            saved_group.pop(COUNT, None)
         for p, number in zip(group["params"], saved_group["params"], strict=True):
             entry = saved["state"].get(number)
+            if entry is not None and kept.ema is not None:
+                entry = {name: value for name, value in entry.items() if name != AVERAGE}
+                saved["state"][number] = entry
             if entry is None or (not kinds and not kept.weights):
                 continue
             plain = plain_entry(entry, kinds, p, p.dtype, kept.weights)

@@ -68,9 +68,10 @@ def keep_in(optimizer: Any, plan: Any, kinds_of: Callable[[dict[str, Any]], Kind
         kinds_of: what the states of a group are, if a user wrote the rule; else nothing.
     """
     kept = optimizer.__dict__.get(KEY)
-    if kept is not None and _asks(kept):
-        of_groups = [list(kinds_of(group).items()) for group in optimizer.param_groups]
-        plan.keep(kept.weights, kept.state_dtype not in (None, torch.float32), kept.seed, of_groups)
+    if kept is not None and (_asks(kept) or kept.ema is not None):
+        of_groups = [list(kinds_of(group).items()) for group in optimizer.param_groups] if _asks(kept) else []
+        fair = kept.state_dtype not in (None, torch.float32)
+        plan.keep(kept.weights, fair, kept.seed, of_groups, None if kept.ema is None else 1.0 - kept.ema)
     return plan
 
 
@@ -80,7 +81,7 @@ def forget_parameters(optimizer: Any, kinds_of: Callable[[dict[str, Any]], Kinds
     Plans stay what they are: somebody may watch their steps.
     """
     kept = optimizer.__dict__.get(KEY)
-    if kept is not None and _asks(kept) and kept.torn is None:
+    if kept is not None and (_asks(kept) or kept.ema is not None) and kept.torn is None:
         for plan in kept.plans.values():
             keep_in(optimizer, plan, kinds_of)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from oxistep import _core
 from oxistep.optim import _modes
 from oxistep.optim._all_or_nothing import refuse_if_torn
+from oxistep.optim._averages import left_to_torch, made_average, move_all
 from oxistep.optim._compact import Kinds, is_compact, keep_in, made_compact, refuse_left, weights_changed
 from oxistep.optim._kept import KEY, kept_of
 from oxistep.optim._max_grad_norm import guarded_by_torch
@@ -178,6 +179,10 @@ class Definition:
         state.update(in_state_dtype(optimizer, p, state))
         return state
 
+    def make_average(self, optimizer: Any, p: Tensor, is_dtensor: bool) -> Tensor:
+        """The average that a parameter begins with; that of a DTensor is one, placed as it is."""
+        return made_average(p)
+
     def weights_changed(self, optimizer: Any, p: Tensor) -> None:
         """Called where somebody changed a parameter since the last step, and something stands beside it."""
         weights_changed(optimizer, p)
@@ -218,6 +223,11 @@ class Definition:
 
     def torch_step(self, optimizer: Any, left: list[tuple[int, Tensor]]) -> None:
         """Takes torch's own step for the parameters in ``left``, given with the index of their group."""
+        store_averages = left_to_torch(optimizer, (p for _, p in left))
+        self._torch_step(optimizer, left)
+        store_averages()
+
+    def _torch_step(self, optimizer: Any, left: list[tuple[int, Tensor]]) -> None:
         groups = optimizer.param_groups
         copies: dict[tuple[int, bool], dict[str, Any]] = {}
         for g, p in left:
@@ -241,10 +251,13 @@ class Definition:
             step_it_is, norm = guarded_by_torch(optimizer, unscale, ranks)
         if not step_it_is:
             return norm
+        store_averages = left_to_torch(optimizer, (p for _, p in everything))
         if any(group.get("fused") and not fused_is_right(optimizer, p) for group in groups for p in group["params"]):
-            self.torch_step(optimizer, everything)
+            self._torch_step(optimizer, everything)
         else:
             self.torchs_step(optimizer)  # with the groups themselves, which a subclass may want to change
+        store_averages()
+        move_all(optimizer)
         return norm
 
     def _step_with(self, optimizer: Any, groups: list[dict[str, Any]]) -> None:

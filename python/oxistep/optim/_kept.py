@@ -36,6 +36,7 @@ __all__ = [
     "Setting",
     "StateDType",
     "Weights",
+    "ema_of",
     "grad_norm_group_of",
     "keep_settings",
     "kept_of",
@@ -53,6 +54,8 @@ class Kept:
     """Plans and settings of one optimizer. A copy, or what is pickled, has the settings; its plans are made anew."""
 
     __slots__ = (
+        "ema",
+        "ema_warmup",
         "given",
         "grad_norm_group",
         "guarded",
@@ -61,8 +64,10 @@ class Kept:
         "max_grad_norm",
         "plans",
         "seed",
+        "simple",
         "skip_nonfinite",
         "state_dtype",
+        "swapped",
         "told",
         "torn",
         "tried",
@@ -96,10 +101,18 @@ class Kept:
         """``None``: this rank has all gradients, or DTensors."""
         self.guarded = False
         """Whether a step measures its gradients first."""
+        self.ema: float | None = None
+        """The decay of the averages of parameters; ``None``: there are none."""
+        self.ema_warmup = False
+        self.swapped = False
+        """The parameters are their averages for a while."""
+        self.simple = True
+        """Whether a step is no more than that."""
 
     def settle(self) -> None:
         """After a setting has changed."""
         self.guarded = self.max_grad_norm is not None or self.skip_nonfinite
+        self.simple = not self.guarded and self.ema is None
 
     @property
     def is_worth_keeping(self) -> bool:
@@ -131,6 +144,8 @@ class Kept:
             self.torn,
             self.weights,
             self.seed,
+            self.ema,
+            self.ema_warmup,
         )
 
 
@@ -143,9 +158,11 @@ def _restored(
     torn: Torn | None,
     weights: Weights = None,
     seed: int = 0,
+    ema: float | None = None,
+    ema_warmup: bool = False,
 ) -> Kept:
     kept = Kept()
-    kept.weights, kept.seed = weights, seed
+    kept.weights, kept.seed, kept.ema, kept.ema_warmup = weights, seed, ema, ema_warmup
     kept.given, kept.state_dtype, kept.torn = given, state_dtype, torn
     kept.max_grad_norm, kept.skip_nonfinite, kept.grad_norm_group = max_grad_norm, skip_nonfinite, grad_norm_group
     kept.settle()
@@ -168,6 +185,9 @@ def keep_settings(
     grad_norm_group: GradNormGroup = None,
     weights: Weights = None,
     seed: int = 0,
+    ema: float | None = None,
+    ema_warmup: bool = False,
+    *,
     element_wise: bool = True,
 ) -> None:
     """What each constructor does first with the settings that torch's class does not have."""
@@ -179,12 +199,17 @@ def keep_settings(
     values = {
         "weights": weights_of(weights),
         "seed": seed_of(seed),
+        "ema": ema_of(ema),
+        "ema_warmup": ema_warmup_of(ema_warmup),
         "state_dtype": state_dtype_of(state_dtype),
         "max_grad_norm": max_grad_norm_of(max_grad_norm),
         "skip_nonfinite": skip_nonfinite_of(skip_nonfinite),
         "grad_norm_group": grad_norm_group_of(grad_norm_group),
     }
-    given = frozenset(name for name, value in values.items() if value not in (None, False, 0))
+    if ema_warmup and ema is None:
+        raise ValueError("ema_warmup: expected a decay with it, such as ema=0.999")
+    others = {name for name, value in values.items() if value not in (None, False, 0)}
+    given = frozenset(others if ema is None else {*others, "ema"})
     if not given and KEY not in optimizer.__dict__:
         return  # the attributes of a plain optimizer are torch's
     kept = kept_of(optimizer)
@@ -216,6 +241,24 @@ def seed_of(value: Any) -> int:
         raise TypeError(f"seed: expected an int, got {type(value).__name__}")
     if not 0 <= value < 1 << 64:
         raise ValueError(f"seed: expected a number from 0 to 2**64 - 1, got {value}")
+    return value
+
+
+def ema_of(value: Any) -> float | None:
+    """Checks ``ema``."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"ema: expected a number from 0 to below 1, or None, got {type(value).__name__}")
+    if not 0.0 <= float(value) < 1.0:
+        raise ValueError(f"ema: expected a decay from 0 to below 1, or None, got {value}")
+    return float(value)
+
+
+def ema_warmup_of(value: Any) -> bool:
+    """Checks ``ema_warmup``."""
+    if not isinstance(value, bool):
+        raise TypeError(f"ema_warmup: expected True or False, got {type(value).__name__}")
     return value
 
 

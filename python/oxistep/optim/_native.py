@@ -7,6 +7,7 @@ import copy
 import inspect
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from oxistep import _core
-from oxistep.optim import _modes
+from oxistep.optim import _averages, _modes
 from oxistep.optim._all_or_nothing import loaded_whole, tear
 from oxistep.optim._compact import check_parameters, forget_parameters, master_of
 from oxistep.optim._definition import definition_of, plan_of
@@ -166,6 +167,54 @@ class NativeStep(DropIn):
         """
         return master_of(self, p)
 
+    def averaged(self) -> AbstractContextManager[None]:
+        """Puts the averages of ``ema=`` in the place of the parameters for a while, to evaluate or to save the model.
+
+        Parameters whose average has their dtype are exchanged with it, piece by piece; those of a half type become the
+        average rounded to it, and what they were is held meanwhile. Parameters without a step yet stay as they are.
+
+        Returns:
+            A context manager. When it is left, also by an exception, the parameters have their own bits again.
+
+        Raises:
+            RuntimeError: if the optimizer was made without ``ema=``; inside another ``averaged()``. ``step``,
+                ``state_dict`` and ``ema_state_dict`` raise it inside.
+
+        Example:
+            >>> import torch, oxistep.optim as optim
+            >>> w = torch.tensor([1.0], requires_grad=True)
+            >>> optimizer = optim.SGD([w], lr=1.0, ema=0.75)
+            >>> w.grad = torch.ones(1)
+            >>> optimizer.step()
+            >>> with optimizer.averaged():
+            ...     w.item()
+            0.75
+            >>> w.item()
+            0.0
+        """
+        return _averages.averaged(self)
+
+    def ema_state_dict(self) -> dict[str, Tensor]:
+        """The averages of ``ema=``, by the names of the parameters.
+
+        Returns:
+            dict: the averages themselves, no copies: float32 for parameters of a half type, else of the parameter's
+            dtype. The names are those given (``SGD(model.named_parameters(), ...)``), so that
+            ``model.load_state_dict(optimizer.ema_state_dict(), strict=False)`` makes a model of them; without names
+            ``"0"``, ``"1"``, ... in order. A parameter without a step yet stands for its average.
+
+        Raises:
+            RuntimeError: if the optimizer was made without ``ema=``; inside ``averaged()``.
+
+        Example:
+            >>> import torch, oxistep.optim as optim
+            >>> model = torch.nn.Linear(2, 1)
+            >>> optimizer = optim.AdamW(model.named_parameters(), ema=0.999)
+            >>> sorted(optimizer.ema_state_dict())
+            ['bias', 'weight']
+        """
+        return _averages.ema_state_dict(self)
+
     # On CUDA-only attributes torch sets and reads: see GradScaler in torch.amp.
     if TYPE_CHECKING:
         grad_scale: Tensor | None
@@ -242,14 +291,20 @@ def _update(optimizer: Any, unscale: Callable[[], None] | None = None) -> None:
         plan = plan_of(optimizer)
         kept = attributes[KEY]
     if (_modes.FORCED or _dispatch_modes() or _function_modes()) and _modes.because():
+        if kept.ema is not None:
+            _averages.begin(optimizer, plan, kept)
         norm = definition_of(type(optimizer)).leave_everything(optimizer, unscale)
     else:
         try:
-            if not kept.guarded and unscale is None:
+            if kept.simple and unscale is None:
                 plan.step(optimizer)
                 return
+            if kept.ema is not None:
+                _averages.begin(optimizer, plan, kept)
             has_group = kept.grad_norm_group is not None
             norm = plan.step(optimizer, kept.max_grad_norm, kept.skip_nonfinite, unscale, has_group)
+            if kept.ema is not None:
+                _averages.end(optimizer, plan, kept)
         except _core.KernelError as panic:
             message, params = panic.args
             raise tear(optimizer, f"a kernel of oxistep panicked ({message}; please report this)", params) from None

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oxistep.optim._averages import AVERAGE
 from oxistep.optim._compact import Kinds, is_compact, is_in_another_form, reformed
-from oxistep.optim._kept import KEY, kept_of
+from oxistep.optim._kept import KEY, Kept, kept_of
 from oxistep.optim._storages import place
 
 __all__ = ["form_states", "in_state_dtype", "loaded_in_their_dtypes", "refuse_narrow_states", "restore_dtypes"]
@@ -111,6 +112,8 @@ def restore_dtypes(
     params = ((group, p) for group in optimizer.param_groups for p in group["params"])
     for saved_id, (group, p) in zip(ids, params, strict=True):
         saved = loading["state"].get(saved_id, {})
+        if AVERAGE in saved:
+            saved = _with_its_average(kept, p, saved, optimizer.state[p])
         if saved and (is_compact(optimizer) or is_in_another_form(saved)):
             optimizer.state[p] = reformed(optimizer, p, group, kinds(group), saved, counts_for_noise)
             continue
@@ -124,7 +127,19 @@ def restore_dtypes(
                     optimizer.state[p][key] = value.detach().clone().to(loaded.device)
 
 
+def _with_its_average(kept: Kept, p: Tensor, saved: dict[str, Any], loaded: dict[str, Any]) -> dict[str, Any]:
+    """Keeps the average of a parameter as it was saved, in ``loaded`` and in what is returned, if averages are kept."""
+    if kept.ema is None:
+        loaded.pop(AVERAGE, None)
+        return {name: value for name, value in saved.items() if name != AVERAGE}
+    average, now = saved[AVERAGE], loaded.get(AVERAGE)
+    if isinstance(average, Tensor) and (not isinstance(now, Tensor) or now.dtype != average.dtype):
+        loaded[AVERAGE] = average.detach().clone().to(p.device)
+    return {**saved, AVERAGE: loaded.get(AVERAGE, average)}
+
+
 def _of_dtype(saved: dict[str, Any], dtypes: tuple[torch.dtype | None, ...], scalars: tuple[str, ...]) -> bool:
     """Whether saved states, scalars left aside, are of some dtype."""
-    states = [value for key, value in saved.items() if key not in ("step", *scalars) and isinstance(value, Tensor)]
+    left_out = ("step", AVERAGE, *scalars)
+    states = [value for key, value in saved.items() if key not in left_out and isinstance(value, Tensor)]
     return all(value.dtype in dtypes for value in states)

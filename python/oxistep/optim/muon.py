@@ -54,6 +54,8 @@ class Muon(NativeStep, _Muon):
             (times :math:`\sqrt{\max(1, A/B)}`), ``"match_rms_adamw"`` (times :math:`0.2 \sqrt{\max(A, B)}`) or
             ``"spectral_unclamped"`` (times :math:`\sqrt{A/B}`) (default: None, the original).
         state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None, as torch).
+        ema: the decay of a running average of the parameters, which each step moves (default: None).
+        ema_warmup: let the average begin with the first steps and forget them, as timm does (default: False).
         max_grad_norm: clip the norm of all gradients, in place, before they are used (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
         grad_norm_group: the ranks over which the norm is summed, if each holds a part of the parameters: ``"world"``, a
@@ -101,11 +103,22 @@ class Muon(NativeStep, _Muon):
         adjust_lr_fn: str | None = None,
         *,
         state_dtype: torch.dtype | None = None,
+        ema: float | None = None,
+        ema_warmup: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
         grad_norm_group: GradNormGroup = None,
     ) -> None:
-        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite, grad_norm_group, element_wise=False)
+        keep_settings(
+            self,
+            state_dtype,
+            max_grad_norm,
+            skip_nonfinite,
+            grad_norm_group,
+            ema=ema,
+            ema_warmup=ema_warmup,
+            element_wise=False,
+        )
         _Muon.__init__(
             self,
             params,

@@ -46,6 +46,8 @@ class NAdam(NativeStep, _NAdam):
         weights: what becomes of the digits that half-precision parameters cannot hold: ``"stochastic"``, ``"kahan"``,
             ``"residual8"``, ``"residual16"`` or ``"master"`` (default: None, rounded to nearest).
         seed: of what ``weights`` and ``state_dtype`` round up or down at random (default: 0).
+        ema: the decay of a running average of the parameters, which each step moves (default: None).
+        ema_warmup: let the average begin with the first steps and forget them, as timm does (default: False).
         max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
         grad_norm_group: the ranks over which the norm is summed, if each holds a part of the parameters: ``"world"``, a
@@ -99,11 +101,13 @@ class NAdam(NativeStep, _NAdam):
         state_dtype: StateDType = None,
         weights: Weights = None,
         seed: int = 0,
+        ema: float | None = None,
+        ema_warmup: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
         grad_norm_group: GradNormGroup = None,
     ) -> None:
-        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite, grad_norm_group, weights, seed)
+        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite, grad_norm_group, weights, seed, ema, ema_warmup)
         _NAdam.__init__(
             self,
             params,

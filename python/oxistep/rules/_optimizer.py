@@ -15,6 +15,7 @@ from oxistep import _core
 from oxistep._names import name_of
 from oxistep.optim import _modes
 from oxistep.optim._all_or_nothing import refuse_if_torn
+from oxistep.optim._averages import AVERAGE, left_to_torch, move_all
 from oxistep.optim._compact import Kinds, is_compact, keep_in, made_compact, plain_names, refuse_left
 from oxistep.optim._definition import Definition, Rows, define
 from oxistep.optim._kept import GradNormGroup, StateDType, Weights, keep_settings, kept_of
@@ -54,6 +55,8 @@ class Optimizer(NativeStep, _Optimizer):
         weights: what becomes of the digits that half-precision parameters cannot hold: ``"stochastic"``, ``"kahan"``,
             ``"residual8"``, ``"residual16"`` or ``"master"`` (default: None, rounded to nearest).
         seed: of what ``weights`` and ``state_dtype`` round up or down at random (default: 0).
+        ema: the decay of a running average of the parameters, which each step moves (default: None).
+        ema_warmup: let the average begin with the first steps and forget them, as timm does (default: False).
         max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
         grad_norm_group: the ranks over which the norm is summed, if each holds a part of the parameters: ``"world"``, a
@@ -92,12 +95,14 @@ class Optimizer(NativeStep, _Optimizer):
         state_dtype: StateDType = None,
         weights: Weights = None,
         seed: int = 0,
+        ema: float | None = None,
+        ema_warmup: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
         grad_norm_group: GradNormGroup = None,
     ) -> None:
         source = source_of(type(self))
-        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite, grad_norm_group, weights, seed)
+        keep_settings(self, state_dtype, max_grad_norm, skip_nonfinite, grad_norm_group, weights, seed, ema, ema_warmup)
         defaults = {**_own_defaults(source), **defaults}
         if lacks := [name for name in source.hyperparameters if name not in defaults]:
             raise TypeError(f"rule {source.name}: update takes {lacks[0]!r}, which is not among the hyperparameters")
@@ -202,6 +207,8 @@ class _RuleDefinition(Definition):
             ids = (saved_id for group in loading["param_groups"] for saved_id in group["params"])
             for p, saved_id in zip(params, ids, strict=False):
                 for name, value in loading["state"].get(saved_id, {}).items():
+                    if name == AVERAGE:
+                        continue
                     if isinstance(value, Tensor) and value.dim() == 0 and (p.dim() or value.dtype != p.dtype):
                         numbers.add(name)
         return ("step", *sorted(numbers - {"step"}))
@@ -276,6 +283,8 @@ class _RuleDefinition(Definition):
         entry = optimizer.state[p] if p in optimizer.state else {}
         if is_compact(optimizer):
             entry = plain_names(entry, self.kinds(optimizer, group), kept_of(optimizer).weights)
+        if kept_of(optimizer).ema is not None:
+            entry = {name: value for name, value in entry.items() if name != AVERAGE}
         if (strangers := source.strangers(entry, begins)) is not None:
             place = next((i for i, other in enumerate(group["params"]) if other is p), 0)
             g = next(k for k, other in enumerate(optimizer.param_groups) if other is group)
@@ -319,7 +328,9 @@ class _RuleDefinition(Definition):
     def torch_step(self, optimizer: Any, left: list[tuple[int, Tensor]]) -> None:
         """Takes the step of the parameters in ``left`` by torch's operations."""
         source = source_of(type(optimizer))
+        store_averages = left_to_torch(optimizer, (p for _, p in left))
         take(optimizer, source, rows_of(optimizer, source, left), 1.0)
+        store_averages()
 
 
 @torch.no_grad()
@@ -334,7 +345,10 @@ def _step(optimizer: Any, unscale: Callable[[], None] | None) -> Tensor | None:
             try_out(source, rows)
         step_it_is, norm, factor = measured_by_torch(optimizer, unscale, ranks)
     if step_it_is:
+        store_averages = left_to_torch(optimizer, (row.p for row in rows))
         take(optimizer, source, rows, factor)
+        store_averages()
+        move_all(optimizer)
     return norm
 
 

@@ -40,6 +40,8 @@ class StableAdamW(GroupCounts, Optimizer):
         weights: what becomes of the digits that half-precision parameters cannot hold: ``"stochastic"``, ``"kahan"``,
             ``"residual8"``, ``"residual16"`` or ``"master"`` (default: None, rounded to nearest).
         seed: of what ``weights`` and ``state_dtype`` round up or down at random (default: 0).
+        ema: the decay of a running average of the parameters, which each step moves (default: None).
+        ema_warmup: let the average begin with the first steps and forget them, as timm does (default: False).
         max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
         grad_norm_group: the ranks over which the norm is summed, if each holds a part of the parameters
@@ -86,6 +88,8 @@ class StableAdamW(GroupCounts, Optimizer):
         state_dtype: Any = None,
         weights: Any = None,
         seed: int = 0,
+        ema: float | None = None,
+        ema_warmup: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
         grad_norm_group: Any = None,
@@ -126,6 +130,8 @@ class StableAdamW(GroupCounts, Optimizer):
             state_dtype=state_dtype,
             weights=weights,
             seed=seed,
+            ema=ema,
+            ema_warmup=ema_warmup,
             max_grad_norm=max_grad_norm,
             skip_nonfinite=skip_nonfinite,
             grad_norm_group=grad_norm_group,

@@ -138,9 +138,13 @@ fn a_residual_holds_every_number() {
 fn averages_are_those_of_a_separate_pass_and_change_nothing_else() {
     let n = 8192 + 5000 + 77;
     let values: Vec<f32> = half(&normals(n, 3)).into_iter().map(f32::from).collect();
-    for (weights, states) in WEIGHTS.into_iter().flat_map(|weights| STATES.map(|states| (weights, states))) {
+    let weights = WEIGHTS.into_iter().map(|weights| (weights, false)).chain([(Weights::Nearest, true)]);
+    for ((weights, is_half), states) in weights.flat_map(|weights| STATES.map(|states| (weights, states))) {
         for level in levels() {
             let mut alone = Parameter::new(adam(1e-2), weights, states, &values);
+            if is_half {
+                alone.param = Stream::Bf16(half(&values));
+            }
             let mut with = alone.clone().averaged(0.01);
             let mut wanted = values.clone();
             for step in 0..4 {

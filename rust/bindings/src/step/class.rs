@@ -54,17 +54,38 @@ impl Plan {
     }
 
     /// Says how parameters of half types are kept, whether second moments in bfloat16 are rounded with fair odds beside
-    /// them, the seed of what is drawn, and what the states of a traced rule are, by name, group by group. Forgets what
-    /// parameters were after the last step.
-    #[pyo3(signature = (weights=None, fair=false, seed=0, kinds=Vec::new()))]
+    /// them, the seed of what is drawn, what the states of a traced rule are, by name, group by group, and how far the
+    /// averages of parameters move towards them. Forgets what parameters were after the last step.
+    #[pyo3(signature = (weights=None, fair=false, seed=0, kinds=Vec::new(), average=None))]
     fn keep(
         &mut self,
         weights: Option<&str>,
         fair: bool,
         seed: u64,
         kinds: Vec<Vec<(String, KindByName)>>,
+        average: Option<f64>,
     ) -> PyResult<()> {
-        self.set_fewer(weights, fair, seed, kinds)
+        self.set_fewer(weights, fair, seed, kinds, average)
+    }
+
+    /// Says how far the averages of parameters move towards them in the next step.
+    fn average(&mut self, weight: f64) {
+        self.fewer.average = Some(weight);
+    }
+
+    /// How many averages the last step moved; `None`: there was no step.
+    fn averaged(&self) -> Option<usize> {
+        self.averaged.as_ref().map(Vec::len)
+    }
+
+    /// The ids of their parameters.
+    fn averaged_ids(&self) -> Vec<usize> {
+        self.averaged.clone().unwrap_or_default()
+    }
+
+    /// Notes what parameters are now: somebody changed them, and changed them back.
+    fn note(&mut self, params: Vec<Py<PyAny>>, py: Python<'_>) {
+        self.note_again(py, &params);
     }
 
     /// Why the next step is torch's as a whole, if it is.

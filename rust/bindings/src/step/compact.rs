@@ -1,16 +1,16 @@
 //! Looking up a parameter that is kept in fewer bytes, and what becomes of what stands beside it.
 
 use oxistep_kernels::StateKind;
-use oxistep_kernels::compact::{Compact, Kept, Noise, Weights};
+use oxistep_kernels::compact::{Compact, Kept, Weights};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::memory::dtype::DType;
-use crate::memory::stream::Described;
+use crate::memory::stream::{Described, layout};
 use crate::memory::unfit::{Unfit, outside};
 use crate::optimizer::rule::GroupRule;
-use crate::step::fewer::{Beside, Fewer, KindByName, LAID_OUT, OfCompact, STEP, draws};
+use crate::step::fewer::{AVERAGE, Beside, Fewer, KindByName, LAID_OUT, OfCompact, STEP, draws};
 use crate::step::item::{Item, Route};
 use crate::step::lists::Streams;
 use crate::step::look::{Going, Look};
@@ -41,7 +41,43 @@ impl Fewer {
             let value = entry.map(|entry| entry.get_item(name)).transpose()?.flatten();
             beside.companion = Some(value.ok_or_else(|| format!("its state lacks {name:?}"))?);
         }
+        if self.average.is_some() {
+            beside.average = entry.map(|entry| entry.get_item(AVERAGE)).transpose()?.flatten();
+        }
         Ok(beside)
+    }
+
+    /// How a parameter is kept that has an average, which is described behind the rest, if kernels can move it: else
+    /// it is as it was, and Python moves the average after the step.
+    pub(super) fn averaged<'t>(
+        self,
+        look: &Look<'_, '_>,
+        described: &mut Streams<Described<'t>>,
+        average: Option<&'t Bound<'_, PyAny>>,
+        compact: Option<OfCompact>,
+    ) -> Option<OfCompact> {
+        let (Some(weight), Some(now)) = (self.average, average.and_then(|object| look.torch.describe(object).ok()))
+        else {
+            return compact;
+        };
+        let [param, grad, states @ ..] = described.as_slice() else { return compact };
+        let of = |described: &Described<'_>| described.memory.dtype;
+        let of_states = states.first().map(of);
+        let number = !matches!(of(param), DType::F64) && !described.iter().any(|stream| stream.memory.complex);
+        let usual = served(of(param), of(grad), of_states) && states.iter().all(|state| Some(of(state)) == of_states);
+        let alike = |shape: &Described<'_>| shape.is_dense && shape.shape.same_sizes(&param.shape);
+        let mut whole: Streams<Described<'_>> = described.iter().filter(|stream| alike(stream)).copied().collect();
+        let is_complete = compact.is_some() || whole.len() == described.len();
+        whole.push(now);
+        let fits = of(&now) == DType::F32 && !now.memory.complex && alike(&now) && layout(&whole).is_none();
+        if !number || !is_complete || !fits || (compact.is_none() && !usual) {
+            return compact;
+        }
+        let nearest = || Compact { states: vec![Kept::Nearest; states.len()], ..Compact::default() };
+        let mut kept = compact.unwrap_or_else(|| OfCompact { compact: nearest(), counts: false });
+        kept.compact.average = Some(weight);
+        described.push(now);
+        Some(kept)
     }
 
     /// How a parameter is kept, if in fewer bytes; describes what stands beside it, behind the rest.
@@ -88,7 +124,7 @@ impl Fewer {
                 Err(unfit) => return Err(format!("what stands beside it {}", unfit.reason()).into()),
             }
         }
-        let compact = Compact { weights: self.weights, states: states_kept, noise: Noise::default(), average: None };
+        let compact = Compact { weights: self.weights, states: states_kept, ..Compact::default() };
         Ok(Some(OfCompact { counts: names.counters.is_empty() && draws(&compact), compact }))
     }
 }
@@ -116,7 +152,8 @@ impl Item {
     ) -> Going<(DType, bool)> {
         let [param, grad, ..] = described else { return Err(LAID_OUT.into()) };
         let compact = &of_compact.compact;
-        let is_shard_beside = self.shards.is_some() && compact.streams() > 1 + compact.states.len();
+        let averages = usize::from(compact.average.is_some());
+        let is_shard_beside = self.shards.is_some() && compact.streams() > 1 + compact.states.len() + averages;
         let reason = match () {
             () if self.rows.is_some() => Some("the gradient is sparse"),
             () if self.whole != Whole::No => Some("its rule looks at tensors whole"),
@@ -138,12 +175,14 @@ impl Item {
                 Kept::Fair => dtype == DType::Bf16,
                 Kept::Nearest => matches!(dtype, DType::F32 | DType::F16 | DType::Bf16),
             },
-            Some(k) if k + 2 == compact.streams() && compact.weights.has_companion() => match compact.weights {
-                Weights::Residual8 => dtype == DType::U8,
-                Weights::Residual16 => dtype == DType::I16,
-                Weights::Kahan => dtype == param.memory.dtype,
-                _ => dtype == DType::F32,
-            },
+            Some(k) if k + 2 + averages == compact.streams() && compact.weights.has_companion() => {
+                match compact.weights {
+                    Weights::Residual8 => dtype == DType::U8,
+                    Weights::Residual16 => dtype == DType::I16,
+                    Weights::Kahan => dtype == param.memory.dtype,
+                    _ => dtype == DType::F32,
+                }
+            }
             Some(_) => dtype == DType::F32,
         };
         if !described.iter().enumerate().all(|(stream, d)| wanted(stream, d.memory.dtype)) {
@@ -200,6 +239,17 @@ impl Plan {
         }
     }
 
+    /// Notes what these parameters are now.
+    pub(super) fn note_again(&mut self, py: Python<'_>, params: &[Py<PyAny>]) {
+        for param in params {
+            let address = param.as_ptr() as usize;
+            let version = param.bind(py).getattr(pyo3::intern!(py, "_version")).and_then(|version| version.extract());
+            if let (Ok(version), Some(known)) = (version, self.seen.get_mut(&address)) {
+                known.0 = version;
+            }
+        }
+    }
+
     /// Sets what the settings ask.
     pub(super) fn set_fewer(
         &mut self,
@@ -207,6 +257,7 @@ impl Plan {
         fair: bool,
         seed: u64,
         kinds: Vec<Vec<(String, KindByName)>>,
+        average: Option<f64>,
     ) -> PyResult<()> {
         let weights = match weights {
             None => Weights::Nearest,
@@ -217,7 +268,7 @@ impl Plan {
             Some("master") => Weights::Master,
             Some(other) => return Err(PyValueError::new_err(format!("no weights are kept as {other:?}"))),
         };
-        self.fewer = Fewer { weights, fair, seed };
+        self.fewer = Fewer { weights, fair, seed, average };
         self.kinds = kinds;
         self.seen.clear();
         Ok(())

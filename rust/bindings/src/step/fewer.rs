@@ -16,6 +16,9 @@ use crate::step::lists::{Counted, Streams};
 /// What a rule without counters counts by, where something is rounded with fair odds.
 pub(super) const STEP: &[&str] = &["step"];
 
+/// Under which name the average of a parameter stands.
+pub(super) const AVERAGE: &str = "param_ema";
+
 pub(super) const LAID_OUT: &str = "parameter, gradient, states and what stands beside them are not all laid out alike";
 
 /// What an optimizer's settings ask of its parameters and states.
@@ -26,6 +29,8 @@ pub(crate) struct Fewer {
     /// Second moments in bfloat16 are rounded with fair odds beside parameters of a half type too.
     pub(super) fair: bool,
     pub(super) seed: u64,
+    /// How far averages of parameters move towards them; `None`: there are none.
+    pub(super) average: Option<f64>,
 }
 
 /// What a state of a traced rule is: "exact", "signed", "magnitude", or "relative" to the state of that name or, if
@@ -49,6 +54,8 @@ pub(super) struct Beside<'py> {
     /// The headers of states in codes, each with the state's place.
     pub(super) headers: SmallVec<[(usize, Bound<'py, PyAny>); 3]>,
     pub(super) companion: Option<Bound<'py, PyAny>>,
+    /// The average of the parameter.
+    pub(super) average: Option<Bound<'py, PyAny>>,
 }
 
 impl<'py> Beside<'py> {
@@ -57,7 +64,7 @@ impl<'py> Beside<'py> {
         self.headers.iter().any(|(k, _)| *k == state)
     }
 
-    /// All of them, in the order in which a step writes them.
+    /// All but the average, in the order in which a step writes them.
     pub(super) fn objects(&self) -> Vec<Bound<'py, PyAny>> {
         self.headers.iter().map(|(_, header)| header).chain(&self.companion).cloned().collect()
     }
@@ -82,6 +89,11 @@ impl Fewer {
         if half || self.weights == Weights::Nearest { Ok(self) } else { Err("weights= are for half types") }
     }
 
+    /// Whether an entry lacks the average of its parameter.
+    pub(super) fn lacks_average(self, entry: Option<&Bound<'_, PyDict>>) -> PyResult<bool> {
+        Ok(self.average.is_some() && !entry.map_or(Ok(false), |entry| entry.contains(AVERAGE))?)
+    }
+
     /// Under which name what is beside a parameter stands.
     pub(super) fn companion(self) -> Option<&'static str> {
         match self.weights {
@@ -100,6 +112,11 @@ pub(super) fn draws(compact: &Compact) -> bool {
 }
 
 impl OfCompact {
+    /// Whether a step moves the average of the parameter.
+    pub(super) fn has_average(&self) -> bool {
+        self.compact.average.is_some()
+    }
+
     /// With the noise of this step.
     pub(super) fn at(mut self, seed: u64, place: (u32, u32), counters: &Counted) -> Self {
         let step = counters.first().map_or(0.0, |(count, _)| *count) + 1.0;

@@ -67,20 +67,36 @@ impl Item {
             let again = describe_pair(look.torch, &param, &grad, self.rows.is_some());
             pair = again.map_err(|refused: Refused| refused.reason())?;
         }
+        if look.make_states && fewer.lacks_average(source.as_ref())? {
+            source = Some(self.make_average(look, shard.is_some(), source.as_ref())?);
+            let again = describe_pair(look.torch, &param, &grad, self.rows.is_some());
+            pair = again.map_err(|refused: Refused| refused.reason())?;
+        }
         self.still_whole(look, &pair)?;
 
         self.unsure = true; // if one of the next is torch's, a state does not fit
         let (mut states, beside) = states_in(py, source.as_ref(), names.states, keys)?;
         let beside = fewer.beside(beside, source.as_ref())?;
         let companions = beside.objects();
+        let average = beside.average.as_ref().and_then(|average| self.average_at_hand(look, average));
+        let (average, held) = average.unzip();
         let plain = self.shards_of_states(look, shard.as_ref(), names.states, &states)?;
         let mut described = self.describe_states(look, pair, names.states, &plain, |k| beside.is_of(k))?;
-        let compact = fewer.compact(look, &mut described, &beside, &companions, names)?;
+        let mut compact = fewer.compact(look, &mut described, &beside, &companions, names)?;
+        if self.rows.is_none() && self.whole == Whole::No {
+            compact = fewer.averaged(look, &mut described, average.as_ref(), compact);
+        }
         let (dtype, one_dtype) = match &compact {
             None => self.settle_types(look, &described)?,
             Some(compact) => self.settle_compact_types(look, compact, &described)?,
         };
         states.extend(companions.iter().cloned());
+        if compact.as_ref().is_some_and(|compact| compact.has_average()) {
+            states.extend(beside.average.clone());
+            if let (Some(shards), Some(held)) = (&mut self.shards, held.flatten()) {
+                shards.push(held);
+            }
+        }
         self.states = states.into_iter().map(Bound::unbind).collect();
         let counts = compact.as_ref().is_some_and(|compact| compact.counts);
         let names_of_counters = if counts { STEP } else { names.counters };

@@ -9,7 +9,7 @@ use crate::memory::python::has_plain_keys;
 use crate::optimizer::group::Keys;
 use crate::optimizer::rule::GroupRule;
 use crate::optimizer::traced::Leaf;
-use crate::step::fewer::{Beside, codes_in};
+use crate::step::fewer::{AVERAGE, Beside, codes_in};
 use crate::step::item::Item;
 use crate::step::lists::States;
 use crate::step::look::{Going, Look};
@@ -114,5 +114,23 @@ impl Item {
             return Ok(all);
         }
         Ok(made)
+    }
+
+    /// Makes the average of the parameter, and does not store it. Runs Python code.
+    pub(super) fn make_average<'py>(
+        &mut self,
+        look: &Look<'_, 'py>,
+        is_dtensor: bool,
+        source: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let py = look.optimizer.py();
+        fault::point("make average")?;
+        let of_item = (look.optimizer, &self.param, is_dtensor);
+        let average = look.definition.call_method1(pyo3::intern!(py, "make_average"), of_item)?;
+        let fresh = self.fresh.get_or_insert_with(|| PyDict::new(py).unbind()).bind(py);
+        fresh.set_item(AVERAGE, &average)?;
+        let all = source.map_or_else(|| Ok(PyDict::new(py)), |source| source.copy())?;
+        all.set_item(AVERAGE, average)?;
+        Ok(all)
     }
 }

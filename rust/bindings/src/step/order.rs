@@ -21,6 +21,7 @@ impl Plan {
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let py = optimizer.py();
         self.measuring = guard.measures();
+        self.averaged = None;
         if self.is_overridden(optimizer)? {
             return self.leave_everything(optimizer, guard);
         }
@@ -91,6 +92,10 @@ impl Plan {
             }
         }
         self.update(optimizer, asked, rests)?;
+        if self.fewer.average.is_some() {
+            let moved = self.items.iter().filter(|item| item.compact.as_ref().is_some_and(|kept| kept.has_average()));
+            self.averaged = Some(moved.map(|item| item.param.as_ptr() as usize).collect());
+        }
         if let Some(watch) = &mut self.watch {
             watch.done = true;
         }

@@ -79,6 +79,8 @@ pub(crate) struct Plan {
     pub(super) kinds: Vec<Vec<(String, KindByName)>>,
     /// Of parameters that something stands beside: what they were when the last step was done.
     pub(super) seen: Seen,
+    /// The addresses of the parameters whose averages the last step moved, if it was done.
+    pub(super) averaged: Option<Vec<usize>>,
     /// Steps are to be measured.
     pub(super) watch: Option<Box<Watch>>,
     /// Group, index and route of each parameter of the last step, and whether it is a DTensor; none after a step that
@@ -119,6 +121,7 @@ impl Plan {
             fewer: Fewer::default(),
             kinds: Vec::new(),
             seen: Seen::default(),
+            averaged: None,
             watch: None,
             last: None,
         })

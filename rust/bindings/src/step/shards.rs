@@ -57,6 +57,20 @@ impl Item {
         Ok(plain)
     }
 
+    /// The average of the parameter, or its local shard and what is to be noted of that, if it lies as the parameter.
+    pub(super) fn average_at_hand<'py>(
+        &self,
+        look: &Look<'_, 'py>,
+        average: &Bound<'py, PyAny>,
+    ) -> Option<(Bound<'py, PyAny>, Option<Held>)> {
+        let py = average.py();
+        let Some([of_param, ..]) = self.shards.as_deref() else { return Some((average.clone(), None)) };
+        let shard = look.torch.dtensors.shard(average)?;
+        let param = look.torch.dtensors.shard(self.param.bind(py)).filter(|param| of_param.is(param))?;
+        let differs = look.torch.dtensors.differs("its average", &param, Some(&shard)).ok()?;
+        differs.is_none().then(|| (shard.local.clone(), Some(shard.hold())))
+    }
+
     /// Whether the shards are still those of their DTensors.
     pub(super) fn has_its_shards(&self, py: Python<'_>, torch: &Torch) -> bool {
         let Some(shards) = &self.shards else { return true };

@@ -115,6 +115,7 @@ impl Plan {
         self.steady.ready = (self.steady.failures < PATIENCE || self.steady.general.is_multiple_of(64))
             && !self.check_always
             && !self.holds_inference_tensor
+            && self.fewer.average.is_none()
             && self.places.len() == self.items.len()
             && self.items.iter().all(plain);
     }

@@ -115,7 +115,7 @@ impl<'c, 'a, const S: usize> Unpacked<'c, 'a, S> {
         let Some((param, states)) = self.tiles.split_first_mut() else { return };
         if direct & 1 == 0 {
             let (p, rest) = self.written.split_at(compact.companion().min(self.written.len()));
-            let companion = rest.first().map(SliceMut::as_slice);
+            let companion = rest.first().filter(|_| compact.weights.has_companion()).map(SliceMut::as_slice);
             level.run(ReadWeights {
                 weights: compact.weights,
                 p: p[0].as_slice(),
@@ -165,7 +165,8 @@ impl<'c, 'a, const S: usize> Unpacked<'c, 'a, S> {
         let Some((param, _)) = self.tiles.split_first_mut() else { return };
         if writes & 1 == 1 && direct & 1 == 0 {
             let (p, rest) = self.written.split_at_mut(compact.companion().min(self.written.len()));
-            let (p, companion) = (p[0].whole(), rest.first_mut().map(SliceMut::whole));
+            let companion = rest.first_mut().filter(|_| compact.weights.has_companion()).map(SliceMut::whole);
+            let p = p[0].whole();
             level.run(WriteWeights {
                 weights: compact.weights,
                 p,
