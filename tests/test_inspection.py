@@ -8,7 +8,7 @@ import torch
 import oxistep.optim
 from fifteen import draw, each_of_fifteen, make
 
-SETTINGS = ["state_dtype", "weights", "seed", "max_grad_norm", "skip_nonfinite", "grad_norm_group"]
+SETTINGS = ["state_dtype", "weights", "seed", "ema", "ema_warmup", "max_grad_norm", "skip_nonfinite", "grad_norm_group"]
 OF_WHOLE_TENSORS = ("Adafactor", "Muon", "SparseAdam")
 
 
@@ -99,7 +99,17 @@ def test_what_a_class_has_beside_torchs_names(name):
     ours, theirs = getattr(oxistep.optim, name), getattr(torch.optim, name)
     extra = {n for n in set(dir(ours)) - set(dir(theirs)) if not n.startswith("__")}
     assert extra == (
-        set() if name == "LBFGS" else {"max_grad_norm", "skip_nonfinite", "grad_norm_group", "last_grad_norm", "master"}
+        set()
+        if name == "LBFGS"
+        else {
+            "max_grad_norm",
+            "skip_nonfinite",
+            "grad_norm_group",
+            "last_grad_norm",
+            "master",
+            "averaged",
+            "ema_state_dict",
+        }
     )
     assert set(vars(make(oxistep.optim, name, draw(name)))) == set(vars(make(torch.optim, name, draw(name))))
 

@@ -99,7 +99,7 @@ def test_arguments_are_those_for_tensors(name):
     ours = inspect.signature(getattr(zoo, name)).parameters
     theirs = inspect.signature(getattr(oxistep.zoo, name)).parameters
     missing = {"foreach", "capturable", "differentiable", "state_dtype", "skip_nonfinite", "grad_norm_group"}
-    missing |= {"weights", "seed"}
+    missing |= {"weights", "seed", "ema", "ema_warmup"}
     assert theirs.keys() - ours.keys() <= missing | {"max_grad_norm"}
     assert ours.keys() <= theirs.keys()
     assert all(parameter.default == theirs[key].default for key, parameter in ours.items())

@@ -573,12 +573,13 @@ def test_an_instance_has_no_attribute_that_torchs_has_not():
     assert set(vars(momentum(draw()))) == set(vars(torch.optim.SGD(draw())))
     assert set(vars(train(momentum(draw()), 1))) - {"_oxistep"} == set(vars(torch.optim.SGD(draw())))
     extra = {name for name in set(dir(momentum.torch)) - set(dir(torch.optim.Optimizer)) if not name.startswith("__")}
-    assert extra == {"max_grad_norm", "skip_nonfinite", "grad_norm_group", "last_grad_norm", "master", "update"}
+    settings = {"max_grad_norm", "skip_nonfinite", "grad_norm_group", "last_grad_norm"}
+    assert extra == {*settings, "master", "averaged", "ema_state_dict", "update"}
 
 
 def test_every_way_of_asking_tells_the_constructors_parameters():
-    names = ["lr", "beta", "maximize", "state_dtype", "weights", "seed", "max_grad_norm", "skip_nonfinite"]
-    names.append("grad_norm_group")
+    names = ["lr", "beta", "maximize", "state_dtype", "weights", "seed", "ema", "ema_warmup"]
+    names += ["max_grad_norm", "skip_nonfinite", "grad_norm_group"]
     cls = momentum.torch
     assert list(inspect.signature(cls).parameters) == ["params", *names]
     assert list(inspect.signature(momentum).parameters) == ["params", *names]

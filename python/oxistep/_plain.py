@@ -9,8 +9,8 @@ def plain_state_dict(optimizer: Any) -> dict[str, Any]:
     """The state dict of an optimizer as the class of torch, or of the package that it is from, would have written it.
 
     States in 8 bits or bfloat16 become numbers of the parameter's dtype, and what is kept beside the weights is left
-    out, averages too: parameters are saved with the model, and ``ema_state_dict`` has the averages. It loads into ``torch.optim``, and into an optimizer with any setting of
-    ``state_dtype=`` and ``weights=``.
+    out, averages too: parameters are saved with the model, and ``ema_state_dict`` has the averages. It loads into
+    ``torch.optim``, and into an optimizer with any setting of ``state_dtype=`` and ``weights=``.
 
     Args:
         optimizer: an optimizer of ``oxistep.optim``, ``oxistep.zoo`` or a rule.

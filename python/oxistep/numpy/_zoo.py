@@ -23,7 +23,16 @@ __all__ = ["ZooOptimizer", "class_of"]
 
 # What a constructor has for tensors alone.
 _TORCH_ONLY = {"foreach", "capturable", "differentiable"}
-_SETTINGS = {"state_dtype", "weights", "seed", "max_grad_norm", "skip_nonfinite", "grad_norm_group"}
+_SETTINGS = {
+    "state_dtype",
+    "weights",
+    "seed",
+    "ema",
+    "ema_warmup",
+    "max_grad_norm",
+    "skip_nonfinite",
+    "grad_norm_group",
+}
 
 
 class ZooOptimizer(RuleOptimizer):

@@ -11,6 +11,7 @@ from torch.optim.optimizer import ParamsT
 from oxistep import _core
 from oxistep.optim import _modes
 from oxistep.optim._all_or_nothing import tear
+from oxistep.optim._averages import left_to_torch
 from oxistep.optim._definition import Definition, Rows, all_torchs, define
 from oxistep.optim._kept import GradNormGroup, keep_settings
 from oxistep.optim._max_grad_norm import guarded_by_torch
@@ -155,6 +156,23 @@ class _Steps:
         self.definition = definition
         self._last: list[tuple[int, int, str | None]] = []
         """Group and place of each parameter of the last step, and why it was left to torch."""
+        self._moved: int | None = None
+
+    # What a plan does for averages: here Python moves them all.
+
+    def average(self, weight: float) -> None:
+        """``move_all`` computes the weight itself."""
+
+    def averaged(self) -> int | None:
+        """How many averages the last step moved; ``None``: there was no step."""
+        return self._moved
+
+    def averaged_ids(self) -> list[int]:
+        """The ids of their parameters."""
+        return []
+
+    def note(self, params: list[Tensor]) -> None:
+        """Nothing stands beside these parameters."""
 
     def last(self) -> Rows:
         """What became of each parameter that had a gradient in the last step."""
@@ -171,6 +189,7 @@ class _Steps:
     ) -> Tensor | None:
         """A step; what is to be done with the gradients first is read where it is kept."""
         definition = self.definition
+        self._moved = None
         if definition.overridden(optimizer):
             return definition.leave_everything(optimizer, unscale)
         with joining(optimizer) as ranks:
@@ -191,6 +210,7 @@ class _Steps:
             step_it_is, norm = guarded_by_torch(optimizer, unscale, ranks)
         if not step_it_is:
             return norm
+        store_averages = left_to_torch(optimizer, (row.p for row in native))
         if left:
             definition.torch_step(optimizer, left)
         fresh = [row for row in native if "momentum_buffer" not in row.state]
@@ -221,6 +241,8 @@ class _Steps:
             if isinstance(error, Exception):
                 raise torn from error
             raise
+        store_averages()
+        self._moved = 0
         return norm
 
 

@@ -19,6 +19,8 @@ SETTINGS: dict[str, Any] = {
     "state_dtype": None,
     "weights": None,
     "seed": 0,
+    "ema": None,
+    "ema_warmup": False,
     "max_grad_norm": None,
     "skip_nonfinite": False,
     "grad_norm_group": None,
