@@ -102,6 +102,17 @@ class NaiveAdam(torch.optim.Optimizer):
                 p.sub_(update, alpha=group["lr"])
 
 
+def largest_update_of(training, seed):
+    """The loss of the naive Adam, and its largest update before the learning rate."""
+    made = []
+
+    def make(ps):
+        made.append(NaiveAdam(ps, lr=RATES["Adam"][training]))
+        return made[0]
+
+    return TRAININGS[training](make, seed), made[0].largest
+
+
 @pytest.mark.parametrize("training", TRAININGS)
 def test_where_naive_8_bits_diverge_ours_do_not(training):
     """A second moment below half a code becomes zero, its first moment does not, and epsilon is all that divides.
@@ -109,15 +120,9 @@ def test_where_naive_8_bits_diverge_ours_do_not(training):
     Measured: updates of 1e5 (rare rows) to 1e24, which are about one otherwise; losses four times float32's to NaN.
     """
     for seed in SEEDS:
-        kept = []
-
-        def naive(ps):
-            kept.append(NaiveAdam(ps, lr=RATES["Adam"][training]))  # noqa: B023
-            return kept[0]
-
         wanted = TRAININGS[training](made("Adam", training), seed)
-        diverged = TRAININGS[training](naive, seed)
-        assert kept[0].largest > 1e4
+        diverged, largest = largest_update_of(training, seed)
+        assert largest > 1e4
         assert not diverged < 2 * wanted, "NaN, too, is divergence"
         found = TRAININGS[training](made("Adam", training, state_dtype="8bit"), seed)
         assert math.isclose(found, wanted, rel_tol=0.05)
