@@ -13,7 +13,8 @@ import oxistep.optim as optim
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "memory.md"
 # | parameters | setting | bytes a parameter, ...
-ROWS = re.findall(r"^\| (float32|bfloat16) \| (none|`[^|]*`) \| ([\d.]+) \|", PAGE.read_text(encoding="utf-8"), re.M)
+TEXT = PAGE.read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| (float32|bfloat16) \| (none|`[^|]*`) \| ([\d.]+) \|", TEXT, re.M)
 
 PROGRAM = """
 import gc, json, sys
@@ -48,6 +49,17 @@ print(json.dumps(found))
 def test_the_page_has_a_row_for_each_kind_of_setting():
     assert len(ROWS) >= 9
     assert {dtype for dtype, *_ in ROWS} == {"float32", "bfloat16"}
+
+
+def test_the_page_tells_what_fits():
+    """A quarter of the memory is left to everything else; billions of parameters."""
+    of_memory = re.findall(r"^\| (\d+) GB \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", TEXT, re.M)
+    settings = ["none", '`state_dtype="8bit"`', '`weights="residual16", state_dtype="8bit"`',
+                '`weights="stochastic", state_dtype="8bit"`']  # fmt: skip
+    listed = {setting: float(found) for _, setting, found in ROWS}
+    assert len(of_memory) == 5
+    for memory, *billions in of_memory:
+        assert billions == [f"{0.75 * float(memory) / listed[setting]:.1f}" for setting in settings]
 
 
 @pytest.mark.alone

@@ -20,6 +20,8 @@ CLASSES = {
     "RAdam": (optim.RAdam, {}),
     "RMSprop": (optim.RMSprop, {"momentum": 0.9}),
     "RMSprop, centered": (optim.RMSprop, {"centered": True}),
+    "ASGD": (optim.ASGD, {}),
+    "Rprop": (optim.Rprop, {"lr": 1e-3}),
     "SGD": (optim.SGD, {"momentum": 0.9, "lr": 1e-2}),
 }
 WRAPPERS = ("Grokfast", "Lookahead", "SAM")
