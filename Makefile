@@ -115,6 +115,7 @@ bench: $(INSTALLED) ## the whole benchmark (about 30 minutes): target/bench/benc
 	-$(call BENCH,threads --into bench.json)
 	-$(call BENCH,end-to-end --into bench.json)
 	-$(call BENCH,rules --into bench.json)
+	-$(call BENCH,compact --only speed --seconds 3 --into bench.json)
 	$(call BENCH,page bench.json bench.html)
 
 .PHONY: bench-peers
@@ -225,8 +226,8 @@ test-engines: ## trainers and engines themselves (Hugging Face, Lightning, DeepS
 	$(MAKE) test-python ENGINES=1 TESTS="$(ENGINE_TESTS)"
 
 .PHONY: test-peers
-test-peers: ## the zoo beside the packages that its optimizers are from (timm, schedulefree, ...), in an environment of its own
-	$(MAKE) test-python PEERS=1 TESTS=tests/test_zoo_peers.py PYTEST_ARGS="-n 2 $(PYTEST_ARGS)"
+test-peers: ## the zoo and 8-bit states beside the packages of others (timm, schedulefree, bitsandbytes, ...), in an environment of its own
+	$(MAKE) test-python PEERS=1 TESTS="tests/test_zoo_peers.py tests/test_benchmark_compact.py" PYTEST_ARGS="-n 2 $(PYTEST_ARGS)"
 
 # A wheel that fails on demand, in a folder of its own. It is never installed into the environment.
 FAULTS := target/faults

@@ -1,7 +1,8 @@
 """Writes the table of measurements into README.md: `make readme-table RESULTS='bench.json quick.json'`.
 
 Of several files the first that has a cell counts; all must come from one machine with one version of everything. Every
-cell of ROWS that was measured is shown, and every other one that torch won.
+cell of ROWS that was measured is shown, and every other one that torch won; then what `python -m oxistep.bench compact`
+measured of fewer bytes, beside torch's AdamW in float32, which has no such settings.
 """
 
 import json
@@ -29,6 +30,12 @@ NAMES = {
     "no clip + Adam": "clip_grad_norm_, nothing to clip, and Adam",
     "max_grad_norm Adam": "Adam with `max_grad_norm=`",
 }
+FEWER = [  # settings of AdamW, on one tensor of 128 Mi
+    'state_dtype="8bit"',
+    "state_dtype=torch.bfloat16",
+    'weights="residual16", state_dtype=torch.float32',
+    'weights="residual16", state_dtype="8bit"',
+]
 SAME = ("cpu", "cores", "threads", "torch", "oxistep", "python")  # of the environment
 
 
@@ -45,7 +52,25 @@ def read(paths):
             if any(peer in cell.get("ratios", {}) for peer in TORCH):
                 label = cell["optimizer"] + ("" if cell["dtype"] == "float32" else f" {cell['dtype']}")
                 cells.setdefault((cell["workload"], label), cell)
+        for label, cell in fewer_bytes(content).items():
+            cells.setdefault(("flat", label), cell)
     return where, cells
+
+
+def fewer_bytes(content):
+    """What was measured of FEWER, as cells by label."""
+    measured = [row for row in content.get("compact", {}).get("speed", []) if row["elements"] == 2**27]
+    cells = {}
+    for setting in FEWER:
+        rows = [row for row in measured if row["setting"] == setting and row["against"].startswith("torch, ")]
+        if rows:
+            kept = "" if rows[0]["dtype"] == "float32" else f" {rows[0]['dtype']} parameters,"
+            cells[f"AdamW,{kept} `{setting}`"] = {
+                "nanoseconds": {"oxistep": rows[0]["own_ns"]},
+                "ratios": {row["against"].removeprefix("torch, "): {"median": row["median"]} for row in rows},
+                "beside": ", float32",
+            }
+    return cells
 
 
 def best(cell):
@@ -70,6 +95,7 @@ def row(title, label, cell):
     default = times(cell["ratios"]["for-loop"]["median"]) if "for-loop" in cell["ratios"] else "–"
     mark = " !" if (cell.get("other_cores") or 0) > 0.1 else ""
     ours = duration(cell["nanoseconds"]["oxistep"]) + mark
+    peer += cell.get("beside", "")
     return f"| {title} | {name} | {ours} | {times(ratio)} ({peer}) | {default} |".replace("|  |", "| |", 1)
 
 
@@ -90,6 +116,11 @@ def table(where, cells):
                 shown.add((workload, label))
                 title = None
     titles = {workload: title for workload, title, _ in ROWS}
+    for (workload, label), cell in cells.items():
+        if "beside" in cell:
+            title = "" if any(key[0] == workload for key in shown) else titles[workload]
+            lines.append(row(title, label, cell))
+            shown.add((workload, label))
     lost = [key for key, cell in cells.items() if key not in shown and best(cell)[0] < LOST]
     lines += [row(titles.get(key[0], key[0].replace("_", " ")), key[1], cells[key]) for key in lost]
     if any(" ! |" in line for line in lines):

@@ -52,6 +52,43 @@ def test_what_torch_wins_is_shown_and_the_rest_of_the_cells_not(tmp_path):
     ]
 
 
+def fewer(setting, against, own, other, dtype="float32", elements=2**27):
+    ratio = {"median": other / own, "q1": other / own, "q3": other / own}
+    return {"setting": setting, "elements": elements, "dtype": dtype, "against": against, "own_ns": own,
+            "other_ns": other, "floor": None, **ratio}  # fmt: skip
+
+
+def test_fewer_bytes_stand_beside_torch_in_float32(tmp_path):
+    flat = content(record("flat", "Adam", ours=40e6, for_loop=80e6, fused=44e6))
+    eight, half = 'state_dtype="8bit"', 'weights="residual16", state_dtype=torch.float32'
+    measured = [
+        fewer(eight, "torch, for-loop", 50e6, 1000e6),
+        fewer(eight, "torch, fused", 50e6, 45e6),
+        fewer(eight, "bitsandbytes", 50e6, 500e6),
+        fewer(eight, "torch, fused", 1e6, 2e6, elements=2**20),
+        fewer(half, "torch, fused", 30e6, 45e6, "bfloat16"),
+        fewer("all bfloat16", "torch, fused", 30e6, 45e6, "bfloat16"),  # a cell of the benchmark's own
+    ]
+    wanted = [
+        "| one tensor of 128 Mi | Adam | 40 ms | 1.10 x (fused) | 2.0 x |",
+        '| | AdamW, `state_dtype="8bit"` | 50 ms | 0.90 x (fused, float32) | 20 x |',
+        '| | AdamW, bfloat16 parameters, `weights="residual16", state_dtype=torch.float32` | 30 ms '
+        "| 1.50 x (fused, float32) | – |",
+    ]
+    assert rows(tmp_path, flat | {"compact": {"speed": measured}})[0] == wanted
+    other = content(record("mlp", for_loop=300.0)) | {"compact": {"speed": measured}}
+    assert (
+        rows(tmp_path, flat, other)[0][1:]
+        == ["| one tensor of 128 Mi | Adam | 40 ms | 1.10 x (fused) | 2.0 x |"] + wanted[1:]
+    )
+
+
+def test_the_settings_are_those_of_the_benchmark():
+    from oxistep.bench.compact import SETTINGS
+
+    assert set(readme_table.FEWER) <= set(SETTINGS)
+
+
 def test_the_first_file_counts(tmp_path):
     first, second = (content(record("mlp", ours=ours, for_loop=300.0)) for ours in (100.0, 150.0))
     assert "3.0 x (for-loop)" in rows(tmp_path, first, second)[0][0]

@@ -204,7 +204,9 @@ def _formed(
                 formed[name + suffix] = entry[name + suffix].detach().clone()
         else:
             value = _numbers(entry, name, kinds, p) if value is None else value
-            formed.update(_packed(name, value, kind, _divisor(formed, kind, kinds, p), p, kept.seed))
+            # zeros are zeros, relative to whatever: the divisor would be a temporary of the parameter's size
+            of = None if _is_zero(value) else _divisor(formed, kind, kinds, p)
+            formed.update(_packed(name, value, kind, of, p, kept.seed))
     if kept.weights is not None:
         formed.update(_companion(kept.weights, p, entry))
     if draws and "step" not in formed:
@@ -248,11 +250,15 @@ def _materialised(value: Tensor, p: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format).copy_(value)
 
 
+def _is_zero(value: Tensor) -> bool:
+    """Whether it is one zero, expanded, as new states are."""
+    return all(stride == 0 for stride in value.stride()) and value.flatten()[0].item() == 0
+
+
 def _packed(name: str, value: Tensor, kind: Kind, of: Tensor | None, p: Tensor, seed: int) -> dict[str, Tensor]:
     codes = torch.zeros(p.shape, dtype=torch.uint8, device="cpu")
     headers = torch.zeros(-(-p.numel() // _BLOCK), dtype=torch.float32, device="cpu")
-    is_zero = all(stride == 0 for stride in value.stride()) and value.flatten()[0].item() == 0
-    if not is_zero:
+    if not _is_zero(value):
         numbers = _materialised(value, p, torch.float32)
         _core.pack_codes(numbers, codes, headers, kind[0], of, kind[2], seed)
     return {name + CODES: codes, name + HEADERS: headers}
@@ -296,6 +302,11 @@ def _companion(weights: str, p: Tensor, entry: Mapping[str, Any]) -> dict[str, T
     if own is not None and own.dtype == dtype and own.shape == p.shape:
         # the parameter that it belongs to may be loaded later
         return {name: torch.empty_like(p, dtype=dtype, **like).copy_(own)}  # type: ignore[arg-type]
+    if not any(entry.get(other) is not None for other in _COMPANIONS.values()):
+        # nothing is lost yet: no temporary, since a first step must not need more memory than all others
+        if weights == "master":
+            return {name: p.detach().float()}
+        return {name: torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)}
     exact = _exact(p, entry)
     if weights == "master":
         return {name: _materialised(exact.detach().clone(), p, torch.float32)}

@@ -35,7 +35,7 @@ _lean = threading.local()
 
 @contextmanager
 def lean_states() -> Iterator[None]:
-    """Meanwhile states of zeros are one zero in memory, in the shape of their parameter."""
+    """Meanwhile states of zeros, or without values, are one zero in memory, in the shape of their parameter."""
     _lean.asked = True
     try:
         yield
@@ -43,10 +43,18 @@ def lean_states() -> Iterator[None]:
         _lean.asked = False
 
 
+def _is_lean() -> bool:
+    return getattr(_lean, "asked", False)
+
+
+def _one_zero(p: Tensor) -> Tensor:
+    return torch.zeros((), dtype=p.dtype, device=p.device).expand(p.shape)
+
+
 def zeros(p: Tensor) -> Tensor:
     """A state of zeros laid out as its parameter; if it is large, on large pages and in nobody's way in the caches."""
-    if getattr(_lean, "asked", False):
-        return torch.zeros((), dtype=p.dtype, device=p.device).expand(p.shape)
+    if _is_lean():
+        return _one_zero(p)
     if p.device.type == "cpu" and p.numel() >= _LARGE:
         state = out_of_the_way(p, lambda: torch.empty_like(p, memory_format=torch.preserve_format))
         return state if _core.zero_large(state, p) else state.zero_()
@@ -58,6 +66,8 @@ def out_of_the_way(p: Tensor, empty: Callable[[], Tensor]) -> Tensor:
 
     Those that would be in the way are held until another place is found.
     """
+    if _is_lean():
+        return _one_zero(p)
     held = [empty()]
     # memory that torch may fill is not for holding: it would cost more than addresses
     if p.device.type != "cpu" or p.numel() < _LARGE or torch.are_deterministic_algorithms_enabled():

@@ -1,0 +1,116 @@
+"""No state in fewer bytes makes an update explode, whatever gradients come: scales, heavy tails, outliers, silence."""
+
+import pytest
+import torch
+
+import oxistep.optim as optim
+from oxistep import zoo
+
+N = 4096  # the least that is kept in 8 bits: sixteen blocks
+QUIET = range(100, 1100)
+
+CLASSES = {
+    "Adadelta": (optim.Adadelta, {}),
+    "Adagrad": (optim.Adagrad, {}),
+    "Adam": (optim.Adam, {}),
+    "Adam, amsgrad": (optim.Adam, {"amsgrad": True}),
+    "AdamW": (optim.AdamW, {}),
+    "Adamax": (optim.Adamax, {}),
+    "NAdam": (optim.NAdam, {}),
+    "RAdam": (optim.RAdam, {}),
+    "RMSprop": (optim.RMSprop, {"momentum": 0.9}),
+    "RMSprop, centered": (optim.RMSprop, {"centered": True}),
+    "ASGD": (optim.ASGD, {}),
+    "Rprop": (optim.Rprop, {"lr": 1e-3}),
+    "SGD": (optim.SGD, {"momentum": 0.9, "lr": 1e-2}),
+}
+WRAPPERS = ("Grokfast", "Lookahead", "SAM")
+
+
+def normal(step):
+    return torch.randn(N, generator=torch.Generator().manual_seed(step))
+
+
+def uniform(step):
+    return torch.rand(N, generator=torch.Generator().manual_seed(7000 + step))
+
+
+EACH = torch.arange(N)
+GRADIENTS = {
+    "scale 1e-20": (150, lambda t: normal(t) * 1e-20),
+    "scale 1e-10": (150, lambda t: normal(t) * 1e-10),
+    "scale 1": (150, normal),
+    "scale 1e10": (150, lambda t: normal(t) * 1e10),
+    "all scales in each block": (150, lambda t: normal(t) * 10.0 ** (-20 + 30 * (EACH % 256) / 255)),
+    "heavy tails": (150, lambda t: normal(t) / uniform(t).sqrt().clamp(min=1e-3)),
+    "an outlier in each block": (150, lambda t: torch.where(EACH % 256 == 7, 1e5, 1.0) * normal(t)),
+    "outliers anywhere": (150, lambda t: torch.where(uniform(t) < 0.01, 1e5, 1.0) * normal(t)),
+    "zero for a thousand steps": (1150, lambda t: normal(t) * (t not in QUIET)),
+    "half of them zero for a thousand steps": (1150, lambda t: normal(t) * ((EACH % 2 == 0) | (t not in QUIET))),
+    "fading for a thousand steps": (1150, lambda t: normal(t) * (2.0 ** (-t / 20) if t < QUIET.stop else 1.0)),
+}
+
+
+def largest_updates(cls, arguments, gradients):  # how many steps, the gradient of one
+    """The largest update of any element in any step, by `state_dtype`; infinite if one was not finite."""
+    steps, gradient = gradients
+    runs = []
+    for state_dtype in (None, torch.bfloat16, "8bit"):
+        p = torch.zeros(N, requires_grad=True)
+        optimizer = cls([p], state_dtype=state_dtype, **arguments)
+        getattr(optimizer, "train", lambda: None)()  # ScheduleFree wants to be told
+        runs.append((state_dtype, p, optimizer))
+    found = {state_dtype: 0.0 for state_dtype, _, _ in runs}
+    for step in range(steps):
+        grad = gradient(step).float()
+        for state_dtype, p, optimizer in runs:
+            before = p.detach().clone()
+            p.grad = grad
+            optimizer.step()
+            update = (p.detach() - before).abs()
+            largest = update.max().item() if update.isfinite().all() else torch.inf
+            found[state_dtype] = max(found[state_dtype], largest)
+    return found
+
+
+def check(cls, arguments, gradients):
+    found = largest_updates(cls, arguments, gradients)
+    wanted = found.pop(None)
+    assert 0 < wanted < torch.inf
+    for state_dtype, largest in found.items():
+        print(f"{state_dtype}: {largest / wanted:.2f}")
+        assert largest <= 2 * wanted, (state_dtype, largest / wanted)
+
+
+# Their updates are what they keep a mean of, so rounding compounds where a block's numbers reach over many octaves.
+COMPOUND = [
+    ("Adadelta", "all scales in each block"),
+    ("Adadelta", "half of them zero for a thousand steps"),
+]
+
+
+@pytest.mark.parametrize("gradients", GRADIENTS)
+@pytest.mark.parametrize("name", CLASSES)
+def test_no_update_is_more_than_twice_the_largest_of_float32(name, gradients, request):
+    """Measured: up to 1.8 where a block holds all scales (Adam), 1.25 elsewhere."""
+    if (name, gradients) in COMPOUND:
+        request.applymarker(pytest.mark.xfail(reason="measured: 13 and 26 times; docs/memory.md tells of it"))
+    check(*CLASSES[name], GRADIENTS[gradients])
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("gradients", GRADIENTS)
+@pytest.mark.parametrize("name", sorted(set(zoo.__all__) - {*WRAPPERS}))
+def test_nor_in_the_zoo(name, gradients, request):
+    """Measured: up to 1.9 where a block holds all scales, 1.5 elsewhere."""
+    if (name, gradients) == ("MADGRAD", "half of them zero for a thousand steps"):
+        request.applymarker(pytest.mark.xfail(reason="measured: 2.3 times; docs/memory.md tells of it"))
+    check(getattr(zoo, name), {"lr": 1e-3}, GRADIENTS[gradients])
+
+
+@pytest.mark.parametrize("outlier", [1.0, 1e5])
+def test_where_epsilon_bounds_nothing(outlier):
+    """Squares of 1e-30, the least that float32 holds well, and no epsilon beside them. Measured: 1.0 and 1.2 times."""
+    gradient = GRADIENTS["scale 1"][1]
+    sizes = torch.where(EACH % 256 == 7, outlier, 1.0) * 1e-15
+    check(optim.Adam, {"eps": 1e-30}, (150, lambda t: gradient(t) * sizes))
