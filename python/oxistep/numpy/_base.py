@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from oxistep._core import KernelError, step_arrays
+from oxistep._core import ArrayPlan, KernelError
 from oxistep._names import names_of
 from oxistep._torn import Torn, text_of
 from oxistep.numpy._hyper import Check, is_whole, real
@@ -64,6 +64,9 @@ class Optimizer:
 
     _oxistep_watch: Any = None
     """An `oxistep.diagnostics.UpdateMonitor` that wants to know what each step does."""
+
+    _oxistep_plan: ArrayPlan | None = None
+    """What is known from the last step. A copy of an optimizer, or one that was pickled, begins without."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -124,21 +127,32 @@ class Optimizer:
             >>> params["w"]
             array([0.5, 1.5])
         """
-        groups = self.param_groups
-        lrs = []
-        for k, group in enumerate(groups):
-            lr = group["lr"]
-            # The common case needs no further look. NaN fails the comparison.
-            lrs.append(lr if type(lr) is float and lr >= 0.0 else self._oxistep_learning_rate(lr, k))
-        self._oxistep_rates = lrs
-        if self._oxistep_torn is not None:
-            self._oxistep_torn.step()
+        plan = self._oxistep_plan
         watch = self._oxistep_watch
-        updates = None if watch is None else watch._row()
-        listed = self._oxistep_listed(grads)
-        self._oxistep_check_settings()  # last, after learning rate functions, which may change groups
+        groups = self.param_groups
+        if plan is None:
+            self._oxistep_plan = plan = ArrayPlan(self._oxistep_rule)
         try:
-            step_arrays(self._oxistep_rule, groups, lrs, listed, self.state, self._oxistep_new_state, updates)
+            lrs: list[float] = []
+            if watch is None and self._oxistep_torn is None:
+                # A step like the last one, which nearly every step is; otherwise nothing has been changed.
+                left = plan.again(self, groups, self.state, grads)
+                if left.__class__ is not list:
+                    self.step_count += 1
+                    return
+                lrs = left  # what functions returned, which are called once a step
+            if not lrs:
+                for k, group in enumerate(groups):
+                    lr = group["lr"]
+                    # The common case needs no further look. NaN fails the comparison.
+                    lrs.append(lr if type(lr) is float and lr >= 0.0 else self._oxistep_learning_rate(lr, k))
+            self._oxistep_rates = lrs
+            if self._oxistep_torn is not None:
+                self._oxistep_torn.step()
+            updates = None if watch is None else watch._row()
+            listed = self._oxistep_listed(grads)
+            self._oxistep_check_settings()  # last, after learning rate functions, which may change groups
+            plan.step(groups, lrs, listed, self.state, self._oxistep_new_state, updates, grads)
         except KernelError as panic:
             message, arrays = panic.args
             names = names_of(groups, arrays)
