@@ -439,8 +439,8 @@ def test_matrices_between_each_others_rows_are_apart(cls, hyper, cut):
     base, draw = np.ones((20, 80), np.float32), np.random.default_rng(0)
     params, own = parts(base), [part.copy() for part in parts(base)]
     optimizer, expected = cls(params, **hyper), cls(own, **hyper)
-    for _ in range(3):
-        grads = [draw.normal(size=part.shape).astype(np.float32) for part in params]
+    for dtype, order in ((np.float32, "C"), (np.float32, "F"), (np.float64, "C"), (np.float64, "F")):
+        grads = [np.asarray(draw.normal(size=part.shape), dtype, order) for part in params]
         optimizer.step(grads)
         expected.step(grads)
     for part, alone in zip(params, own, strict=True):

@@ -8,6 +8,7 @@ distributed steps on DTensors under FSDP2, in two processes
 offload     a step inside DeepSpeed beside DeepSpeedCPUAdam
 rules       rules that users write beside compiled ones and torch's operations
 zoo         the optimizers of oxistep.zoo beside the packages that people take them from
+numpy       oxistep.numpy beside NumPy by hand
 watching    what the monitors of oxistep.diagnostics cost
 page        one HTML page from a file of results
 compare     did anything become slower, relative to its peer, between two files of results?
@@ -31,6 +32,7 @@ COMMANDS = {
     "offload": "offload",
     "rules": "rules",
     "zoo": "zoo",
+    "numpy": "by_hand",
     "watching": "watching",
     "page": "page",
     "compare": "compare",

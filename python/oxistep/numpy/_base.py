@@ -20,7 +20,7 @@ Group = dict[str, Any]
 State = dict[str, Array]
 # One iterable and one sequence for all that may be in them: mypy does not look into a list where two kinds would do.
 Params = Iterable[Array | Group] | Mapping[str, Array]
-Grad = Array | np.generic | None
+Grad = Array | np.generic | float | tuple[Array | Sequence[int], Array] | None
 Grads = Sequence[Grad | Sequence[Grad] | Mapping[str, Grad]] | Mapping[str, Grad]
 
 # How torch runs a step. It does not change what is computed, so a checkpoint loads without these.
@@ -106,16 +106,21 @@ class Optimizer:
 
         Args:
             grads: the gradients in the structure of the parameters: a list for a list, a dict with the same
-                keys for a dict, and for groups one of these per group. Each has its parameter's shape and
-                dtype, in any layout, and is only read; for a parameter without dimensions a NumPy scalar will
-                do. None leaves that parameter and its state as they are.
+                keys for a dict, and for groups one of these per group. Each has its parameter's shape, any
+                layout and any real dtype, from which it is rounded to the parameter's, and is only read; for a
+                parameter without dimensions a number will do. A pair ``(indices, rows)`` or a matrix of
+                ``scipy.sparse`` is the gradient of some rows, for SGD without momentum and weight decay, Adagrad
+                and SparseAdam. None leaves that parameter and its state as they are.
 
         Raises:
-            TypeError: a gradient is not an array or has another dtype than its parameter, `grads` is of
+            TypeError: a gradient is neither an array nor a number, or not of real numbers, `grads` is of
                 another kind than the parameters, or what was put into a group has a wrong type.
             ValueError: a gradient's shape, the number of gradients or a name does not fit; a parameter cannot
                 be written or overlaps other memory of the step; a learning rate or what was put into a group
                 is out of range or NaN, a step counter is negative or NaN.
+            IndexError: a gradient names a row that its parameter does not have.
+            RuntimeError: a gradient is of some rows, and the optimizer moves every row; another thread is in a
+                step on the same memory, or of this optimizer: hold a lock around the step.
                 Whatever is raised, nothing has been changed.
 
         Example:
@@ -394,7 +399,7 @@ class Optimizer:
         k = next(k for k, other in enumerate(self.param_groups) if other is group)
         return self._oxistep_rates[k]
 
-    def _oxistep_listed(self, grads: Any) -> list[list[Grad]]:
+    def _oxistep_listed(self, grads: Any) -> list[list[Any]]:
         groups = self.param_groups
         if not self._oxistep_grouped:
             return [_list_of_group(grads, groups[0], "grads")]

@@ -113,8 +113,14 @@ pub(crate) fn each_entry<'py>(dict: &Bound<'py, PyDict>, mut f: impl FnMut(usize
 /// Whether an object is the one in this place of a list.
 #[inline]
 pub(crate) fn is_at(list: &Bound<'_, PyList>, place: usize, object: &Py<PyAny>) -> bool {
-    // SAFETY: a list and a place in it. What it lends is only compared by address.
-    place < list.len() && unsafe { ffi::PyList_GetItem(list.as_ptr(), place as ffi::Py_ssize_t) } == object.as_ptr()
+    // SAFETY: a list, which says so where it has no such place. What it lends is only compared by address.
+    unsafe {
+        let item = ffi::PyList_GetItem(list.as_ptr(), place as ffi::Py_ssize_t);
+        if item.is_null() {
+            ffi::PyErr_Clear();
+        }
+        item == object.as_ptr()
+    }
 }
 
 /// The keys and values of a dict, as they were, in order.

@@ -253,24 +253,29 @@ impl ArrayPlan {
         after.clear();
         let mut now: Step<'_> = step.take().unwrap_or_default().recycle();
         let mut gradients: Option<Norm<'_>> = guard.measures().then(|| norm.take().unwrap_or_default().recycle());
-        let mut last: Option<(usize, Scalars, Scalars)> = None;
-        let none = scalars(&[]);
+        // whose constants were registered last: of a group without counters, or at which counters
+        let (mut plain, mut last): (Option<usize>, Option<(usize, Scalars, Scalars)>) = (None, None);
         let (mut fits, mut dtype) = (true, None);
         for (k, counters, Lent { tensors, of_gradient, .. }) in settled.each() {
             let g = group_of_set[k];
             let (rule, factor) = of_groups[g].rule();
-            let before = if counters.is_empty() { none } else { scalars(counters) };
-            let scalars = match last {
-                Some((of, known, scalars)) if of == g && (counters.is_empty() || known == before) => scalars,
-                _ => {
-                    let mut scalars = before;
-                    fits &= counters.is_empty() || before.is_counted();
-                    now.constants(rule.constants(&mut scalars, false));
-                    last = Some((g, before, scalars));
-                    scalars
+            if counters.is_empty() {
+                if plain != Some(g) {
+                    now.constants(rule.constants(&mut scalars(&[]), false));
+                    (plain, last) = (Some(g), None);
                 }
-            };
-            if !counters.is_empty() {
+            } else {
+                let before = scalars(counters);
+                let scalars = match last {
+                    Some((of, known, scalars)) if of == g && known == before => scalars,
+                    _ => {
+                        let mut scalars = before;
+                        fits &= before.is_counted();
+                        now.constants(rule.constants(&mut scalars, false));
+                        (plain, last) = (None, Some((g, before, scalars)));
+                        scalars
+                    }
+                };
                 after.push((k, scalars));
             }
             if let Some(gradients) = &mut gradients {

@@ -246,6 +246,7 @@ fn answer(py: Python<'_>, surveyed: Surveyed<'_>, answers: &mut Vec<Vec<u64>>) -
     let ((mut items, sets), to): ((Vec<_>, Vec<_>), Vec<_>) = asking.unzip();
     let mut arrays =
         Apart::settle(py, sets, (|k: usize| items[k].1.name.as_str(), |k: usize, s| items[k].1.what(s)), false)?;
+    let _active = arrays.begin(py);
     let traced: Vec<Option<Traced>> = items.iter_mut().map(|(_, item)| item.traced.take()).collect();
     let mut step = Step::default();
     fill(&mut step, (&items, &traced), arrays.each(), &rules, (&mut None, None))?;

@@ -179,12 +179,17 @@ impl Array {
     /// Makes a copy in logical order, of another dtype perhaps. Whoever calls has asked whether the array is unchanged
     /// since Python code last ran.
     fn copy_to(&self, to: &mut Buffer) {
+        self.copy(true, to);
+    }
+
+    /// As above; or in the order of memory, of elements that fill theirs.
+    fn copy(&self, in_order: bool, to: &mut Buffer) {
         macro_rules! copy {
             ($t:ty) => {
                 match to {
-                    Buffer::F64(to) => self.read_into::<$t, f64>(to),
-                    Buffer::F32(to) => self.read_into::<$t, f32>(to),
-                    Buffer::F16(to) => self.read_into::<$t, f16>(to),
+                    Buffer::F64(to) => self.read_into::<$t, f64>(in_order, to),
+                    Buffer::F32(to) => self.read_into::<$t, f32>(in_order, to),
+                    Buffer::F16(to) => self.read_into::<$t, f16>(in_order, to),
                 }
             };
         }
@@ -203,16 +208,23 @@ impl Array {
         }
     }
 
-    fn read_into<T: Cast, U: CastTo>(&self, to: &mut Vec<U>) {
+    fn read_into<T: Cast, U: CastTo>(&self, in_order: bool, to: &mut Vec<U>) {
         to.clear();
         to.reserve(self.form.len);
-        let (places, run) = self.form.run(usize::MAX);
-        self.each_address(places, |address| {
+        let mut add = |first: usize, len: usize| {
             // SAFETY: so many elements follow each other there, says the array's own form; they are aligned, of a type
             // that any bits are a value of, and live: the array is unchanged. Nobody writes to them now.
-            let run = unsafe { std::slice::from_raw_parts(address as *const T, run) };
+            let run = unsafe { std::slice::from_raw_parts(first as *const T, len) };
             to.extend(run.iter().map(|&x| U::from(x)));
-        });
+        };
+        if self.form.len == 0 {
+            return;
+        }
+        if !in_order && self.form.is_dense() {
+            return add(self.first(), self.form.len);
+        }
+        let (places, run) = self.form.run(usize::MAX);
+        self.each_address(places, |address| add(address, run));
     }
 
     /// Writes the elements of a copy of the same dtype back. As for [`Array::set_number`].
@@ -298,7 +310,8 @@ impl Set {
             }
             Gradient::Array(array) if array.form.number == param.form.number => (array, None),
             Gradient::Array(array) => {
-                let form = Form::contiguous(dtype, &array.form.shape);
+                let is_dense = array.form.is_dense();
+                let form = if is_dense { array.form.cast(dtype) } else { Form::contiguous(dtype, &array.form.shape) };
                 (array, Some(Box::new(Copied { buffer: Buffer::new(dtype), form })))
             }
             Gradient::Number(x) => {
@@ -352,7 +365,8 @@ impl Set {
     /// Copies a gradient of another dtype. As for [`Array::copy_to`].
     fn copy_gradient(&mut self) {
         if let (Some(copied), true) = (&mut self.copied, self.arrays[1].object.is_some()) {
-            self.arrays[1].copy_to(&mut copied.buffer);
+            let in_order = self.rows.is_some() || !self.arrays[1].form.is_dense();
+            self.arrays[1].copy(in_order, &mut copied.buffer);
             if let Some(rows) = &mut self.rows {
                 let width = self.arrays[0].form.shape[1..].iter().product();
                 rows.1 = Rows::new(&rows.0, width, &copied.buffer);
@@ -409,11 +423,15 @@ impl Set {
             firsts
         };
         let all: Streams<Vec<usize>> = self.arrays.iter().map(firsts).collect();
+        let mut in_copy = Vec::new();
+        if let Some(Copied { form, .. }) = self.copied.as_deref() {
+            form.each(places, |offset| in_copy.push(form.below().wrapping_add_signed(offset) / form.number.size()));
+        }
         // SAFETY: the contract of this function; so many elements follow each other from each of these addresses on.
         let piece = |i: usize| unsafe {
             let memory = |s: usize| self.arrays[s].memory(all[s][i], width);
             let grad = match &self.copied {
-                Some(copied) => copied.buffer.part(i * width, width),
+                Some(copied) => copied.buffer.part(in_copy[i], width),
                 None => memory(1).slice(),
             };
             let states = (2..self.arrays.len()).map(|s| memory(s).slice_mut()).collect();
@@ -479,7 +497,7 @@ impl Apart {
                 for (s, array) in set.arrays.iter().enumerate() {
                     let mut buffer = Buffer::new(set.arrays[0].form.number.float().unwrap_or(DType::F32));
                     match &set.copied {
-                        Some(copied) if s == 1 => buffer.copy_from(&copied.buffer),
+                        Some(copied) if s == GRADIENT && array.object.is_none() => buffer.copy_from(&copied.buffer),
                         _ => array.copy_to(&mut buffer),
                     }
                     buffers.push(buffer);
@@ -513,7 +531,8 @@ impl Apart {
                         let mut copies = copies.iter_mut();
                         let (Some(param), Some(grad)) = (copies.next(), copies.next()) else { return Vec::new() };
                         let states = copies.map(Buffer::slice_mut).collect();
-                        let grad = set.copy().unwrap_or_else(|| grad.slice());
+                        // rows are copied anyway, and in their own order
+                        let grad = if set.rows.is_some() { set.copy() } else { None }.unwrap_or_else(|| grad.slice());
                         let tensors = Tensors { param: param.slice_mut(), grad, states, layout: None };
                         let rows = set.rows.as_ref().map(|rows| rows.1.named());
                         vec![Lent { tensors, rows, of_gradient: None }]

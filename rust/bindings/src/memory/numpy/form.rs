@@ -99,7 +99,18 @@ impl Form {
         Self::new(Number::Float(dtype), (-1, 0), shape, &strides)
     }
 
-    /// How far the lowest element lies below the first, in bytes.
+    /// Whether the elements fill their memory.
+    pub(super) fn is_dense(&self) -> bool {
+        self.extent == self.len
+    }
+
+    /// That of a copy of another dtype in the order of memory, of elements that fill theirs.
+    pub(super) fn cast(&self, dtype: DType) -> Self {
+        let strides: Dims<isize> = (0..self.shape.len()).map(|d| self.elements(d) * dtype.size() as isize).collect();
+        Self::new(Number::Float(dtype), (-1, 0), &self.shape, &strides)
+    }
+
+    /// Where the first element lies among those from the lowest on, in bytes.
     pub(super) fn below(&self) -> usize {
         self.start * self.number.size()
     }
