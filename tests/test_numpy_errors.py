@@ -250,8 +250,7 @@ def test_a_parameter_given_twice():
         (lambda: np.ones(3), ValueError, "shape"),
         (lambda: np.ones((2, 1)), ValueError, "shape"),
         (lambda: np.array(1.0), ValueError, "shape"),
-        (lambda: np.ones(2, np.float32), TypeError, "float32"),
-        (lambda: np.ones(2, int), TypeError, "int64"),
+        (lambda: np.ones(2, np.longdouble), TypeError, "expected float32, float64 or float16"),
         (lambda: np.ones(2, complex), TypeError, "complex128"),
         (lambda: np.ones(2, object), TypeError, "object"),
         (
@@ -428,14 +427,24 @@ def test_views_between_each_others_elements_do_not_overlap():
     assert not number.any()
 
 
-@pytest.mark.parametrize("cut", [np.s_[::2, :], np.s_[:, :15]], ids=["rows", "columns"])
-def test_matrices_between_each_others_rows_are_refused_in_true_words(cut):
-    base = np.ones((20, 30), np.float32)
-    rest = base[1::2] if cut == np.s_[::2, :] else base[:, 15:]
-    params = [base[cut], rest]
-    with pytest.raises(ValueError, match=r"params\[1\] shares memory with .*, or lies between its rows: pass a copy"):
-        SGD(params, lr=1).step([np.ones_like(array) for array in params])
-    assert (base == 1).all()
+@every_class
+@pytest.mark.parametrize("cut", [np.s_[::2, :], np.s_[:, :40], np.s_[:, :3]], ids=["rows", "columns", "few columns"])
+def test_matrices_between_each_others_rows_are_apart(cls, hyper, cut):
+    """As if each had memory of its own."""
+
+    def parts(base):
+        columns = cut[1].stop
+        return [base[cut], base[1::2] if columns is None else base[:, columns:]]
+
+    base, draw = np.ones((20, 80), np.float32), np.random.default_rng(0)
+    params, own = parts(base), [part.copy() for part in parts(base)]
+    optimizer, expected = cls(params, **hyper), cls(own, **hyper)
+    for dtype, order in ((np.float32, "C"), (np.float32, "F"), (np.float64, "C"), (np.float64, "F")):
+        grads = [np.asarray(draw.normal(size=part.shape), dtype, order) for part in params]
+        optimizer.step(grads)
+        expected.step(grads)
+    for part, alone in zip(params, own, strict=True):
+        np.testing.assert_array_equal(part, alone)
 
 
 def test_memory_that_is_only_read_may_overlap():

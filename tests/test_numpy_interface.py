@@ -108,9 +108,13 @@ def test_the_gradient_of_a_number_may_be_a_numpy_scalar(cls, hyper, dtype):
         second.step([np.array(grad)])
     assert same_bits(a, b)
     assert a != 1.5
+    # and any other real number, rounded to the parameter's dtype
+    for number in (np.float64(0.3), np.float32(0.3), np.int64(1), np.bool_(True), 0.3, 1):
+        first.step({"b": number})
+        second.step([np.array(number).astype(dtype)])
+        assert same_bits(a, b)
     before = snapshot(first)
-    other = np.float32 if dtype is np.float64 else np.float64
-    for wrong, text in ((other(1), "dtype"), (np.int64(1), "dtype"), (np.bool_(True), "dtype"), (1.0, "float")):
+    for wrong, text in ((1j, "complex"), (np.complex128(1), "complex128"), ("1", "str")):
         with pytest.raises(TypeError, match=rf"gradient of params\['b'\].*{text}"):
             first.step({"b": wrong})
     assert snapshot(first) == before

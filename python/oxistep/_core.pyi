@@ -5,6 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "ArrayPlan",
     "GradientStatistics",
     "KernelError",
     "Plan",
@@ -128,6 +129,33 @@ def muon_unfit(params: list[Any], grads: list[Any], buffers: list[Any]) -> list[
 def muon_momentum(grads: list[Any], buffers: list[Any], updates: list[Any], momenta: list[float]) -> None: ...
 def muon_update(params: list[Any], products: list[Any], decays: list[float], alphas: list[float]) -> None: ...
 def probe(param: NDArray[Any], grad: NDArray[Any], states: list[NDArray[Any]]) -> None: ...
+
+@final
+class ArrayPlan:
+    def __new__(cls, rule: str | Tree) -> ArrayPlan: ...
+    def __reduce__(self) -> tuple[type[ArrayPlan], tuple[str | Tree]]: ...
+    def again(
+        self,
+        optimizer: Any,
+        groups: list[dict[str, Any]],
+        state: list[list[dict[str, NDArray[Any]]]],
+        grads: Any,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+    ) -> float | list[float] | None: ...
+    def step(
+        self,
+        groups: list[dict[str, Any]],
+        lrs: Sequence[float | None],
+        grads: list[list[Any]],
+        state: list[list[dict[str, NDArray[Any]]]],
+        new_state: Callable[..., dict[str, NDArray[Any]]],
+        updates: NDArray[np.float64] | None = None,
+        given: Any = None,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+    ) -> float | str | None: ...
+
 def rule_states(rule: str, group: dict[str, Any]) -> list[str]: ...
 def step_arrays(
     rule: str | Tree,

@@ -9,6 +9,7 @@ offload     a step inside DeepSpeed beside DeepSpeedCPUAdam
 rules       rules that users write beside compiled ones and torch's operations
 zoo         the optimizers of oxistep.zoo beside the packages that people take them from
 compact     fewer bytes a parameter beside float32, and beside packages that have 8-bit states
+numpy       oxistep.numpy beside NumPy by hand
 watching    what the monitors of oxistep.diagnostics cost
 page        one HTML page from a file of results
 compare     did anything become slower, relative to its peer, between two files of results?
@@ -33,6 +34,7 @@ COMMANDS = {
     "rules": "rules",
     "zoo": "zoo",
     "compact": "compact",
+    "numpy": "by_hand",
     "watching": "watching",
     "page": "page",
     "compare": "compare",

@@ -29,6 +29,7 @@ from oxistep.numpy.radam import RAdam
 from oxistep.numpy.rmsprop import RMSprop
 from oxistep.numpy.rprop import Rprop
 from oxistep.numpy.sgd import SGD
+from oxistep.numpy.sparse_adam import SparseAdam
 
 if _TYPE_CHECKING:
     from oxistep.numpy.zoo import ADOPT as ADOPT
@@ -91,6 +92,7 @@ __all__ = [
     "SGDW",
     "SignSGD",
     "SophiaG",
+    "SparseAdam",
     "StableAdamW",
     "Tiger",
 ]

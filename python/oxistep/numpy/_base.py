@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from oxistep._core import KernelError, step_arrays
+from oxistep._core import ArrayPlan, KernelError
 from oxistep._names import names_of
 from oxistep._torn import Torn, text_of
 from oxistep.numpy._hyper import Check, is_whole, real
@@ -20,7 +20,7 @@ Group = dict[str, Any]
 State = dict[str, Array]
 # One iterable and one sequence for all that may be in them: mypy does not look into a list where two kinds would do.
 Params = Iterable[Array | Group] | Mapping[str, Array]
-Grad = Array | np.generic | None
+Grad = Array | np.generic | float | tuple[Array | Sequence[int], Array] | None
 Grads = Sequence[Grad | Sequence[Grad] | Mapping[str, Grad]] | Mapping[str, Grad]
 
 # How torch runs a step. It does not change what is computed, so a checkpoint loads without these.
@@ -65,6 +65,9 @@ class Optimizer:
     _oxistep_watch: Any = None
     """An `oxistep.diagnostics.UpdateMonitor` that wants to know what each step does."""
 
+    _oxistep_plan: ArrayPlan | None = None
+    """What is known from the last step. A copy of an optimizer, or one that was pickled, begins without."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "_oxistep_checks" in cls.__dict__:
@@ -103,16 +106,21 @@ class Optimizer:
 
         Args:
             grads: the gradients in the structure of the parameters: a list for a list, a dict with the same
-                keys for a dict, and for groups one of these per group. Each has its parameter's shape and
-                dtype, in any layout, and is only read; for a parameter without dimensions a NumPy scalar will
-                do. None leaves that parameter and its state as they are.
+                keys for a dict, and for groups one of these per group. Each has its parameter's shape, any
+                layout and any real dtype, from which it is rounded to the parameter's, and is only read; for a
+                parameter without dimensions a number will do. A pair ``(indices, rows)`` or a matrix of
+                ``scipy.sparse`` is the gradient of some rows, for SGD without momentum and weight decay, Adagrad
+                and SparseAdam. None leaves that parameter and its state as they are.
 
         Raises:
-            TypeError: a gradient is not an array or has another dtype than its parameter, `grads` is of
+            TypeError: a gradient is neither an array nor a number, or not of real numbers, `grads` is of
                 another kind than the parameters, or what was put into a group has a wrong type.
             ValueError: a gradient's shape, the number of gradients or a name does not fit; a parameter cannot
                 be written or overlaps other memory of the step; a learning rate or what was put into a group
                 is out of range or NaN, a step counter is negative or NaN.
+            IndexError: a gradient names a row that its parameter does not have.
+            RuntimeError: a gradient is of some rows, and the optimizer moves every row; another thread is in a
+                step on the same memory, or of this optimizer: hold a lock around the step.
                 Whatever is raised, nothing has been changed.
 
         Example:
@@ -124,21 +132,32 @@ class Optimizer:
             >>> params["w"]
             array([0.5, 1.5])
         """
-        groups = self.param_groups
-        lrs = []
-        for k, group in enumerate(groups):
-            lr = group["lr"]
-            # The common case needs no further look. NaN fails the comparison.
-            lrs.append(lr if type(lr) is float and lr >= 0.0 else self._oxistep_learning_rate(lr, k))
-        self._oxistep_rates = lrs
-        if self._oxistep_torn is not None:
-            self._oxistep_torn.step()
+        plan = self._oxistep_plan
         watch = self._oxistep_watch
-        updates = None if watch is None else watch._row()
-        listed = self._oxistep_listed(grads)
-        self._oxistep_check_settings()  # last, after learning rate functions, which may change groups
+        groups = self.param_groups
+        if plan is None:
+            self._oxistep_plan = plan = ArrayPlan(self._oxistep_rule)
         try:
-            step_arrays(self._oxistep_rule, groups, lrs, listed, self.state, self._oxistep_new_state, updates)
+            lrs: list[float] = []
+            if watch is None and self._oxistep_torn is None:
+                # A step like the last one, which nearly every step is; otherwise nothing has been changed.
+                left = plan.again(self, groups, self.state, grads)
+                if left.__class__ is not list:
+                    self.step_count += 1
+                    return
+                lrs = left  # what functions returned, which are called once a step
+            if not lrs:
+                for k, group in enumerate(groups):
+                    lr = group["lr"]
+                    # The common case needs no further look. NaN fails the comparison.
+                    lrs.append(lr if type(lr) is float and lr >= 0.0 else self._oxistep_learning_rate(lr, k))
+            self._oxistep_rates = lrs
+            if self._oxistep_torn is not None:
+                self._oxistep_torn.step()
+            updates = None if watch is None else watch._row()
+            listed = self._oxistep_listed(grads)
+            self._oxistep_check_settings()  # last, after learning rate functions, which may change groups
+            plan.step(groups, lrs, listed, self.state, self._oxistep_new_state, updates, grads)
         except KernelError as panic:
             message, arrays = panic.args
             names = names_of(groups, arrays)
@@ -380,7 +399,7 @@ class Optimizer:
         k = next(k for k, other in enumerate(self.param_groups) if other is group)
         return self._oxistep_rates[k]
 
-    def _oxistep_listed(self, grads: Any) -> list[list[Grad]]:
+    def _oxistep_listed(self, grads: Any) -> list[list[Any]]:
         groups = self.param_groups
         if not self._oxistep_grouped:
             return [_list_of_group(grads, groups[0], "grads")]

@@ -40,6 +40,8 @@ mod _core {
     #[pymodule_export]
     use super::services::statistics::GradientStatistics;
     #[pymodule_export]
+    use super::step::array_plan::ArrayPlan;
+    #[pymodule_export]
     use super::step::arrays::{rule_states, step_arrays};
     #[pymodule_export]
     use super::step::plan::Plan;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString, PyType};
+use pyo3::types::{PyDict, PyList, PyString, PyType};
 
 /// How many rest at once: several threads may be in the middle of a step.
 static RESTING: AtomicUsize = AtomicUsize::new(0);
@@ -107,6 +107,50 @@ pub(crate) fn each_entry<'py>(dict: &Bound<'py, PyDict>, mut f: impl FnMut(usize
             Bound::from_borrowed_ptr(dict.py(), value)
         };
         f(key as usize, value, place);
+    }
+}
+
+/// Whether an object is the one in this place of a list.
+#[inline]
+pub(crate) fn is_at(list: &Bound<'_, PyList>, place: usize, object: &Py<PyAny>) -> bool {
+    // SAFETY: a list, which says so where it has no such place. What it lends is only compared by address.
+    unsafe {
+        let item = ffi::PyList_GetItem(list.as_ptr(), place as ffi::Py_ssize_t);
+        if item.is_null() {
+            ffi::PyErr_Clear();
+        }
+        item == object.as_ptr()
+    }
+}
+
+/// The keys and values of a dict, as they were, in order.
+#[derive(Debug, Default)]
+pub(crate) struct Entries(Vec<(Py<PyAny>, Py<PyAny>)>);
+
+impl Entries {
+    pub(crate) fn of(dict: &Bound<'_, PyDict>) -> Self {
+        Self(dict.iter().map(|(key, value)| (key.unbind(), value.unbind())).collect())
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &(Py<PyAny>, Py<PyAny>)> {
+        self.0.iter()
+    }
+
+    /// Whether a dict has these very objects in this order, but for the values at one place. It runs no Python code.
+    #[inline]
+    pub(crate) fn are_in(&self, dict: &Bound<'_, PyDict>, but_for: usize) -> bool {
+        let (mut key, mut value, mut next, mut i) = (null_mut(), null_mut(), 0, 0);
+        // SAFETY: a dict, and three locals to be written. What it lends is only compared by address.
+        unsafe {
+            while ffi::PyDict_Next(dict.as_ptr(), &raw mut next, &raw mut key, &raw mut value) != 0 {
+                let Some((own_key, own_value)) = self.0.get(i) else { return false };
+                if own_key.as_ptr() != key || (own_value.as_ptr() != value && i != but_for) {
+                    return false;
+                }
+                i += 1;
+            }
+        }
+        i == self.0.len()
     }
 }
 

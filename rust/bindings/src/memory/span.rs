@@ -34,19 +34,19 @@ pub(crate) fn meeting(items: usize, ranges: impl Iterator<Item = (usize, bool, R
     meets
 }
 
-/// Two items that share an element which one of them writes; both may be the same. Elements are given by address, with
-/// their items, and with whether they are only read; `size` tells that of an item's elements.
-pub(crate) fn shared(mut elements: Vec<(usize, usize, bool)>, size: impl Fn(usize) -> usize) -> Option<(usize, usize)> {
-    elements.sort_unstable();
+/// Two items that share memory which one of them writes; both may be the same. Pieces of memory are given with their
+/// items, and with whether they are only read.
+pub(crate) fn shared<I: Copy + Ord>(mut pieces: Vec<(Range, I, bool)>) -> Option<(I, I)> {
+    pieces.sort_unstable();
     let (mut last_written, mut last_read) = (None, None); // (end, item)
-    for (address, item, is_read) in elements {
-        for (end, other) in [last_written, if is_read { None } else { last_read }].into_iter().flatten() {
-            if address < end {
+    for ((start, end), item, is_read) in pieces {
+        for (reach, other) in [last_written, if is_read { None } else { last_read }].into_iter().flatten() {
+            if start < reach {
                 return Some((item, other));
             }
         }
         let last = if is_read { &mut last_read } else { &mut last_written };
-        *last = Some((address + size(item), item)).max(*last);
+        *last = Some((end, item)).max(*last);
     }
     None
 }

@@ -4,6 +4,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::memory::dtype::DType;
+use crate::memory::numpy::active;
 use crate::memory::python;
 use crate::memory::torch::modules::modules;
 use crate::services::norm::zero_dim;
@@ -24,6 +25,7 @@ pub(crate) fn set_up(module: &Bound<'_, PyModule>) -> PyResult<()> {
 #[pyfunction]
 fn forked(py: Python<'_>) {
     python::forked(py);
+    active::forked(py);
 }
 
 /// Uses the pool of the torch library at `path` from now on, if it offers one. `False`: rayon's threads it is.

@@ -1,6 +1,6 @@
 //! Statistics of gradients, for `oxistep.diagnostics`.
 
-use numpy::{PyReadwriteArray2, PyUntypedArray, PyUntypedArrayMethods};
+use numpy::{PyReadwriteArray2, PyUntypedArrayMethods};
 use oxistep_kernels::driver;
 use oxistep_kernels::simd::Level;
 use oxistep_kernels::statistics::{Statistics, Summary};
@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
 use crate::error::panicked_reading;
-use crate::memory::numpy::{accept, array};
+use crate::memory::numpy::accept;
 use crate::memory::python::CollectorRests;
 use crate::memory::stream::{layout, read_all};
 use crate::memory::torch::modules::modules;
@@ -101,18 +101,16 @@ impl GradientStatistics {
             return Err(PyValueError::new_err("as many names as arrays are wanted"));
         }
         let mut out = rows_of(out, arrays.len())?;
-        let (mut given, mut parts) = (Vec::with_capacity(arrays.len()), Vec::with_capacity(arrays.len()));
+        let mut parts = Vec::with_capacity(arrays.len());
         for (i, (array, name)) in arrays.iter().zip(names).enumerate() {
             if array.is_none() {
                 continue;
             }
             let array = accept::gradient(&array)?;
-            let accepted = accept::accept(&array, &format!("the gradient of {}", name.repr()?), false)?;
-            given.push(array.cast_into::<PyUntypedArray>()?);
-            parts.push((i, accepted));
+            parts.push((i, accept::floats(&array, &format!("the gradient of {}", name.repr()?))?));
         }
         // asking for a name or a class may have run Python code
-        if !given.iter().zip(&parts).all(|(given, (_, array))| array::is_unchanged(given, array.untyped())) {
+        if !parts.iter().all(|(_, array)| array.is_unchanged(py)) {
             return Err(PyRuntimeError::new_err("a gradient was reshaped or resized while gradients were looked at"));
         }
         let (slices, layouts): (Vec<_>, Vec<_>) = parts.iter().map(|(_, array)| array.read()).unzip();

@@ -2,22 +2,22 @@
 
 use std::cell::Cell;
 
-use numpy::{
-    PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadwriteArrayDyn, PyUntypedArray, PyUntypedArrayMethods,
-};
+use numpy::{PyArrayDyn, PyArrayMethods, PyUntypedArray, PyUntypedArrayMethods};
 use oxistep_kernels::Precision;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::fault;
-use crate::memory::numpy::accept::{accept, gradient, plain};
-use crate::memory::numpy::array::{Set, private_view};
+use crate::memory::dtype::DType;
+use crate::memory::numpy::accept::{accept, plain};
+use crate::memory::numpy::array::{Array, Gradient, Set};
 use crate::memory::python::has_plain_keys;
 use crate::memory::unfit::Reason;
 use crate::optimizer::group::Keys;
 use crate::optimizer::rule::GroupRule;
 use crate::optimizer::traced::{Known, Leaf, Tree};
+use crate::step::array_gradient::{Given, not_in_one_piece, refuse_unlike};
 use crate::step::lists::{Counted, Counters};
 use crate::step::matched::Names;
 use crate::step::traced::{Found, Traced, number_in};
@@ -27,13 +27,26 @@ pub(super) struct Item<'py> {
     pub(super) name: String,
     /// The parameter as it was given.
     pub(super) param: Bound<'py, PyAny>,
+    pub(super) dtype: DType,
     pub(super) first: bool,
-    pub(super) scalars: Vec<Scalar<'py>>,
     pub(super) counters: Counted,
     /// Of a rule that a user wrote.
     pub(super) traced: Option<Traced>,
     pub(super) entry: Bound<'py, PyDict>,
     pub(super) fresh: Option<Bound<'py, PyDict>>,
+    /// The names of its states and counters.
+    kept: Vec<&'static str>,
+}
+
+impl Item<'_> {
+    /// What errors call one of its arrays: the parameter, the gradient, states, counters.
+    pub(super) fn what(&self, place: usize) -> String {
+        match place.checked_sub(2) {
+            Some(k) => format!("state {:?} of {}", self.kept.get(k).unwrap_or(&""), self.name),
+            None if place == 0 => self.name.clone(),
+            None => format!("the gradient of {}", self.name),
+        }
+    }
 }
 
 /// What checking a parameter needs to know.
@@ -56,17 +69,14 @@ impl<'py> Look<'_, 'py> {
         param: &Bound<'py, PyAny>,
         grad: &Bound<'py, PyAny>,
         entry: Bound<'py, PyDict>,
-    ) -> PyResult<Result<(Item<'py>, Set<'py>), Reason>> {
+    ) -> PyResult<Result<(Item<'py>, Set), Reason>> {
         let py = param.py();
         let name = self.name.as_str();
-        let param_array = accept(param, name, true)?;
-        let grad_name = format!("the gradient of {name}");
+        let param_array = accept(param, name)?;
         if !has_plain_keys(&entry) {
             return Err(strange_keys(name));
         }
-        let grad = &gradient(grad)?;
-        // the state is made before the gradient is borrowed, which may be what `new_state` looks at
-        plain(grad, &grad_name)?;
+        let given = Given::of(grad, &param_array, (param, name), self.rule.gradients())?;
         let (leaf, inputs) = match self.leaf(param, &entry)? {
             Ok(found) => found.unzip(),
             Err(reason) => return Ok(Err(reason)),
@@ -86,10 +96,8 @@ impl<'py> Look<'_, 'py> {
             return Err(strange_keys(name));
         }
 
-        refuse_unlike(&grad_name, grad, param, name)?;
-        let mut arrays = vec![param_array, accept(grad, &grad_name, false)?];
-        let untyped = |array: &Bound<'py, PyAny>| Ok::<_, PyErr>(array.cast::<PyUntypedArray>()?.clone());
-        let mut given = vec![untyped(param)?, untyped(grad)?];
+        let gradient = given.look_at(param, &param_array, name)?;
+        let mut states = Vec::with_capacity(names.states.len());
         for state_name in names.states {
             let what = format!("state {state_name:?} of {name}");
             let state = source.get_item(self.keys.get(py, state_name))?.ok_or_else(|| {
@@ -97,11 +105,15 @@ impl<'py> Look<'_, 'py> {
             })?;
             plain(&state, &what)?;
             refuse_unlike(&what, &state, param, name)?;
-            arrays.push(accept(&state, &what, true)?);
-            given.push(untyped(&state)?);
+            let state = accept(&state, &what)?;
+            if matches!(gradient, Gradient::Rows(..)) && !state.is_in_one_piece() {
+                return Err(not_in_one_piece(&what));
+            }
+            states.push(state);
         }
-        let mut set = Set::of(arrays, given);
-        let (scalars, counters) = borrow_counters(name, names.counters, &source, self.keys, &mut set)?;
+        let (arrays, counters) = look_at_counters(name, names.counters, &source, self.keys)?;
+        let dtype = param_array.form.number.float().unwrap_or(DType::F32);
+        let set = Set::of(param_array, gradient, states.into_iter(), arrays);
         if let (Some(counter), Some((count, _))) = (names.counters.first(), counters.first())
             && !is_counted(*count)
         {
@@ -110,9 +122,10 @@ impl<'py> Look<'_, 'py> {
                 "state {counter:?} of {name} must be a number of steps, got {count}"
             )));
         }
+        let kept = names.states.iter().chain(names.counters).copied().collect();
         let (name, param, first) = (self.name, param.clone(), fresh.is_some());
         let traced = leaf.zip(inputs).map(|(leaf, inputs)| Traced::new(leaf, inputs, &counters));
-        Ok(Ok((Item { name, param, first, scalars, counters, traced, entry, fresh }, set)))
+        Ok(Ok((Item { name, param, dtype, first, counters, traced, entry, fresh, kept }, set)))
     }
 
     /// New states, if `entry` has none.
@@ -166,25 +179,6 @@ impl<'py> Look<'_, 'py> {
     }
 }
 
-/// Refuses an array of another dtype or shape than the parameter, which is called `name`.
-fn refuse_unlike(what: &str, array: &Bound<'_, PyAny>, param: &Bound<'_, PyAny>, name: &str) -> PyResult<()> {
-    let (array, param) = (array.cast::<PyUntypedArray>()?, param.cast::<PyUntypedArray>()?);
-    let (got, expected) = (array.dtype(), param.dtype());
-    if !got.is_equiv_to(&expected) {
-        return Err(PyTypeError::new_err(format!(
-            "{what} has dtype {got}, expected {expected} like {name}: convert it with .astype({expected})"
-        )));
-    }
-    if array.shape() != param.shape() {
-        return Err(PyValueError::new_err(format!(
-            "{what} has shape {}, expected {} like {name}",
-            tuple(array.shape()),
-            tuple(param.shape())
-        )));
-    }
-    Ok(())
-}
-
 /// What is known of an array before its program is.
 struct OfEntry<'a, 'py> {
     entry: &'a Bound<'py, PyDict>,
@@ -233,69 +227,34 @@ fn is_counted(count: f64) -> bool {
     (0.0..1e15).contains(&count)
 }
 
-/// The arrays of the parameter's counters, borrowed, and their values. `set` watches them.
-fn borrow_counters<'py>(
+/// The arrays of the parameter's counters, and their values.
+fn look_at_counters(
     name: &str,
     counters: &[&'static str],
-    source: &Bound<'py, PyDict>,
+    source: &Bound<'_, PyDict>,
     keys: &mut Keys,
-    set: &mut Set<'py>,
-) -> PyResult<(Vec<Scalar<'py>>, Counted)> {
-    let (mut scalars, mut values) = (Vec::new(), Counters::new());
+) -> PyResult<(Vec<Array>, Counted)> {
+    let (mut arrays, mut values) = (Vec::new(), Counters::new());
     for counter in counters {
         let what = format!("state {counter:?} of {name}");
         let wrong =
             || PyTypeError::new_err(format!("{what} must be a writeable, aligned array of one float32 or float64"));
         let value = source.get_item(keys.get(source.py(), counter))?.ok_or_else(wrong)?;
-        // looked at before a reference to its element is made
-        let array = value.cast::<PyUntypedArray>().map_err(|_| wrong())?;
-        if array.len() != 1 || !array.is_aligned() {
+        let array = value.cast::<PyUntypedArray>().ok().and_then(Array::of).ok_or_else(wrong)?;
+        let precision = match array.form.number.float() {
+            Some(DType::F32) => Precision::F32,
+            Some(DType::F64) => Precision::F64,
+            _ => return Err(wrong()),
+        };
+        if array.form.len != 1 || !array.is_aligned() || !array.is_writeable() {
             return Err(wrong());
         }
-        let view = private_view(array)?;
-        let scalar = if let Ok(array) = view.cast::<PyArrayDyn<f32>>() {
-            Scalar::Single(array.try_readwrite().map_err(|_| wrong())?)
-        } else {
-            let array = view.cast::<PyArrayDyn<f64>>().map_err(|_| wrong())?;
-            Scalar::Double(array.try_readwrite().map_err(|_| wrong())?)
-        };
-        set.watch(array.clone(), view.cast_into::<PyUntypedArray>()?);
-        let precision = if matches!(scalar, Scalar::Single(_)) { Precision::F32 } else { Precision::F64 };
-        values.push((scalar.get().ok_or_else(wrong)?, precision));
-        scalars.push(scalar);
+        values.push((array.number(), precision));
+        arrays.push(array);
     }
-    Ok((scalars, values))
-}
-
-/// A scalar state.
-pub(super) enum Scalar<'py> {
-    Single(PyReadwriteArrayDyn<'py, f32>),
-    Double(PyReadwriteArrayDyn<'py, f64>),
-}
-
-impl Scalar<'_> {
-    fn get(&self) -> Option<f64> {
-        match self {
-            Self::Single(array) => array.as_array().first().map(|&x| f64::from(x)),
-            Self::Double(array) => array.as_array().first().copied(),
-        }
-    }
-
-    pub(super) fn set(&mut self, x: f64) {
-        match self {
-            Self::Single(array) => array.as_array_mut().iter_mut().for_each(|to| *to = x as f32),
-            Self::Double(array) => array.as_array_mut().iter_mut().for_each(|to| *to = x),
-        }
-    }
+    Ok((arrays, values))
 }
 
 pub(super) fn strange_keys(name: &str) -> PyErr {
     PyTypeError::new_err(format!("the state of {name} must be a dict whose keys are strings"))
-}
-
-fn tuple(shape: &[usize]) -> String {
-    match shape {
-        [n] => format!("({n},)"),
-        _ => format!("({})", shape.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")),
-    }
 }

@@ -2,19 +2,21 @@
 
 use numpy::{PyReadwriteArray2, PyUntypedArrayMethods};
 use oxistep_kernels::driver::{Measured, Moved, Refused};
+use oxistep_kernels::norm::Norm;
 use oxistep_kernels::simd::Level;
-use oxistep_kernels::{SliceMut, Step, Tensors, driver};
+use oxistep_kernels::{Step, driver};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use crate::error::panicked_over;
 use crate::fault;
-use crate::memory::numpy::array::{Apart, Set};
+use crate::memory::numpy::array::{Apart, Lent, Set, StateSlices};
 use crate::memory::python::{CollectorRests, has_plain_keys};
 use crate::memory::unfit::Reason;
 use crate::optimizer::group::{Group, Keys};
 use crate::optimizer::rule::{ClassRule, GroupRule, compiled};
+use crate::step::array_guard::ArrayGuard;
 use crate::step::array_item::{Item, Look, strange_keys};
 use crate::step::counters::scalars;
 use crate::step::found::{GroupNumbers, find, holds};
@@ -52,14 +54,47 @@ pub(crate) fn step_arrays(
     new_state: &Bound<'_, PyAny>,
     updates: Option<PyReadwriteArray2<'_, f64>>,
 ) -> PyResult<Option<String>> {
-    let py = groups.py();
-    let rule = ClassRule::of(rule)?;
-    let mut keys = Keys::default();
+    let asked = Asked { groups, lrs: &lrs, grads, state, new_state, guard: ArrayGuard::default() };
+    let taken = take(&ClassRule::of(rule)?, &mut Keys::default(), &asked, updates)?;
+    Ok(taken.err().map(Reason::into_owned))
+}
+
+/// What a step over arrays is asked to do.
+pub(super) struct Asked<'a, 'py> {
+    pub(super) groups: &'a Bound<'py, PyList>,
+    pub(super) lrs: &'a [Option<f64>],
+    pub(super) grads: &'a Bound<'py, PyList>,
+    pub(super) state: &'a Bound<'py, PyList>,
+    pub(super) new_state: &'a Bound<'py, PyAny>,
+    pub(super) guard: ArrayGuard,
+}
+
+/// A step that was taken.
+pub(super) struct Taken<'py> {
+    /// The parameters with a gradient, each with the index of its group.
+    pub(super) items: Vec<(usize, Item<'py>)>,
+    pub(super) arrays: Apart,
+    /// Of each group.
+    pub(super) rules: Vec<(GroupRule, f64)>,
+    /// The place of each item among all parameters.
+    pub(super) rows: Vec<usize>,
+    /// The norm of all gradients, if it was asked for.
+    pub(super) norm: Option<f64>,
+}
+
+/// Takes a step, or says why kernels cannot.
+pub(super) fn take<'py>(
+    rule: &ClassRule,
+    keys: &mut Keys,
+    asked: &Asked<'_, 'py>,
+    updates: Option<PyReadwriteArray2<'_, f64>>,
+) -> PyResult<Result<Taken<'py>, Reason>> {
+    let py = asked.groups.py();
     let mut answers = Vec::new();
     let surveyed = loop {
-        let surveyed = match survey(&rule, (groups, &lrs), grads, state, (new_state, &answers), &mut keys)? {
+        let surveyed = match survey(rule, asked, &answers, keys)? {
             Ok(surveyed) => surveyed,
-            Err(reason) => return Ok(Some(reason.into_owned())),
+            Err(reason) => return Ok(Err(reason)),
         };
         if !surveyed.items.iter().any(|(_, item)| question(item).is_some()) {
             break surveyed;
@@ -69,19 +104,35 @@ pub(crate) fn step_arrays(
     let Surveyed { mut items, sets, rules, rows, params } = surveyed;
     let rests = CollectorRests::new(py);
     let mut measuring = updates.map(|out| Measuring::new(out, params)).transpose()?;
-    let mut arrays = Apart::settle(sets, |k| &items[k].1.name)?;
+    let is_compiled = matches!(rule, ClassRule::Compiled(_));
+    let mut arrays =
+        Apart::settle(py, sets, (|k: usize| items[k].1.name.as_str(), |k: usize, s| items[k].1.what(s)), is_compiled)?;
+    let active = arrays.begin(py);
+    let mut step = Step::default();
+    let traced: Vec<Option<Traced>> = items.iter_mut().map(|(_, item)| item.traced.take()).collect();
+    let mut gradients = asked.guard.measures().then(Norm::default);
+    let filled = (&mut gradients, measuring.as_mut());
+    let mut advanced = fill(&mut step, (&items, &traced), arrays.each(), &rules, filled)?;
+    let becomes = look_at(py, &mut step, &items, &traced)?;
+    let verdict = asked.guard.judge(py, gradients.as_mut(), items.iter().map(|(_, item)| item.dtype))?;
+    if verdict.skip {
+        if let Some(measuring) = &mut measuring {
+            measuring.nothing();
+        }
+        drop((step, active));
+        return Ok(Ok(Taken { items, arrays, rules, rows, norm: verdict.norm }));
+    }
+    if verdict.factor != 1.0 {
+        step.scale_gradients(verdict.factor);
+    }
     // storing new states, below, must not run Python code: these are what they were when they were looked at. (The
     // collector rests, and to store under keys that are strings runs none.)
     if let Some((_, item)) = items.iter().find(|(_, item)| item.fresh.is_some() && !has_plain_keys(&item.entry)) {
         return Err(strange_keys(&item.name));
     }
-    let mut step = Step::default();
-    let traced: Vec<Option<Traced>> = items.iter_mut().map(|(_, item)| item.traced.take()).collect();
-    let mut advanced = fill(&mut step, (&items, &traced), arrays.each(), &rules, measuring.as_mut())?;
-    let becomes = look_at(py, &mut step, &items, &traced)?;
     store_fresh_states(&items)?;
     // before anything is written, and only where numbers of groups are
-    let of_groups = groups.iter().filter(|_| !becomes.is_empty()).map(|group| Ok(group.cast_into::<PyDict>()?));
+    let of_groups = asked.groups.iter().filter(|_| !becomes.is_empty()).map(|group| Ok(group.cast_into::<PyDict>()?));
     let of_groups = of_groups.collect::<PyResult<Vec<_>>>()?;
     let small = step.elements() < driver::SERIAL;
     drop(rests);
@@ -93,19 +144,18 @@ pub(crate) fn step_arrays(
         })
     };
     let done = if small { run() } else { py.detach(&mut run) };
+    drop(active);
     let programs = traced.iter().zip(&mut advanced).filter_map(|(traced, after)| Some((traced.as_ref()?, after)));
     programs.enumerate().for_each(|(place, (traced, after))| *after = traced.after(&step, place));
-    drop(step);
+    drop((step, gradients));
     if let Some(measuring) = &mut measuring {
         measuring.report(&rows);
     }
     arrays.write_back();
-    for ((_, item), after) in items.iter_mut().zip(&advanced) {
-        item.scalars.iter_mut().zip(after).for_each(|(scalar, &x)| scalar.set(x));
-    }
+    advanced.iter().enumerate().for_each(|(k, after)| arrays.set_counters(k, after));
     let Err(panic) = done else {
         becomes.write(|g| &of_groups[g])?;
-        return Ok(None);
+        return Ok(Ok(Taken { items, arrays, rules, rows, norm: verdict.norm }));
     };
     Err(panicked_over(&*panic, PyList::new(py, items.iter().map(|(_, item)| &item.param))?))
 }
@@ -115,7 +165,7 @@ struct Surveyed<'py> {
     /// The parameters with a gradient, each with the index of its group.
     items: Vec<(usize, Item<'py>)>,
     /// The arrays of each item.
-    sets: Vec<Set<'py>>,
+    sets: Vec<Set>,
     /// Of each group.
     rules: Vec<(GroupRule, f64)>,
     /// The place of each item among all parameters.
@@ -127,12 +177,11 @@ struct Surveyed<'py> {
 /// Reads all groups, and checks and borrows all arrays. Nothing is written.
 fn survey<'py>(
     class: &ClassRule,
-    (groups, lrs): (&Bound<'py, PyList>, &[Option<f64>]),
-    grads: &Bound<'py, PyList>,
-    state: &Bound<'py, PyList>,
-    (new_state, answers): (&Bound<'py, PyAny>, &[Vec<u64>]),
+    asked: &Asked<'_, 'py>,
+    answers: &[Vec<u64>],
     keys: &mut Keys,
 ) -> PyResult<Result<Surveyed<'py>, Reason>> {
+    let Asked { groups, lrs, grads, state, new_state, .. } = *asked;
     let (mut items, mut sets) = (Vec::new(), Vec::new());
     let mut rules = Vec::new();
     let (mut rows, mut first_row) = (Vec::new(), 0);
@@ -195,10 +244,12 @@ fn answer(py: Python<'_>, surveyed: Surveyed<'_>, answers: &mut Vec<Vec<u64>>) -
     answers.resize_with(items.len(), Vec::new);
     let asking = items.into_iter().zip(sets).zip(answers).filter(|(((_, item), _), _)| question(item).is_some());
     let ((mut items, sets), to): ((Vec<_>, Vec<_>), Vec<_>) = asking.unzip();
-    let mut arrays = Apart::settle(sets, |k| &items[k].1.name)?;
+    let mut arrays =
+        Apart::settle(py, sets, (|k: usize| items[k].1.name.as_str(), |k: usize, s| items[k].1.what(s)), false)?;
+    let _active = arrays.begin(py);
     let traced: Vec<Option<Traced>> = items.iter_mut().map(|(_, item)| item.traced.take()).collect();
     let mut step = Step::default();
-    fill(&mut step, (&items, &traced), arrays.each(), &rules, None)?;
+    fill(&mut step, (&items, &traced), arrays.each(), &rules, (&mut None, None))?;
     find(py, &mut step, rule_of(&traced))?;
     for (place, (traced, to)) in traced.iter().flatten().zip(to).enumerate() {
         let answer = traced.leaf.question.and_then(|node| step.value(place, node));
@@ -241,13 +292,13 @@ fn look_at(
 fn fill<'a>(
     step: &mut Step<'a>,
     (items, traced): (&[(usize, Item<'_>)], &'a [Option<Traced>]),
-    arrays: impl Iterator<Item = Tensors<'a, impl Iterator<Item = SliceMut<'a>>>>,
+    arrays: impl Iterator<Item = Vec<Lent<'a, StateSlices<'a>>>>,
     rules: &[(GroupRule, f64)],
-    mut measuring: Option<&mut Measuring<'_>>,
+    (norm, mut measuring): (&mut Option<Norm<'a>>, Option<&mut Measuring<'_>>),
 ) -> PyResult<Vec<Counters<f64>>> {
     let mut advanced = Vec::with_capacity(items.len());
     let refused = |refused: Refused| PyRuntimeError::new_err(format!("oxistep: {refused}; this is a defect"));
-    for (((g, item), traced), tensors) in items.iter().zip(traced).zip(arrays) {
+    for (((g, item), traced), pieces) in items.iter().zip(traced).zip(arrays) {
         let (rule, factor) = &rules[*g];
         advanced.push(match (rule, traced) {
             (GroupRule::Compiled(rule), _) => {
@@ -262,7 +313,16 @@ fn fill<'a>(
             (GroupRule::Traced(_), None) => return Err(PyRuntimeError::new_err("oxistep: no program; a defect")),
         });
         fault::point("push array")?;
-        step.push(tensors, *factor).map_err(refused)?;
+        for Lent { tensors, rows, of_gradient } in pieces {
+            if let Some(norm) = norm {
+                norm.push(tensors.grad, of_gradient);
+            }
+            match rows {
+                Some(rows) => step.push_rows(tensors, rows, *factor),
+                None => step.push(tensors, *factor),
+            }
+            .map_err(refused)?;
+        }
         if let Some(measuring) = &mut measuring {
             measuring.measured.pushed(step);
         }
@@ -307,6 +367,11 @@ impl<'py> Measuring<'py> {
             return Err(PyValueError::new_err(format!("updates must be contiguous and have the shape ({rows}, 3)")));
         }
         Ok(Self { out, measured: Measured::default() })
+    }
+
+    /// Of a step that moves nothing.
+    fn nothing(&mut self) {
+        self.out.as_slice_mut().unwrap_or_default().fill(f64::NAN);
     }
 
     fn report(&mut self, rows: &[usize]) {

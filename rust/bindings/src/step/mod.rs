@@ -1,6 +1,10 @@
 //! A step, of a torch optimizer or over arrays.
 
+pub(crate) mod array_gradient;
+pub(crate) mod array_guard;
 pub(crate) mod array_item;
+pub(crate) mod array_known;
+pub(crate) mod array_plan;
 pub(crate) mod arrays;
 pub(crate) mod checks;
 pub(crate) mod class;
@@ -27,6 +31,7 @@ pub(crate) mod shards;
 pub(crate) mod sparse;
 pub(crate) mod states;
 pub(crate) mod steady;
+pub(crate) mod structure;
 pub(crate) mod survey;
 pub(crate) mod together;
 pub(crate) mod traced;
