@@ -13,36 +13,12 @@ from torch.utils.checkpoint import checkpoint
 
 import oxistep
 import oxistep.optim
-from oxistep import rules, zoo
-from oxistep.diagnostics import UpdateMonitor
+from oxistep import zoo
 from oxistep.optim import _modes
-from scenarios import NATIVE, each_class, make, params_of, result
-from untouched import difference, snapshot
+from releasing import Net, backward, inputs, one_rank
+from scenarios import each_class, make, params_of, result
 
 ITERATIONS = 5
-
-
-class Net(nn.Module):
-    """A weight that is used twice, one that is frozen, one that is never used, and a bias."""
-
-    def __init__(self, dtype=torch.float32):
-        super().__init__()
-        torch.manual_seed(0)
-        self.twice = nn.Linear(6, 6, dtype=dtype)
-        self.frozen = nn.Linear(6, 6, bias=False, dtype=dtype).requires_grad_(False)
-        self.unused = nn.Parameter(torch.ones(3, dtype=dtype))
-        self.last = nn.Linear(6, 1, dtype=dtype)
-
-    def forward(self, x):
-        return self.last(self.twice(self.frozen(self.twice(x).tanh())))
-
-
-def inputs(k, dtype=torch.float32):
-    return torch.randn(4, 6, generator=torch.Generator().manual_seed(k)).to(dtype)
-
-
-def backward(model, k):
-    model(inputs(k, next(model.parameters()).dtype)).square().mean().backward()
 
 
 def trained(make_optimizer, release, *, dtype=torch.float32, iterate=None, iterations=ITERATIONS, **kwargs):
@@ -56,7 +32,7 @@ def trained(make_optimizer, release, *, dtype=torch.float32, iterate=None, itera
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
     for k in range(iterations):
         optimizer.zero_grad()
-        (iterate or backward)(model, k) if iterate is None else iterate(model, optimizer, k)
+        backward(model, k) if iterate is None else iterate(model, optimizer, k)
         optimizer.step()
         scheduler.step()
     return model, optimizer
@@ -204,8 +180,6 @@ def test_a_closure():
             return loss
 
         assert optimizer.step(closure).item() >= 0
-        optimizer.step = lambda: None  # the loop's own step is this one
-        del optimizer.step
 
     models = [Net(), Net()]
     for release, model in enumerate(models):
@@ -235,17 +209,6 @@ def test_activation_checkpoints(reentrant):
         checkpoint(model.last, hidden, use_reentrant=reentrant).square().mean().backward()
 
     assert_same(of(oxistep.optim, "AdamW"), iterate=iterate)
-
-
-def test_a_weight_that_reentrant_checkpoints_step_twice_is_refused():
-    """Each segment accumulates by itself there, and the second one has read a weight that was stepped."""
-    model = Net()
-    optimizer = oxistep.optim.AdamW(model.parameters())
-    oxistep.step_in_backward(optimizer)
-    hidden = checkpoint(model.twice, inputs(0).requires_grad_(), use_reentrant=True)
-    hidden = checkpoint(model.twice, hidden, use_reentrant=True)
-    with pytest.raises(RuntimeError, match=r"has a gradient again.*oxistep\.accumulating"):
-        hidden.sum().backward()
 
 
 def test_sparse_gradients():
@@ -498,219 +461,6 @@ def test_clipping_by_parameter():
     torch.testing.assert_close(b.detach(), torch.tensor([-0.6, -0.8]))
 
 
-# ---- what is refused ----
-
-
-def refuses(optimizer, match, **kwargs):
-    params = params_of(optimizer)
-    before = snapshot(optimizer, params)
-    with pytest.raises(ValueError, match=match):
-        oxistep.step_in_backward(optimizer, **kwargs)
-    assert not difference(before, snapshot(optimizer, params))
-    assert not any(p._post_accumulate_grad_hooks for p in params)
-    assert optimizer.__dict__.get("_oxistep") is None or optimizer._oxistep.release is None
-
-
-def matrices():
-    return [torch.ones(4, 4, requires_grad=True) for _ in range(2)]
-
-
-def test_what_needs_all_gradients_is_refused():
-    optim = oxistep.optim
-    refuses(optim.SGD(matrices(), max_grad_norm=1.0), 'max_grad_norm: the norm of all.*clip="parameter"')
-    refuses(optim.SGD(matrices(), skip_nonfinite=True), "skip_nonfinite: .* hangs on all gradients")
-    refuses(
-        optim.SGD(matrices(), max_grad_norm=1.0, grad_norm_group="world"), "grad_norm_group: ranks", clip="parameter"
-    )
-    refuses(optim.LBFGS(matrices()), "LBFGS: .* evaluates the model several times")
-    refuses(optim.Muon(matrices()), "Muon: .* products of all parameters together")
-    refuses(zoo.Prodigy(matrices()), "rule Prodigy needs sums over all parameters")
-    refuses(zoo.LAMB(matrices(), lr=0.1), "rule LAMB needs sums over all parameters")
-    refuses(zoo.SophiaG(matrices()), "SophiaG: .* told the batch size")
-
-
-def test_other_refusals():
-    optim = oxistep.optim
-    with pytest.raises(TypeError, match="expected an optimizer of oxistep, got SGD"):
-        oxistep.step_in_backward(torch.optim.SGD(matrices()))
-    with pytest.raises(TypeError, match="got Lookahead; SGD, which it wraps, is one"):
-        oxistep.step_in_backward(zoo.Lookahead(optim.SGD(matrices())))
-    with pytest.raises(TypeError, match="accumulating: expected an optimizer of oxistep, got int"):
-        with oxistep.accumulating(3):
-            pass
-    refuses(optim.SGD(matrices()), "clip: expected 'parameter' or None, got 'norm'", clip="norm")
-    refuses(optim.SGD(matrices()), "clip=.parameter.: the largest norm is the max_grad_norm", clip="parameter")
-    half = [torch.ones(4, 4), torch.ones(4, 4, dtype=torch.bfloat16)]
-    refuses(optim.Adafactor(half), "several dtypes")
-    flat = matrices()
-    flat[1]._fsdp_flattened = True
-    refuses(optim.SGD(flat), r"\['params'\]\[1\] is FSDP1's")
-
-    class Mine(optim.AdamW):
-        def _init_group(self, *args, **kwargs):
-            return super()._init_group(*args, **kwargs)
-
-    refuses(Mine(matrices()), "_init_group is not torch's own")
-    watched = optim.SGD(matrices())
-    monitor = UpdateMonitor(watched)
-    refuses(watched, "has an UpdateMonitor")
-    monitor.remove()
-    oxistep.step_in_backward(watched)
-    with pytest.raises(ValueError, match="steps in backward already"):
-        oxistep.step_in_backward(watched)
-    with pytest.raises(ValueError, match="UpdateMonitor measures what step"):
-        UpdateMonitor(watched)
-    with pytest.raises(ValueError, match="another optimizer steps"):
-        oxistep.step_in_backward(optim.Adam(params_of(watched)))
-
-
-def test_a_setting_that_comes_later_is_refused_by_backward():
-    w = torch.ones(1, requires_grad=True)
-    optimizer = oxistep.optim.SGD([w], lr=0.5, max_grad_norm=1.0, skip_nonfinite=True)
-    optimizer.max_grad_norm, optimizer.skip_nonfinite = None, False
-    oxistep.step_in_backward(optimizer)
-    for name, value in (("max_grad_norm", 1.0), ("skip_nonfinite", True)):
-        before = getattr(optimizer, name)
-        setattr(optimizer, name, value)
-        with pytest.raises(RuntimeError, match=name):
-            w.sum().backward()
-        assert w.item() == 1.0
-        setattr(optimizer, name, before)
-        w.grad = None
-
-
-def test_a_rule_that_comes_to_a_total_later():
-    @oxistep.rule
-    def late(p, g, s, lr=0.5):
-        if s.step > 1:
-            return p - lr * g / rules.total(g * g)
-        return p - lr * g
-
-    w = torch.ones(1, requires_grad=True)
-    optimizer = late([w])
-    oxistep.step_in_backward(optimizer)
-    w.sum().backward()
-    optimizer.step()
-    with pytest.raises((TypeError, RuntimeError), match="total"):
-        w.sum().backward()
-    assert w.item() == 0.5
-
-
-def test_a_rule_whose_group_looks_at_its_parameters():
-    @oxistep.rule
-    def counts(p, g, s, lr=0.5):
-        n = s.group.get("n", 0)
-        s.group.n = n + 1 if s.step > 1 else n + 2
-        return p - lr * g
-
-    a, b = torch.ones(2, requires_grad=True), torch.ones(3, requires_grad=True)
-    optimizer = counts([a, b])
-    oxistep.step_in_backward(optimizer)
-    a.sum().backward()
-    optimizer.step()
-    with pytest.raises(RuntimeError, match="'n', a number of the group, becomes another one"):
-        (a.sum() + b.sum()).backward()
-
-
-def test_numbers_of_a_group_count_iterations():
-    def run(release):
-        a, b = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
-        optimizer = zoo.AdamWScheduleFree([{"params": [a]}, {"params": [b], "lr": 0.1}], lr=0.01, warmup_steps=3)
-        optimizer.train()
-        if release:
-            oxistep.step_in_backward(optimizer)
-        for k in range(4):
-            optimizer.zero_grad()
-            (a.sum() if k % 2 else (a + b).sum()).backward()
-            optimizer.step()
-        optimizer.eval()
-        return [a, b], [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-
-    assert str(run(True)) == str(run(False))
-
-
-def test_schedule_free_in_eval_mode_is_refused_by_backward():
-    w = torch.ones(1, requires_grad=True)
-    optimizer = zoo.SGDScheduleFree([w])
-    oxistep.step_in_backward(optimizer)
-    with pytest.raises(RuntimeError, match="not in train mode"):
-        w.sum().backward()
-    assert w.item() == 1.0
-
-
-@pytest.mark.parametrize("wrap", [zoo.Lookahead, zoo.Grokfast, zoo.SAM])
-def test_wrappers_refuse_a_base_that_steps_in_backward(wrap):
-    w = torch.ones(1, requires_grad=True)
-    base = oxistep.optim.SGD([w], lr=0.5)
-    wrapper = wrap(base)
-    oxistep.step_in_backward(base)
-    with pytest.raises(RuntimeError, match="looks at gradients before or after the step of its base"):
-        wrapper.step(lambda: w.sum())
-
-
-def test_a_second_gradient_in_an_iteration_is_refused():
-    w = torch.ones(1, requires_grad=True)
-    optimizer = oxistep.optim.SGD([("weight", w)], lr=0.5)
-    oxistep.step_in_backward(optimizer)
-    w.sum().backward()
-    with pytest.raises(RuntimeError, match=r"weight has a gradient again.*oxistep\.accumulating"):
-        w.sum().backward()
-    assert (w.item(), w.grad.item()) == (0.5, 1.0)
-    with pytest.raises(RuntimeError, match="weight has a gradient again"):
-        optimizer.step()
-    optimizer.zero_grad()
-    optimizer.step()
-    w.sum().backward()
-    assert w.item() == 0.0
-
-
-@pytest.mark.parametrize("unscales", [False, True])
-def test_a_grad_scaler_is_refused_at_its_first_step(unscales):
-    w = torch.ones(1, requires_grad=True)
-    optimizer = oxistep.optim.SGD([w], lr=0.5)
-    oxistep.step_in_backward(optimizer)
-    scaler = torch.amp.GradScaler("cpu")
-    scaler.scale(w.sum()).backward()
-    if unscales:
-        scaler.unscale_(optimizer)
-    with pytest.raises(RuntimeError, match="a GradScaler tells only afterwards"):
-        scaler.step(optimizer)
-
-
-def test_a_parameter_that_raises_is_not_changed_and_the_others_are():
-    """All or nothing, for each parameter."""
-    a, b = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
-    optimizer = oxistep.optim.Adam([("a", a), ("b", b)])
-    oxistep.step_in_backward(optimizer)
-    (a + b).sum().backward()
-    optimizer.step()
-    whole = optimizer.state[a]["exp_avg"]
-    optimizer.state[a]["exp_avg"] = torch.ones(5)
-    before, steps = a.detach().clone(), optimizer.state[a]["step"].item()
-    with pytest.raises(RuntimeError) as error:
-        (a * 2).sum().backward()
-    assert "a" in str(error.value) + str(getattr(error.value, "__notes__", ""))
-    assert torch.equal(a, before)
-    assert optimizer.state[a]["step"].item() == steps
-    assert a.grad is not None
-    optimizer.state[a]["exp_avg"] = whole
-    b.sum().backward()
-    optimizer.step()  # takes the gradient that is left
-    assert optimizer.state[a]["step"].item() == optimizer.state[b]["step"].item() == 2
-
-
-def test_names_of_parameters_are_those_of_the_optimizer():
-    a, b = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
-    optimizer = oxistep.optim.Adam([{"params": [a]}, {"params": [a.detach().clone().requires_grad_(), b]}])
-    oxistep.step_in_backward(optimizer)
-    b.sum().backward()
-    optimizer.step()
-    optimizer.state[b]["exp_avg"] = torch.ones(5)
-    with pytest.raises(RuntimeError) as error:
-        b.sum().backward()
-    assert "param_groups[1]['params'][1]" in str(error.value) + str(error.value.__notes__)
-
-
 @pytest.mark.memory
 def test_a_long_run_holds_memory_constant():
     """Neither tensors nor Python's objects pile up from iteration to iteration."""
@@ -735,9 +485,49 @@ def test_a_long_run_holds_memory_constant():
     assert objects() - before < 20
 
 
-def test_every_class_is_served_or_refused():
-    """A new class has to say which."""
-    assert set(NATIVE) | {"LBFGS", "Muon", "SparseAdam"} == {
-        name for name in oxistep.optim.__all__ if isinstance(getattr(oxistep.optim, name), type)
-        and getattr(oxistep.optim, name).__module__.startswith("oxistep.")
-    }  # fmt: skip
+# ---- ranks ----
+
+
+@one_rank()
+def test_fully_sharded_parameters():
+    """FSDP2 calls the hooks of its shards when it has reduced their gradients."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (1,))
+
+    def run(release):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        for layer in model:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        optimizer = oxistep.optim.AdamW(model.parameters(), lr=0.1)
+        if release:
+            oxistep.step_in_backward(optimizer)
+        for k in range(3):
+            model(torch.ones(2, 4) * k).sum().backward()
+            if release:
+                assert all(p.grad is None for p in model.parameters())
+            optimizer.step()
+            optimizer.zero_grad()
+        return [p.to_local() for p in model.parameters()]
+
+    assert all(map(torch.equal, run(True), run(False)))
+
+
+def test_compiled_models():
+    def run(release):
+        model = Net()
+        compiled = torch.compile(model, backend="aot_eager")
+        optimizer = oxistep.optim.AdamW(model.parameters(), lr=0.1)
+        if release:
+            oxistep.step_in_backward(optimizer)
+        for k in range(3):
+            compiled(inputs(k)).square().mean().backward()
+            assert all(p.grad is None for p in model.parameters()) is release
+            optimizer.step()
+            optimizer.zero_grad()
+        return list(model.parameters())
+
+    assert all(map(torch.equal, run(True), run(False)))
