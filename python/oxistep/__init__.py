@@ -29,6 +29,11 @@ if _typing.TYPE_CHECKING:
     from oxistep._clip import get_total_norm as get_total_norm
     from oxistep._explain import Explanation as Explanation
     from oxistep._explain import explain as explain
+    from oxistep._in_backward import GradientRelease as GradientRelease
+    from oxistep._in_backward import accumulating as accumulating
+    from oxistep._in_backward import step_in_backward as step_in_backward
+    from oxistep._memory import Memory as Memory
+    from oxistep._memory import memory as memory
     from oxistep._plain import plain_state_dict as plain_state_dict
     from oxistep._swap import swap as swap
     from oxistep.optim import ASGD as ASGD
@@ -57,7 +62,9 @@ _LAZY = {
     "Adam": "oxistep.optim",
     "AdamW": "oxistep.optim",
     "Adamax": "oxistep.optim",
+    "GradientRelease": "oxistep._in_backward",
     "LBFGS": "oxistep.optim",
+    "Memory": "oxistep._memory",
     "Muon": "oxistep.optim",
     "NAdam": "oxistep.optim",
     "RAdam": "oxistep.optim",
@@ -65,13 +72,16 @@ _LAZY = {
     "Rprop": "oxistep.optim",
     "SGD": "oxistep.optim",
     "SparseAdam": "oxistep.optim",
+    "accumulating": "oxistep._in_backward",
     "clip_grad_norm_": "oxistep._clip",
     "clip_grad_value_": "oxistep._clip",
     "explain": "oxistep._explain",
     "Explanation": "oxistep._explain",
     "get_total_norm": "oxistep._clip",
+    "memory": "oxistep._memory",
     "plain_state_dict": "oxistep._plain",
     "rule": "oxistep.rules._rule",
+    "step_in_backward": "oxistep._in_backward",
     "swap": "oxistep._swap",
 }
 
@@ -86,6 +96,8 @@ __all__ = [
     "AdamW",
     "Adamax",
     "Explanation",
+    "GradientRelease",
+    "Memory",
     "Muon",
     "NAdam",
     "RAdam",
@@ -93,6 +105,7 @@ __all__ = [
     "Rprop",
     "SparseAdam",
     "__version__",
+    "accumulating",
     "clip_grad_norm_",
     "clip_grad_value_",
     "cpu_features",
@@ -101,10 +114,12 @@ __all__ = [
     "get_num_threads",
     "get_total_norm",
     "integrations",
+    "memory",
     "plain_state_dict",
     "rule",
     "rules",
     "set_num_threads",
+    "step_in_backward",
     "swap",
     "zoo",
 ]

@@ -2,6 +2,7 @@
 
 run         ratios to torch.optim and other peers, cell by cell
 memory      does a step take memory beyond its states?
+release     parameters stepped in backward beside backward and a step: time and peak memory
 threads     does it gain from threads as much as torch's fused?
 end-to-end  the share of the step when a small GPT and an MLP are trained
 distributed steps on DTensors under FSDP2, in two processes
@@ -27,6 +28,7 @@ from oxistep.cli._terminal import ended, need
 COMMANDS = {
     "run": "run",
     "memory": "memory",
+    "release": "release",
     "threads": "threads",
     "end-to-end": "end_to_end",
     "distributed": "distributed",

@@ -1,7 +1,8 @@
 """The file of results: JSON, written after every cell, so that an interrupted run keeps what it has.
 
 Top level: `command`, `environment` and `cells` of `run`, and what the other commands add under
-their own names: `memory`, `threads`, `end_to_end`, `distributed`, `offload`, `rules`, `zoo`, `compact`.
+their own names: `memory`, `release`, `threads`, `end_to_end`, `distributed`, `offload`,
+`rules`, `zoo`, `compact`, `numpy`.
 """
 
 from __future__ import annotations

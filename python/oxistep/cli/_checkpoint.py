@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from oxistep._memory import Memory, in_words
+
 # The states each class of torch.optim keeps for a parameter, all but `step` tensors.
 STATES: dict[str, set[str]] = {
     "SGD": {"momentum_buffer"},
@@ -98,6 +100,7 @@ class Report:
     optimizers: list[str]  # classes whose states these can be, the likeliest first; several if nothing decides
     groups: list[dict[str, Any]]  # the numbers among the settings
     parameters: list[Parameter]
+    memory: Memory | None = None  # of the parameters with their gradients and states, if the class is known
 
     @property
     def title(self) -> str:
@@ -115,7 +118,13 @@ class Report:
         dtypes = Counter(p.dtype for p in with_state if p.dtype)
         if dtypes:
             yield f"states: {', '.join(f'{n} of {dtype}' for dtype, n in dtypes.items())}"
-        yield f"memory of the states: {size(sum(p.bytes for p in self.parameters))}"
+        yield f"memory of the states: {in_words(sum(p.bytes for p in self.parameters))}"
+        if self.memory is not None:
+            memory = self.memory
+            yield (
+                f"memory in training: {in_words(memory.total)}, of that parameters {in_words(memory.parameters)} and "
+                f"gradients {in_words(memory.gradients)}"
+            )
         for g, group in enumerate(self.groups):
             yield f"group {g}: " + ", ".join(f"{key} {value}" for key, value in group.items())
         paths = Counter(p.path for p in self.parameters)
@@ -123,16 +132,8 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """For scripts."""
-        return asdict(self) | {"state_bytes": sum(p.bytes for p in self.parameters)}
-
-
-def size(count: float) -> str:
-    """Bytes in words."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
+        memory = {"memory": None if self.memory is None else self.memory.to_dict()}
+        return asdict(self) | memory | {"state_bytes": sum(p.bytes for p in self.parameters)}
 
 
 def state_dicts(content: Any, where: str = "", depth: int = _DEPTH) -> list[tuple[str, dict[str, Any]]]:
@@ -165,7 +166,7 @@ def report_of(where: str, saved: dict[str, Any]) -> Report:
         {key: value for key, value in ((k, _number(v)) for k, v in group.items()) if value is not None}
         for group in saved["param_groups"]
     ]
-    paths = _paths(optimizers[0], saved) if optimizers else {}
+    paths, memory = _told(optimizers[0], saved) if optimizers else ({}, None)
     parameters = []
     for g, group in enumerate(saved["param_groups"]):
         names = group.get("param_names") or [str(number) for number in group.get("params", [])]
@@ -187,7 +188,7 @@ def report_of(where: str, saved: dict[str, Any]) -> Report:
                     reason=reason,
                 )
             )
-    return Report(where, optimizers, groups, parameters)
+    return Report(where, optimizers, groups, parameters, memory)
 
 
 def recognized(saved: dict[str, Any]) -> list[str]:
@@ -222,8 +223,8 @@ def recognized(saved: dict[str, Any]) -> list[str]:
     return [name for name, score in scores.items() if score == best]
 
 
-def _paths(name: str, saved: dict[str, Any]) -> dict[Any, tuple[str, str]]:
-    """What `oxistep.explain` says once the states are loaded for stand-ins of their shape and dtype."""
+def _told(name: str, saved: dict[str, Any]) -> tuple[dict[Any, tuple[str, str]], Memory | None]:
+    """What `oxistep.explain` and `oxistep.memory` say once states are loaded for stand-ins of their shape and dtype."""
     import oxistep.optim
     import oxistep.zoo
 
@@ -236,15 +237,17 @@ def _paths(name: str, saved: dict[str, Any]) -> dict[Any, tuple[str, str]]:
     try:
         optimizer = getattr(library, own)(made, lr=1e-3)
         optimizer.load_state_dict(saved)
-        rows = oxistep.explain(optimizer)
+        rows, memory = oxistep.explain(optimizer), oxistep.memory(optimizer)
     except Exception as error:  # a file can hold anything
         why = f"{library.__name__}.{own} cannot load it: {type(error).__name__}: {error}".splitlines()[0]
-        return dict.fromkeys(numbers, ("unknown", why))
-    return {
+        return dict.fromkeys(numbers, ("unknown", why)), None
+    shapes_are_known = [_like(saved["state"].get(number, {}))[0] is not None for number in numbers]
+    paths = {
         number: (row.path, row.reason)
-        for number, row in zip(numbers, rows, strict=True)
-        if _like(saved["state"].get(number, {}))[0] is not None
+        for number, row, is_known in zip(numbers, rows, shapes_are_known, strict=True)
+        if is_known
     }
+    return paths, memory if all(shapes_are_known) else None
 
 
 def _stand_in(state: dict[str, Any], sparse: bool) -> Any:

@@ -4,7 +4,7 @@
 
 The file is one that torch.save wrote: an optimizer's state_dict, or dicts and lists that hold some. It is loaded with
 weights_only=True, so it cannot run code. Such a file has no parameters; tensors of the shape and dtype of their states
-stand in for them.
+stand in for them, also for what training takes in memory, with these settings and with others.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from oxistep._memory import in_words
 from oxistep._options import present_file
 from oxistep.cli._checkpoint import Report, report_of, state_dicts
 from oxistep.cli._terminal import RefusalError, console, need, print_json
@@ -71,6 +72,15 @@ def _print(report: Report, everything: bool) -> None:
     out.print(f"[bold]{escape(report.where)}[/]: states of {report.title}")
     for line in report.lines():
         out.print(f"  {escape(line)}")
+    if report.memory is not None and len(report.memory.settings) > 1:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for heading in ("with other settings", "states", "residuals", "in training"):
+            table.add_column(heading, no_wrap=True, justify="left" if heading.startswith("with") else "right")
+        for one in report.memory.settings:
+            label = one.setting + (" (as it is)" if one.is_now else "")
+            table.add_row(escape(label), *map(in_words, (one.states, one.residuals, one.total)))
+        out.width = max(out.width, out.measure(table, options=out.options.update(width=1000)).maximum)
+        out.print(table)
     rows = [row for row in report.parameters if everything or row.path != "native"]
     if rows:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

@@ -24,6 +24,16 @@ FIELDS = (*_KEPT, "ratio", "effective_lr")
 _watched: WeakSet[Any] = WeakSet()
 
 
+def _refuse_release(optimizer: Any) -> None:
+    """Raises if parameters are stepped in backward: there is nothing left to measure in ``step`` then."""
+    kept = getattr(optimizer, "__dict__", {}).get("_oxistep")
+    if getattr(kept, "release", None) is not None:
+        raise ValueError(
+            "UpdateMonitor measures what step() does, and step_in_backward has the parameters stepped before; call "
+            "remove() of what step_in_backward returned, or do without the monitor"
+        )
+
+
 class UpdateMonitor:
     """Follows, for every parameter, how far each step of an optimizer moves it.
 
@@ -75,6 +85,7 @@ class UpdateMonitor:
             )
         if optimizer in _watched:
             raise ValueError("this optimizer has a monitor already; call its remove() first")
+        _refuse_release(optimizer)
         self._optimizer = optimizer
         self._known = {} if names is None else {id(p): name for name, p in zip(*named(names)[:2], strict=True)}
         self._history = History(history, self._names(), _KEPT)
@@ -129,6 +140,7 @@ class UpdateMonitor:
     # What torch's hooks call, and through the native plan `_copy`.
 
     def _before(self, optimizer: Any, *_: Any) -> None:
+        _refuse_release(optimizer)
         self._copies.clear()
         self._row()  # raises before anything is changed
         plan = self._native_plan()

@@ -12,14 +12,17 @@ import torch
 from torch import Tensor
 
 from oxistep import _core
-from oxistep.optim._kept import KEY, Kept, kept_of
+from oxistep.optim._kept import KEY, Kept, StateDType, kept_of
 from oxistep.optim._new_states import lean_states, zero_step
 from oxistep.optim._storages import place
 
 __all__ = [
+    "EXACT",
     "LEAST",
+    "Kinds",
     "bytes_of",
     "check_parameters",
+    "dtype_kept",
     "forget_parameters",
     "is_compact",
     "is_in_another_form",
@@ -164,15 +167,15 @@ def made_compact(
     return {key: value for key, value in formed.items() if entry.get(key) is None}
 
 
-def _wanted(kept: Kept, p: Tensor, kind: Kind, of_shard: bool) -> torch.dtype | None:
+def dtype_kept(state_dtype: StateDType, p: Tensor, kind: Kind, of_shard: bool) -> torch.dtype | None:
     """The dtype that a state is kept in; ``None``: in codes. (Those of shards would have other shapes than these.)"""
-    if kept.state_dtype is None:
+    if state_dtype is None:
         return p.dtype
-    if kept.state_dtype == torch.float32 or kind == EXACT:
+    if state_dtype == torch.float32 or kind == EXACT:
         return torch.float32
-    if kept.state_dtype == "8bit":
+    if isinstance(state_dtype, str):
         return None if p.numel() >= LEAST and p.is_contiguous() and not of_shard else torch.float32
-    return kept.state_dtype
+    return state_dtype
 
 
 def _formed(
@@ -194,7 +197,7 @@ def _formed(
         if name in entry and not _is_state(value, name, kinds, p):
             formed[name] = value
             continue
-        wanted = _wanted(kept, p, kind, of_shard)
+        wanted = dtype_kept(kept.state_dtype, p, kind, of_shard)
         draws |= (wanted is None and kind[0] != "relative") or (wanted == torch.bfloat16 and kind[0] == "magnitude")
         if wanted is not None:
             value = _numbers(entry, name, kinds, p) if value is None else value

@@ -63,11 +63,16 @@ def definition_of(cls: type) -> "Definition":
 
 
 def plan_of(optimizer: Any) -> Any:
-    """What takes the steps of an optimizer of the class that it has now; made if there is nothing yet."""
+    """What takes the steps of an optimizer of the class that it has now; made if there is nothing yet.
+
+    (Of one whose parameters are stepped in backward it is the release, which ends iterations.)
+    """
     kept = kept_of(optimizer)
     cls = type(optimizer)
     plan = kept.plans.get(cls)
     if plan is None:
+        if kept.release is not None:
+            return kept.release
         if kept.torn is not None:
             if kept.guarded:
                 call_off(optimizer)
@@ -146,7 +151,7 @@ class Definition:
             rows: what would become of each parameter now; returned if there was no step, or not of these.
         """
         kept = optimizer.__dict__.get(KEY)
-        plan = None if kept is None else kept.plans.get(type(optimizer))
+        plan = None if kept is None else kept.release or kept.plans.get(type(optimizer))
         last = None if plan is None else plan.last()
         places = [(g, i) for g, i, _, _ in rows]
         if not last or (rows and not {(g, i) for g, i, _, _ in last} <= set(places)):

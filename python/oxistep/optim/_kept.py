@@ -63,6 +63,7 @@ class Kept:
         "loading",
         "max_grad_norm",
         "plans",
+        "release",
         "seed",
         "simple",
         "skip_nonfinite",
@@ -79,6 +80,8 @@ class Kept:
         """What takes the steps, by the class that the optimizer had then: programs assign to ``__class__``."""
         self.torn: Torn | None = None
         """Set after a step that broke off half-way; there are no plans then."""
+        self.release: Any = None
+        """What steps the parameters in backward (``_release.Release``); there are no plans then."""
         self.tried: set[Any] = set()
         """Descriptions of tensors that torch's step was found to take: see ``_rehearsal``."""
         self.told: type | None = None

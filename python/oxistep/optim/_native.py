@@ -83,6 +83,7 @@ class DropIn(_Base):
         scalars = definition.scalars_of(self)
         loaded_whole(self, lambda: loaded_in_their_dtypes(self, scalars, lambda: load(state_dict)))
         forget_parameters(self, lambda group: definition_of(type(self)).kinds_of_rule(self, group))
+        synchronised(self)
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
@@ -97,6 +98,13 @@ class DropIn(_Base):
         restore_dtypes(
             self, definition.scalars_of(self), lambda group: definition.kinds(self, group), definition.counts_for_noise
         )
+
+
+def synchronised(optimizer: Any) -> None:
+    """Where parameters are stepped in backward: those that there are now."""
+    kept = optimizer.__dict__.get(KEY)
+    if kept is not None and kept.release is not None:
+        kept.release.sync()
 
 
 class NativeStep(DropIn):
@@ -137,6 +145,7 @@ class NativeStep(DropIn):
         super().add_param_group(param_group)
         try:
             check_parameters(self, self.param_groups[-1])
+            synchronised(self)
         except ValueError:
             self.param_groups.pop()
             raise
@@ -290,6 +299,9 @@ def _update(optimizer: Any, unscale: Callable[[], None] | None = None) -> None:
     except KeyError:
         plan = plan_of(optimizer)
         kept = attributes[KEY]
+        if plan is kept.release:
+            plan.end(optimizer)
+            return
     if (_modes.FORCED or _dispatch_modes() or _function_modes()) and _modes.because():
         if kept.ema is not None:
             _averages.begin(optimizer, plan, kept)
@@ -322,6 +334,13 @@ def _scaled_update(optimizer: Any) -> None:
     When everything has been checked gradients are unscaled in place, as torch's fused kernels leave them; with an
     infinity among them the step is skipped whole: no state is made and no counter moves.
     """
+    if (kept := optimizer.__dict__.get(KEY)) is not None and kept.release is not None:
+        raise RuntimeError(
+            "step_in_backward steps each parameter when its gradient is there, and a GradScaler tells only afterwards "
+            "by what gradients were scaled and whether one overflowed: the parameters were stepped with scaled "
+            "gradients. Load them from before, and train without GradScaler (bfloat16 needs none), or step after "
+            "backward"
+        )
     found_inf, scale = getattr(optimizer, "found_inf", None), getattr(optimizer, "grad_scale", None)
     if found_inf is not None and found_inf.item():
         return

@@ -7,7 +7,7 @@ import numpy as np
 
 from oxistep.rules._graph import Kind, is_number
 from oxistep.rules._operations import OPERATIONS
-from oxistep.rules._trace import caller
+from oxistep.rules._trace import ALONE, caller
 from oxistep.rules._values import RuleError, Value, apply, as_value, is_symbolic
 
 __all__ = [
@@ -608,6 +608,11 @@ def total(x: Any) -> Value:
     """
     if not is_symbolic(x):
         raise RuleError("total(x) is over what a rule computes; of a constant, total(full_like(p, x)) counts elements")
+    if ALONE.get():
+        raise RuleError(
+            "total(x) is over all parameters, and step_in_backward steps each by itself, as soon as its gradient is "
+            "there: call step() after backward instead"
+        )
     trace = x._trace
     number = sum(x) if x._kind.has_elements else x
     place = caller()

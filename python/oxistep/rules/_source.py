@@ -84,6 +84,11 @@ class Source:
         """What finds programs for kernels, if there is one: see ``_native``."""
 
     @property
+    def traced(self) -> int:
+        """How often the function has been run."""
+        return sum(tree.runs for tree in self._trees.values())
+
+    @property
     def takes_maximize(self) -> bool:
         """Whether ``maximize`` is a hyperparameter of its own."""
         return "maximize" in self.hyperparameters

@@ -6,6 +6,7 @@ it is left, and the question handed to whoever can tell; then it is run again.
 
 import sys
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +14,12 @@ from oxistep.rules._graph import Graph, Kind
 from oxistep.rules._operations import OPERATIONS
 from oxistep.rules._values import RuleError, Value
 
-__all__ = ["Facts", "State", "Trace", "Undecided", "caller", "is_ours"]
+__all__ = ["ALONE", "Facts", "State", "Trace", "Undecided", "caller", "is_ours"]
 
 PACKAGE = __name__.rpartition(".")[0]
+
+ALONE = ContextVar("ALONE", default=False)
+"""Whether a parameter is being stepped without the others, of which its rule cannot ask anything then."""
 
 
 class Undecided(BaseException):

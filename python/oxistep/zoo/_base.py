@@ -85,6 +85,8 @@ class Optimizer(RulesOptimizer):
         from oxistep.optim._kept import kept_of
         from oxistep.rules._optimizer import source_of
 
+        if (release := kept_of(self).release) is not None:  # which frees gradients
+            idle = [group for group in idle if id(group) not in release.groups]
         if kept_of(self).skip_nonfinite and not math.isfinite(float(self.last_grad_norm or 0.0)):
             return
         for group in idle:

@@ -9,6 +9,12 @@ from oxistep.zoo._group_counts import GroupCounts
 __all__ = ["ScheduleFree", "begin", "checked_momentum", "checked_weights", "warmed_up", "weight_of"]
 
 
+_NOT_IN_TRAIN_MODE = (
+    "Optimizer was not in train mode when step is called. Call optimizer.train() before training, and "
+    "optimizer.eval() before the parameters are tested or saved."
+)
+
+
 class ScheduleFree(GroupCounts):
     """``train()``, ``eval()``, and a step that is taken in train mode alone."""
 
@@ -36,13 +42,19 @@ class ScheduleFree(GroupCounts):
         if self.param_groups[0]["train_mode"]:
             self._zoo_turn(True)  # of groups that were added since
         elif not self._zoo_moves_nothing(*args, **kwargs):
-            raise RuntimeError(
-                "Optimizer was not in train mode when step is called. Call optimizer.train() before training, and "
-                "optimizer.eval() before the parameters are tested or saved."
-            )
+            raise RuntimeError(_NOT_IN_TRAIN_MODE)
         return super().step(*args, **kwargs)
 
     step.hooked = True  # type: ignore[attr-defined]
+
+    def _zoo_refuse(self, group: dict[str, Any]) -> None:
+        """Called before a parameter is stepped in backward.
+
+        Raises:
+            RuntimeError: in eval mode.
+        """
+        if not group["train_mode"]:
+            raise RuntimeError(_NOT_IN_TRAIN_MODE)
 
     def _zoo_turn(self, train: bool) -> None:
         groups = [group for group in self.param_groups if bool(group["train_mode"]) != train]

@@ -172,6 +172,19 @@ class Wrapper(TorchOptimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._begin(state["base_optimizer"], state["keys"], state["kept"])
 
+    def _refuse_release(self) -> None:
+        """Refuses a base whose parameters are stepped in backward.
+
+        Raises:
+            RuntimeError: if they are.
+        """
+        kept = getattr(self.base_optimizer, "__dict__", {}).get("_oxistep")
+        if getattr(kept, "release", None) is not None:
+            raise RuntimeError(
+                f"{type(self).__name__} looks at gradients before or after the step of its base, and "
+                "step_in_backward(base) has stepped and freed them already; call remove() of what it returned"
+            )
+
     def _was_skipped(self) -> bool:
         """Whether the base skipped its step, because a gradient held NaN or infinity."""
         norm = getattr(self.base_optimizer, "last_grad_norm", None)

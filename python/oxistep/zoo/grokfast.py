@@ -66,6 +66,7 @@ class Grokfast(Wrapper):
         """
         import torch
 
+        self._refuse_release()
         loss = None
         if closure is not None:
             with torch.enable_grad():

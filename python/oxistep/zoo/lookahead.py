@@ -64,6 +64,7 @@ class Lookahead(Wrapper):
         Returns:
             what the base returned.
         """
+        self._refuse_release()
         loss = self.base_optimizer.step(closure) if closure is not None else self.base_optimizer.step()
         if not self._was_skipped():
             for group in self.param_groups:

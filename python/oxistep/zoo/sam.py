@@ -76,6 +76,7 @@ class SAM(Wrapper):
                 "Sharpness Aware Minimization requires closure, but it was not provided: step(closure), or "
                 "first_step() and second_step() with a second backward between them"
             )
+        self._refuse_release()
         if all(p.grad is None for group in self.param_groups for p in group["params"]):
             with torch.enable_grad():
                 closure()
@@ -97,6 +98,7 @@ class SAM(Wrapper):
         """
         import torch
 
+        self._refuse_release()
         self._come_back()  # from a step that was begun and not ended
         with torch.no_grad():
             rows = [(p, p.grad, group) for group in self.param_groups for p in group["params"] if p.grad is not None]

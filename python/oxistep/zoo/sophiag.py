@@ -109,6 +109,8 @@ class SophiaG(Optimizer):
             grad_norm_group=grad_norm_group,
         )
 
+    _zoo_not_alone = "its step is told the batch size, and update_hessian reads the gradients"
+
     def step(self, closure: Callable[[], float] | None = None, bs: int = 5120) -> float | None:  # type: ignore[override]
         """Perform a single optimization step.
 
