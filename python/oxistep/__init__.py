@@ -1,4 +1,4 @@
-"""The optimizer step of PyTorch and NumPy training on the CPU, as fast as memory allows.
+"""Fast optimizers for PyTorch and NumPy on the CPU: a drop-in replacement for ``torch.optim``.
 
 Change one import line::
 
@@ -28,8 +28,10 @@ if _typing.TYPE_CHECKING:
     from oxistep._clip import clip_grad_value_ as clip_grad_value_
     from oxistep._clip import get_total_norm as get_total_norm
     from oxistep._explain import Explanation as Explanation
+    from oxistep._explain import ParameterPath as ParameterPath
     from oxistep._explain import explain as explain
     from oxistep._plain import plain_state_dict as plain_state_dict
+    from oxistep._swap import Swap as Swap
     from oxistep._swap import swap as swap
     from oxistep.optim import ASGD as ASGD
     from oxistep.optim import LBFGS as LBFGS
@@ -69,9 +71,11 @@ _LAZY = {
     "clip_grad_value_": "oxistep._clip",
     "explain": "oxistep._explain",
     "Explanation": "oxistep._explain",
+    "ParameterPath": "oxistep._explain",
     "get_total_norm": "oxistep._clip",
     "plain_state_dict": "oxistep._plain",
     "rule": "oxistep.rules._rule",
+    "Swap": "oxistep._swap",
     "swap": "oxistep._swap",
 }
 
@@ -88,10 +92,12 @@ __all__ = [
     "Explanation",
     "Muon",
     "NAdam",
+    "ParameterPath",
     "RAdam",
     "RMSprop",
     "Rprop",
     "SparseAdam",
+    "Swap",
     "__version__",
     "clip_grad_norm_",
     "clip_grad_value_",
@@ -147,8 +153,7 @@ if not _typing.TYPE_CHECKING:  # a type checker would believe that every name is
                 if error.name != "torch" or _LAZY[name] == "oxistep.optim":  # which says so itself
                     raise
                 raise ModuleNotFoundError(
-                    f"oxistep.{name} needs PyTorch: pip install 'oxistep[torch]' (torch >= 2.10). "
-                    "For NumPy arrays alone there is oxistep.numpy.",
+                    f"oxistep.{name} needs PyTorch: pip install 'torch>=2.10'. oxistep.numpy works without it.",
                     name="torch",
                 ) from error
             globals()[name] = value

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from oxistep._names import name_of
 
-
 NO_GRADIENT = "it has no gradient"
 Rows = list[tuple[int, int, str, str]]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -37,17 +38,34 @@ FUNCTIONS: dict[str, tuple[Callable[[Any, Any], Any], tuple[float, float], str]]
 
 def optimizer(text: str) -> tuple[str, str, dict[str, Any]]:
     """`Adam,lr=0.1,amsgrad=True` -> its label, the class, the arguments."""
-    name, *pairs = text.split(",")
+    name, *pairs = _pieces(text)
     arguments = {}
     for pair in pairs:
-        key, equals, value = pair.partition("=")
+        key, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or not key.isidentifier():
+            raise argparse.ArgumentTypeError(
+                f"expected NAME,argument=value,..., got {text!r}: {pair!r} is no argument=value"
+            )
         try:
-            if not equals or not key.isidentifier():
-                raise ValueError
             arguments[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            raise argparse.ArgumentTypeError(f"expected NAME,argument=value,..., got {text!r}") from None
+            raise argparse.ArgumentTypeError(
+                f"{name}: the argument {key} has the value {value!r}, which is neither a number, True, False, None nor "
+                "a quoted string"
+            ) from None
     return text.replace(",", ", ").replace("=", " "), name, arguments
+
+
+def _pieces(text: str) -> list[str]:
+    """Split at commas, but not inside brackets: `Adam,betas=(0.9,0.99)` has two pieces."""
+    pieces, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth <= 0:
+            pieces.append("")
+        else:
+            pieces[-1] += letter
+    return pieces
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -169,5 +187,17 @@ def _optimizers(chosen: list[tuple[str, str, dict[str, Any]]], library: Any) -> 
         if not isinstance(one, type) or not _makes_of_parameters(own):
             names = [n for n in of.__all__ if isinstance(getattr(of, n), type) and _makes_of_parameters(n)]
             raise UsageError(f"argument --optimizer: {of.__name__} has no {own!r}; it has {', '.join(sorted(names))}")
+        _check_names(name, one, arguments)
         made[label] = lambda p, one=one, arguments=arguments: one(p, **arguments)
     return made
+
+
+def _check_names(name: str, one: type, arguments: Mapping[str, Any]) -> None:
+    """Refuses an argument that the class does not have, and lists those that it has."""
+    parameters = inspect.signature(one).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    names = [p.name for p in parameters if p.name != "params"]
+    for given in arguments:
+        if given not in names:
+            raise UsageError(f"argument --optimizer: {name} has no argument {given!r}; it has {', '.join(names)}")
