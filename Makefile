@@ -106,7 +106,7 @@ demo: $(INSTALLED) ## train the example cases with oxistep beside torch.optim: t
 	cd target/demo && $(PY) $(CURDIR)/examples/demo.py --output .
 
 # Outside the sources, with what the environment holds (compilers of peers) found first.
-BENCH = mkdir -p target/bench && cd target/bench && PATH="$(BIN):$$PATH" $(PY) $(CURDIR)/benches $(1)
+BENCH = mkdir -p target/bench && cd target/bench && PATH="$(BIN):$$PATH" $(PY) -m oxistep bench $(1)
 
 .PHONY: bench
 bench: $(INSTALLED) ## the whole benchmark (about 30 minutes): target/bench/bench.json and bench.html
@@ -130,15 +130,15 @@ bench-offload-here: $(INSTALLED)
 
 .PHONY: bench-quick
 bench-quick: $(INSTALLED) ## the benchmark in under two minutes
-	$(call BENCH,run --quick --output quick.json --page quick.html $(BENCH_ARGS))
+	$(call BENCH,run --quick --output quick.json --html quick.html $(BENCH_ARGS))
 
 .PHONY: bench-compare
 bench-compare: $(INSTALLED) ## has anything become slower? make bench-compare OLD=before.json NEW=after.json
-	$(PY) benches compare $(OLD) $(NEW)
+	$(PY) -m oxistep bench compare $(OLD) $(NEW)
 
 .PHONY: bench-wheels
 bench-wheels: $(INSTALLED) ## two wheels in turn, cell by cell: make bench-wheels OLD=before.whl NEW=after.whl
-	$(PY) benches wheels $(OLD) $(NEW) $(BENCH_ARGS)
+	$(PY) -m oxistep bench wheels $(OLD) $(NEW) $(BENCH_ARGS)
 
 # ---- documentation ----
 .PHONY: docs

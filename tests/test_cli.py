@@ -229,6 +229,12 @@ def test_commands_of_the_pages(line, capsys, tmp_path, monkeypatch, quick_demo):
     monkeypatch.chdir(tmp_path)
     torch.save(torch.optim.Adam([torch.nn.Parameter(torch.ones(2))]).state_dict(), "checkpoint.pt")
     arguments = shlex.split(line, comments=True)[1:]
+    if arguments[0] == "bench" and arguments[1:] and not arguments[1].startswith("-"):
+        code, output, errors = here(capsys, "bench", arguments[1], "--help")
+        assert (code, errors) == (0, "")
+        assert output.startswith(f"usage: oxistep bench {arguments[1]} ")
+        assert all(word in output for word in arguments if word.startswith("-"))
+        return
     options = parser().parse_args(arguments)
     if options.command == "bench":
         from oxistep.bench import run
@@ -294,6 +300,16 @@ def test_bench(capsys, tmp_path):
     assert "7 floats" in (tmp_path / "r.html").read_text(encoding="utf-8")
     code, output, _ = here(capsys, "bench", *ONE_CELL, "--json")
     assert code == 0 and json_of(output)["cells"][0]["name"] == "seven-SGD-float32"
+
+
+def test_other_benchmarks_are_commands_of_bench(capsys):
+    code, output, errors = here(capsys, "bench", "rulse")
+    assert code == 2 and output == ""
+    assert errors.startswith("usage: oxistep bench ") and "invalid choice: 'rulse'" in errors
+    _, output, _ = here(capsys, "bench", "--help")
+    from oxistep.bench import __main__ as bench
+
+    assert all(name in output for name in bench.COMMANDS if name != "run")
 
 
 def test_demo(capsys, tmp_path):

@@ -67,6 +67,10 @@ def main(argv: list[str] | None = None) -> int:
         0
     """
     argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["bench"] and argv[1:2] and not argv[1].startswith("-"):
+        from oxistep.bench.__main__ import main as one_of_the_benchmarks
+
+        return one_of_the_benchmarks(argv[1:], "oxistep bench")
     parsing = parser()
     options = parsing.parse_args(argv)
     if options.command is None:

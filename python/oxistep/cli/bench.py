@@ -5,8 +5,14 @@
     oxistep bench --workload flat_16 --optimizer Adam   one workload
 
 For every case (a workload, an optimizer and a dtype) the results are checked against torch's for-loop. Then all
-implementations take turns, and the speed-up is the ratio of times within a round. Other measurements (memory, threads,
-training, two files of results compared): python -m oxistep.bench --help.
+implementations take turns, and the speed-up is the ratio of times within a round.
+
+Other measurements, each with its own --help:
+
+    oxistep bench memory | threads | end-to-end | distributed | offload | rules | zoo | watching
+    oxistep bench compare old.json new.json             has anything become slower?
+    oxistep bench wheels old.whl new.whl                two wheels in turn
+    oxistep bench page r.json r.html                    the page of figures from a file of results
 """
 
 from __future__ import annotations
