@@ -381,7 +381,7 @@ def test_trajectories_of_every_library(capsys, tmp_path, library):
     )
     paths = json_of(output)["paths"]
     assert code == 0 and len(paths) == 8
-    np.testing.assert_allclose(paths["AdaGrad, lr 0.1"]["end"], [2.32355, 1.39497], atol=6e-6)
+    np.testing.assert_allclose(paths["Adagrad, lr 0.1"]["end"], [2.32355, 1.39497], atol=6e-6)
 
 
 @pytest.mark.parametrize("library", ["oxistep", "numpy"])

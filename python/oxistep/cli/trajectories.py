@@ -12,28 +12,16 @@ import argparse
 import ast
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from oxistep._functions import FUNCTIONS
 from oxistep._options import count, finite, new_file
 from oxistep.cli._terminal import UsageError, need, print_json, progress
 
 SUMMARY = "draw the paths of optimizers over contour lines"
 WRAPPERS = ("Grokfast", "Lookahead", "SAM")  # of the zoo, which take an optimizer
 LIBRARIES = ("oxistep", "torch", "numpy")
-
-# From plain operators alone, so that tensors, arrays and numbers will do; with where one commonly starts.
-FUNCTIONS: dict[str, tuple[Callable[[Any, Any], Any], tuple[float, float], str]] = {
-    "bowl": (lambda x, y: x**2 + 10 * y**2, (4, 3), "x1^2 + 10 x2^2"),
-    "rosenbrock": (lambda x, y: (1 - x) ** 2 + 100 * (y - x**2) ** 2, (-1.5, 2), "(1 - x1)^2 + 100 (x2 - x1^2)^2"),
-    "himmelblau": (lambda x, y: (x**2 + y - 11) ** 2 + (x + y**2 - 7) ** 2, (-0.5, -1), "four minima"),
-    "beale": (
-        lambda x, y: (1.5 - x + x * y) ** 2 + (2.25 - x + x * y**2) ** 2 + (2.625 - x + x * y**3) ** 2,
-        (1, 1.5),
-        "a flat valley to (3, 0.5)",
-    ),
-    "saddle": (lambda x, y: x**2 - y**2, (2, 0.01), "x1^2 - x2^2"),
-}
 
 
 def optimizer(text: str) -> tuple[str, str, dict[str, Any]]:
@@ -77,7 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=".png, .svg, .pdf ..., or an animation: .gif, .mp4; its folder is made if it is missing",
     )
-    listed = "; ".join(f"{name}: {what}" for name, (_, _, what) in FUNCTIONS.items())
+    listed = "; ".join(f"{name}: {one.text}" for name, one in FUNCTIONS.items())
     parser.add_argument(
         "--function", choices=FUNCTIONS, default="bowl", metavar="NAME", help=f"{listed} (default: bowl)"
     )
@@ -111,10 +99,9 @@ def run(options: argparse.Namespace) -> int:
 
     library = _library(options.library)
     made = viz.eight(library) if options.optimizer is None else _optimizers(options.optimizer, library)
-    function, usual_start, _ = FUNCTIONS[options.function]
-    function = viz.bowl if options.function == "bowl" else function
+    function = FUNCTIONS[options.function].function
     try:
-        start = checked_start(options.start or usual_start)
+        start = checked_start(options.start or FUNCTIONS[options.function].start)
         tracks = {name: track_of(name, make, Surface(function), start, options.steps) for name, make in made.items()}
     except (ValueError, TypeError, RuntimeError) as error:  # an argument or a gradient that the optimizer refuses
         raise UsageError(str(error)) from None
