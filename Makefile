@@ -17,6 +17,7 @@ PYTEST_ARGS ?=#        make test-python PYTEST_ARGS='-x -k adam'
 BENCH_ARGS ?=#         make bench BENCH_ARGS=--markdown
 LOCK_ARGS ?=#          make lock LOCK_ARGS=--upgrade
 RESULTS ?= target/bench/bench.json#  what make readme-table reads
+TAG ?=#                make release-check TAG=v0.1.0
 SOAK_ARGS ?=#          make soak SOAK_ARGS='--scale 0.1'
 # The first Python that is new enough; `python3` may be an old one that the system needs.
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
@@ -106,7 +107,7 @@ demo: $(INSTALLED) ## train the example cases with oxistep beside torch.optim: t
 	cd target/demo && $(PY) $(CURDIR)/examples/demo.py --output .
 
 # Outside the sources, with what the environment holds (compilers of peers) found first.
-BENCH = mkdir -p target/bench && cd target/bench && PATH="$(BIN):$$PATH" $(PY) $(CURDIR)/benches $(1)
+BENCH = mkdir -p target/bench && cd target/bench && PATH="$(BIN):$$PATH" $(PY) -m oxistep bench $(1)
 
 .PHONY: bench
 bench: $(INSTALLED) ## the whole benchmark (about 30 minutes): target/bench/bench.json and bench.html
@@ -131,15 +132,15 @@ bench-offload-here: $(INSTALLED)
 
 .PHONY: bench-quick
 bench-quick: $(INSTALLED) ## the benchmark in under two minutes
-	$(call BENCH,run --quick --output quick.json --page quick.html $(BENCH_ARGS))
+	$(call BENCH,run --quick --output quick.json --html quick.html $(BENCH_ARGS))
 
 .PHONY: bench-compare
 bench-compare: $(INSTALLED) ## has anything become slower? make bench-compare OLD=before.json NEW=after.json
-	$(PY) benches compare $(OLD) $(NEW)
+	$(PY) -m oxistep bench compare $(OLD) $(NEW)
 
 .PHONY: bench-wheels
 bench-wheels: $(INSTALLED) ## two wheels in turn, cell by cell: make bench-wheels OLD=before.whl NEW=after.whl
-	$(PY) benches wheels $(OLD) $(NEW) $(BENCH_ARGS)
+	$(PY) -m oxistep bench wheels $(OLD) $(NEW) $(BENCH_ARGS)
 
 # ---- documentation ----
 .PHONY: docs
@@ -154,6 +155,14 @@ worked-example: $(ENV) ## build and test the optimizer of docs/new-optimizer.md,
 .PHONY: readme-table
 readme-table: ## the table of README.md from a file of results: make readme-table RESULTS=target/bench/bench.json
 	$(PY) docs/readme_table.py $(RESULTS) README.md
+
+.PHONY: notices
+notices: ## write LICENSE-THIRD-PARTY anew, after a change to Cargo.lock
+	$(PYTHON) .ci/notices.py
+
+.PHONY: release-check
+release-check: $(INSTALLED) ## is everything ready for a tag? make release-check TAG=v0.1.0 (docs/maintaining.md)
+	$(PY) .ci/release.py check $(TAG) --wheels target/wheels
 
 .PHONY: soak
 soak: $(INSTALLED) ## a long run, some ten minutes: does memory stay where it is? SOAK_ARGS='--scale 0.1' is a tenth
@@ -259,6 +268,8 @@ lint: $(ENV) ## formatting, clippy, ruff, and who imports whom, without changing
 	$(BIN)/ruff format --check .
 	@# who imports whom
 	$(PY) .ci/house.py
+	@# the licences of what is linked
+	$(PY) .ci/notices.py --check
 
 # What pages and examples may do that --strict forbids: functions without annotations (torch has them, too: `backward`), and
 # a name for one thing after another.

@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ["Cargo.toml", "Cargo.lock", "Makefile", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE-MIT"]
-SOURCES += ["LICENSE-APACHE", "rust", "python", "requirements", "tests", "benches", "examples"]
+SOURCES += ["LICENSE-APACHE", "LICENSE-THIRD-PARTY", "rust", "python", "requirements", "tests", "benches", "examples"]
 EXPECTED = {"oxistep/py.typed", "oxistep/_core.pyi", "oxistep/__init__.py"}
 
 
@@ -97,7 +97,7 @@ def contents(wheel: Path) -> list[str]:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     problems = [f"{name} is missing" for name in EXPECTED - names]
-    licences = ("LICENSE-MIT", "LICENSE-APACHE")
+    licences = ("LICENSE-MIT", "LICENSE-APACHE", "LICENSE-THIRD-PARTY")
     problems += [f"no {licence}" for licence in licences if not any(licence in n for n in names)]
     strays = [n for n in names if not re.match(r"oxistep(-[0-9.]+\.dist-info)?/", n) or "test" in n]
     return problems + [f"{name} has no business there" for name in strays]

@@ -3,7 +3,7 @@
     pytest -c benches/pytest.ini benches/bench_step.py --benchmark-only
 
 One group per cell, one row per implementation, for those who want its histograms and storage.
-Ratios are better had from `python benches run`, where implementations take turns.
+For ratios use `oxistep bench`, where implementations take turns.
 """
 
 from __future__ import annotations

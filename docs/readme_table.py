@@ -11,6 +11,7 @@ from pathlib import Path
 
 BEGIN, END = "<!-- measured: begin (make readme-table) -->\n", "<!-- measured: end -->"
 TORCH = ("for-loop", "foreach", "fused")  # what a user of torch.optim has without compiling
+NARROW = "\N{NO-BREAK SPACE}"  # a number and its unit stay on one line
 LOST = 0.97  # as in the benchmark's floors: below this it is no noise
 
 # workload, its name in the table, cells: optimizer, or optimizer and dtype
@@ -79,13 +80,13 @@ def best(cell):
 
 
 def times(ratio):
-    return f"{ratio:.0f} x" if ratio >= 9.95 else f"{ratio:.1f} x" if ratio >= 1.95 else f"{ratio:.2f} x"
+    return f"{ratio:.{0 if ratio >= 9.95 else 1 if ratio >= 1.95 else 2}f}×"
 
 
 def duration(nanoseconds):
     unit, size = next((u, s) for u, s in (("ms", 1e6), ("µs", 1e3), ("ns", 1)) if nanoseconds >= s / 10 or s == 1)
     number = nanoseconds / size
-    return f"{number:.{0 if number >= 9.95 else 1 if number >= 0.95 else 2}f} {unit}"
+    return f"{number:.{0 if number >= 9.95 else 1 if number >= 0.95 else 2}f}{NARROW}{unit}"
 
 
 def row(title, label, cell):
@@ -99,13 +100,30 @@ def row(title, label, cell):
     return f"| {title} | {name} | {ours} | {times(ratio)} ({peer}) | {default} |".replace("|  |", "| |", 1)
 
 
+def title_of(workload):
+    """Also of the sweeps: `size_24` is one tensor of 2**24 elements, `tensors_30` are thirty of 64."""
+    titles = {name: title for name, title, _ in ROWS}
+    family, _, number = workload.rpartition("_")
+    if workload not in titles and family == "size":
+        return f"one tensor of {size(int(number))}"
+    if workload not in titles and family == "tensors":
+        return f"{int(number):,} tensors of 64"
+    return titles.get(workload, workload.replace("_", " "))
+
+
+def size(exponent):
+    """2**exponent elements, as people write it."""
+    unit, power = next((u, p) for u, p in ((" Mi", 20), (" Ki", 10), ("", 0)) if exponent >= p)
+    return f"{2 ** (exponent - power):,}{unit}"
+
+
 def table(where, cells):
     threads = f"{where['threads']} threads on {where['cores']} cores"
     versions = f"torch {where['torch']}, oxistep {where['oxistep']}, {where['date'][:10]}"
     lines = [
         f"{where['cpu']}, {threads}, {versions}.",
         "",
-        "| workload | optimizer | oxistep | best of torch | torch's default |",
+        "| workload | optimizer | oxistep | speed-up over torch's fastest | over torch's default |",
         "| --- | --- | --- | --- | --- |",
     ]
     shown = set()
@@ -122,7 +140,7 @@ def table(where, cells):
             lines.append(row(title, label, cell))
             shown.add((workload, label))
     lost = [key for key, cell in cells.items() if key not in shown and best(cell)[0] < LOST]
-    lines += [row(titles.get(key[0], key[0].replace("_", " ")), key[1], cells[key]) for key in lost]
+    lines += [row(title_of(key[0]), key[1], cells[key]) for key in lost]
     if any(" ! |" in line for line in lines):
         lines += ["", "! other processes took more than a tenth of a core meanwhile"]
     return lines

@@ -66,8 +66,8 @@ OWN = {
     "Gradient descent, lr 0.01": gradient_descent,
     "Momentum 0.9, lr 0.01": momentum,
     "Nesterov 0.9, lr 0.01": nesterov,
-    "AdaGrad, lr 0.1": adagrad,
-    "RMSProp, lr 0.1": rmsprop,
+    "Adagrad, lr 0.1": adagrad,
+    "RMSprop, lr 0.1": rmsprop,
     "Adam, lr 0.1": adam,
 }
 
@@ -78,8 +78,8 @@ def of_torch(optim):
         "Gradient descent, lr 0.01": lambda p: optim.SGD(p, lr=0.01),
         "Momentum 0.9, lr 0.01": lambda p: optim.SGD(p, lr=0.01, momentum=0.9),
         "Nesterov 0.9, lr 0.01": lambda p: optim.SGD(p, lr=0.01, momentum=0.9, nesterov=True),
-        "AdaGrad, lr 0.1": lambda p: optim.Adagrad(p, lr=0.1, eps=1e-8),
-        "RMSProp, lr 0.1": lambda p: optim.RMSprop(p, lr=0.1, alpha=0.9, eps=1e-8),
+        "Adagrad, lr 0.1": lambda p: optim.Adagrad(p, lr=0.1, eps=1e-8),
+        "RMSprop, lr 0.1": lambda p: optim.RMSprop(p, lr=0.1, alpha=0.9, eps=1e-8),
         "Adam, lr 0.1": lambda p: optim.Adam(p, lr=0.1),
     }
 

@@ -23,7 +23,7 @@ from failing_steps import SCENARIOS
 from oxistep.optim import muon
 from scenarios import draw, make, outcome, set_gradients
 from seeing import Seeing
-from untouched import difference, outcome_of, snapshot
+from snapshots import difference, outcome_of, snapshot
 
 OXISTEP = str(Path(oxistep.__file__).parent)
 TORCH_OPTIM = str(Path(torch.optim.__file__).parent)

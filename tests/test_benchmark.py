@@ -21,9 +21,10 @@ from oxistep.bench.paired import Contestant, Paired, contestant, measure
 from oxistep.bench.plan import Plan, brief, full, quick
 from oxistep.bench.probe import native_probe
 from oxistep.bench.record import CellName
+from oxistep.bench.report import print_report
 from oxistep.bench.tensors import fill_normal, fill_uniform, rows_gradient
 from oxistep.bench.workloads import ODD, SIZES, STRIDED, TENSORS, WORKLOADS, Workload
-from results_of_benchmarks import record
+from results_of_benchmarks import content, record
 
 # ---- statistics ----
 
@@ -54,6 +55,43 @@ def test_best_peer_and_share_of_the_ceiling():
     assert made.best_peer == "fused"
     assert made.share_of_ceiling == pytest.approx(0.95)
     assert made.gigabytes_per_second == pytest.approx(28 * 2**27 / 100.0)
+
+
+# ---- what is printed ----
+
+
+def printed(capsys, *records, left_out=(), **more):
+    where = content()["environment"]
+    print_report(list(records), list(left_out), where, "oxistep bench --brief", **more)
+    return capsys.readouterr().out
+
+
+def test_tables_fit_a_terminal(capsys):
+    longest = max(full(), key=lambda name: len(name.workload) + len(name.optimizer))
+    made = [
+        record("small_2000", "Adam", ours=1.4e6, for_loop=49.1e6, foreach=13.2e6, fused=13.1e6),
+        record("flat", "Adam", "bfloat16", ours=41e6, probe=39e6, for_loop=1.1e9, fused=43e6),
+        record(longest.workload, longest.optimizer, ours=123e6, for_loop=456e6, deepspeed=233e6),
+    ]
+    output = printed(capsys, *made)
+    table = output.partition("workload")[2].partition("oxistep:")[0]
+    assert max(map(len, table.splitlines())) <= 100 and "\N{HORIZONTAL ELLIPSIS}" not in table
+    assert "fused 13.1 ms" in table and "9.36 (9.36 to 9.36)" in table
+    assert "Adam, bfloat16" in table and "95%" in table  # of the bandwidth that is possible
+
+
+def test_what_was_disturbed_neither_meets_a_target_nor_misses_it(capsys):
+    made = record("mlp", "Adam", ours=100.0, for_loop=500.0, fused=150.0)
+    assert "own targets for this table: 1 of 2 met; missed:\n  mlp-Adam-float32: 1.50" in printed(capsys, made)
+    made.other_cores = 1.5
+    output = printed(capsys, made)
+    assert "targets" not in output and "mlp !" in output and "! 1 of 1 were disturbed" in output
+
+
+def test_a_document_gets_every_column(capsys):
+    made = record("two_scalars", "Adam", ours=3000.0, for_loop=39_000.0, foreach=29_000.0, fused=21_000.0)
+    [row] = [line for line in printed(capsys, made, markdown=True).splitlines() if "|two_scalars" in line]
+    assert [cell.strip() for cell in row.strip(" |").split("|")][3:7] == ["3.00 µs", "39.0 µs", "29.0 µs", "21.0 µs"]
 
 
 # ---- floors ----

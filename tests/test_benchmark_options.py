@@ -78,7 +78,7 @@ def test_what_is_missing_is_named(command):
     code = f"{hide}from oxistep.bench.__main__ import main; sys.exit(main(['{command}', '--help']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and done.stdout == ""
-    expected = f"python -m oxistep.bench {command}: this needs torch, not installed here: pip install 'oxistep[torch]'"
+    expected = f"python -m oxistep.bench {command}: this needs torch, not installed here: pip install 'torch>=2.10'"
     assert done.stderr.strip() == expected
 
 

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimi
 
 import oxistep
 import oxistep.optim
-from fifteen import (
+from every_torch_class import (
     KWARGS,
     assert_agrees,
     bowl,

@@ -10,8 +10,8 @@ import oxistep
 import oxistep.optim
 from optimizers import CASES
 from oxistep import _core
+from snapshots import bits
 from test_random_programs import LAYOUTS, QUICK, Player, Program, params_of, programs
-from untouched import bits
 
 NAMES = sorted({case.name for case in CASES})
 LARGE = (2, 150, 700)  # enough for several threads, and for several chunks in every layout

@@ -82,7 +82,11 @@ def test_dicts_tuples_and_types():
     assert report, report
     assert {(entry.name, entry.index) for entry in report.entries} == {("w", (0, 0)), ("w", (0, 1)), ("b", ())}
     assert params["w"].dtype == np.float32
-    assert check_gradients(lambda a, b: float(a @ b), (np.ones(2), np.arange(2.0)), (np.arange(2.0), np.ones(2)))
+    for kind in (tuple, list):  # optimizers take lists
+        x, gradient = kind([np.ones(2), np.arange(2.0)]), kind([np.arange(2.0), np.ones(2)])
+        assert check_gradients(lambda a, b: float(a @ b), x, gradient)
+        assert check_gradients(lambda a, b: a @ b, kind([torch.ones(2), torch.arange(2.0)]))
+    assert check_gradients(lambda x: float(x @ x), [1.0, 2.0], [2.0, 4.0])  # one array, of numbers
 
 
 def test_the_input_is_left_alone():
@@ -190,7 +194,7 @@ def test_unused_inputs_and_constants():
         ((rosenbrock, "x", np.ones(2)), TypeError, "x: "),
         ((lambda a, b: 0.0, (np.ones(1), torch.ones(1)), (1, 1)), TypeError, "cannot be mixed"),
         ((lambda p: 0.0, {"a": np.ones(1)}, {"b": np.ones(1)}), TypeError, "a dict with the keys of x, a"),
-        ((lambda a: 0.0, (np.ones(1),), np.ones(1)), TypeError, "expected a tuple of 1"),
+        ((lambda a: 0.0, (np.ones(1),), np.ones(1)), TypeError, "expected a list or tuple of 1"),
         ((torch.abs, torch.ones(2, dtype=torch.int64)), TypeError, "expected tensors of real floating-point numbers"),
         ((lambda x: 3.0, torch.ones(2)), TypeError, "function must give tensors"),
     ],

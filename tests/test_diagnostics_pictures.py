@@ -152,7 +152,7 @@ except ModuleNotFoundError as error:
     print(error.name, error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == "matplotlib oxistep.viz needs matplotlib: pip install 'oxistep[viz]'", done.stderr
+    assert done.stdout.strip() == "matplotlib oxistep.viz needs matplotlib: pip install matplotlib", done.stderr
 
 
 def test_the_guides_snippets_run(tmp_path, monkeypatch, capsys):

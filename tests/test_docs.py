@@ -209,13 +209,18 @@ def headings(text):
     }
 
 
+# Links to files of ours that must be whole: README.md is read on package indexes too.
+HERE = ("https://github.com/oxistep/oxistep/blob/main/", "https://raw.githubusercontent.com/oxistep/oxistep/main/")
+
+
 def broken_links(path, text):
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)):
-        if re.match(r"[a-z]+:", link):
+        ours = next((link.removeprefix(start) for start in HERE if link.startswith(start)), None)
+        if ours is None and re.match(r"[a-z]+:", link):
             continue
-        where, _, anchor = link.partition("#")
-        target = (path.parent / where).resolve() if where else path
+        where, _, anchor = (ours or link).partition("#")
+        target = (ROOT / where) if ours else (path.parent / where).resolve() if where else path
         if not target.exists() or (anchor and anchor not in headings(target.read_text(encoding="utf-8"))):
             broken.append(link)
     return broken
@@ -235,6 +240,46 @@ def test_broken_link_is_seen():
         "#no",
         "README.md#no",
     ]
+    whole = f"[a]({HERE[0]}docs/start.md) ![b]({HERE[1]}docs/images/bowl.png) [c]({HERE[0]}docs/no.md)"
+    assert broken_links(page, whole) == [f"{HERE[0]}docs/no.md"]
+
+
+def title_of(path):
+    """The title of a page, also of one that includes another."""
+    text = path.read_text(encoding="utf-8")
+    included = re.match(r"```\{include\} (\S+)", text)
+    return title_of(path.parent / included[1]) if included else re.search(r"^# (.*)$", text, re.M)[1]
+
+
+def misnamed(path, text):
+    """Links to whole pages whose words are not the page's title, in lists of pages."""
+    wrong = []
+    for words, link in re.findall(r"(?<!!)\[([^\]]+)\]\(([^)\s#]+\.md)\)", text):
+        where = link.removeprefix(HERE[0])
+        target = (path.parent / where) if where == link else ROOT / where
+        if words != title_of(target):
+            wrong.append(f"[{words}]({link}) is {title_of(target)!r}")
+    return wrong
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/index.md", "docs/start.md"])
+def test_pages_are_called_what_they_are(name):
+    """Title, entry in the sidebar (which is made of titles) and links are the same words."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    lists = text if name != "README.md" else text[text.index("## Documentation") : text.index("\nLicensed")]
+    assert misnamed(ROOT / name, lists) == []
+    assert " <" not in "".join(re.findall(r"```\{toctree\}.*?```", text, re.S))
+
+
+def test_a_misnamed_page_is_seen():
+    found = misnamed(ROOT / "README.md", "[Performance](docs/performance.md) [Speed](docs/performance.md)")
+    assert found == ["[Speed](docs/performance.md) is 'Performance'"]
+
+
+def test_readme_has_no_relative_links():
+    """They would lead nowhere on a package index."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not link.startswith("https://")] == []
 
 
 # ---- public names ----

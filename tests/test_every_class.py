@@ -15,7 +15,7 @@ from torch.testing._internal.common_optimizers import optim_db
 
 import oxistep
 import oxistep.optim
-from fifteen import (
+from every_torch_class import (
     KWARGS,
     assert_agrees,
     bowl,

@@ -285,6 +285,66 @@ def test_after_the_step_it_tells_what_the_step_did():
     assert "in the last step" not in oxistep.explain(optimizer)[0].reason
 
 
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "Adafactor", "SparseAdam", "Muon"])
+def test_before_the_first_backward_it_tells_what_a_step_would_do(name):
+    w, frozen = torch.nn.Parameter(torch.ones(3, 2)), torch.nn.Parameter(torch.ones(3, 2), requires_grad=False)
+    optimizer = getattr(oxistep.optim, name)([("w", w), ("frozen", frozen)])
+    foreseen = oxistep.explain(optimizer)
+    assert w.grad is None and frozen.grad is None and not optimizer.state
+    assert foreseen[0].path == PATH
+    assert foreseen[1].path == "skipped"
+    w.grad = torch.ones(3, 2).to_sparse(1) if name == "SparseAdam" else torch.ones(3, 2)
+    now = oxistep.explain(optimizer)[0].reason
+    assert foreseen[0].reason == f"{now} (after the first backward: it has no gradient yet)"
+
+
+def test_what_would_fall_back_is_foreseen():
+    far, odd = torch.nn.Parameter(torch.ones(2, device="meta")), torch.nn.Parameter(torch.ones(3).as_subclass(Seen))
+    rows = oxistep.explain(oxistep.optim.SGD([("far", far), ("odd", odd)], lr=0.1))
+    assert [row.path for row in rows] == ["torch", "torch"]
+    assert str(rows).splitlines()[0] == "2 parameters: 2 would fall back to torch"
+    assert "first backward" not in str(rows)
+    rows = oxistep.explain(torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1))
+    assert str(rows).splitlines()[0] == "1 parameter: 1 would fall back to torch"
+
+
+def test_a_parameter_that_takes_no_gradient_is_no_error():
+    class Stubborn(torch.nn.Parameter):
+        @property
+        def grad(self):
+            return None
+
+        @grad.setter
+        def grad(self, value):
+            raise RuntimeError("no gradient, please")
+
+    (row,) = oxistep.explain(oxistep.optim.SGD([Stubborn(torch.ones(2))], lr=0.1))
+    assert row.path == "skipped"
+
+
+def test_a_summary_comes_first_and_lists_what_is_not_native():
+    params = [(f"layer.{i}", torch.nn.Parameter(torch.ones(2))) for i in range(300)]
+    for name, p in params:
+        p.grad = torch.ones(2).as_subclass(Seen) if name == "layer.7" else torch.ones(2)
+    optimizer = oxistep.optim.SGD(params, lr=0.1)
+    lines = str(oxistep.explain(optimizer)).splitlines()
+    if PATH == "native":
+        assert lines[0] == "300 parameters: 299 native, 1 by torch"
+        assert len(lines) == 2 and lines[1].startswith("  layer.7  torch    the gradient is of a subclass of Tensor")
+        optimizer.step()
+        optimizer.zero_grad()
+        assert str(oxistep.explain(optimizer)).startswith("300 parameters: 299 native in the last step, 1 by torch\n")
+    else:
+        assert lines[0] == "300 parameters: 300 by torch"
+    for _, p in params[:30]:
+        p.grad = None
+    params[40][1].grad = torch.ones(2)
+    lines = str(oxistep.explain(optimizer)).splitlines()
+    if PATH == "native":
+        assert lines[0] == "300 parameters: 1 native, 299 skipped"
+    assert len(lines) == 22 and lines[-1].startswith("  and 27")
+
+
 @has_steps_of_its_own
 def test_muon_tells_of_its_last_step_too():
     w = torch.nn.Parameter(torch.ones(3, 2))

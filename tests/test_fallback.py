@@ -325,7 +325,7 @@ def test_a_state_entry_of_another_type(kind, path):
 # ---- explain ----
 
 
-def test_explain_names_parameters_and_prints_a_table():
+def test_explain_names_parameters_and_prints_a_summary():
     model = torch.nn.Linear(2, 2)
     optimizer = oxistep.optim.SGD(model.named_parameters(), lr=0.1)
     model.weight.grad = torch.ones(2, 2)
@@ -334,7 +334,7 @@ def test_explain_names_parameters_and_prints_a_table():
         (0, 0, "weight", "native", "plain CPU tensors"),
         (0, 1, "bias", "skipped", "it has no gradient"),
     ]
-    assert str(rows) == "weight  native   plain CPU tensors\nbias    skipped  it has no gradient"
+    assert str(rows) == "2 parameters: 1 native, 1 skipped\n  bias  skipped  it has no gradient"
 
 
 def test_explain_without_names():

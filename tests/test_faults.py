@@ -12,7 +12,7 @@ from failing_steps import SCENARIOS
 from numpy_table import CLASSES
 from numpy_table import snapshot as arrays_of
 from oxistep import _core
-from untouched import difference, outcome_of, snapshot
+from snapshots import difference, outcome_of, snapshot
 
 pytestmark = pytest.mark.skipif(not hasattr(_core, "fault_arm"), reason="needs the wheel of `make test-faults`")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import oxistep.optim
-from fifteen import draw, each_of_fifteen, make
+from every_torch_class import draw, each_of_fifteen, make
 
 SETTINGS = ["state_dtype", "weights", "seed", "ema", "ema_warmup", "max_grad_norm", "skip_nonfinite", "grad_norm_group"]
 OF_WHOLE_TENSORS = ("Adafactor", "Muon", "SparseAdam")

@@ -15,7 +15,7 @@ import oxistep.numpy
 import oxistep.optim
 from oxistep import _core
 from scenarios import draw, set_gradients
-from untouched import difference, outcome_of, snapshot
+from snapshots import difference, outcome_of, snapshot
 
 pytestmark = pytest.mark.skipif(not hasattr(_core, "fault_arm"), reason="needs the wheel of `make test-faults`")
 

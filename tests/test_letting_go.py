@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import oxistep.optim
-from fifteen import draw, each_of_fifteen, make, set_gradients, train
+from every_torch_class import draw, each_of_fifteen, make, set_gradients, train
 from scenarios import assert_same, result
 
 

@@ -24,7 +24,7 @@ import oxistep.numpy
 import oxistep.optim
 from oxistep.optim._definition import definition_of
 from scenarios import NATIVE, draw, each_class, make, outcome, set_gradients
-from untouched import difference, snapshot
+from snapshots import difference, snapshot
 
 pytestmark = pytest.mark.memory
 

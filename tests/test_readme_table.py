@@ -37,9 +37,9 @@ def test_rows(tmp_path):
         ),
     )
     assert found == [
-        "| two scalars | SGD | 3.0 µs | 2.7 x (foreach) | 3.0 x |",
-        "| | Adam | 3.0 µs | 7.0 x (fused) | 13 x |",  # compile is not what torch.optim gives
-        "| one tensor of 128 Mi | Adam, all float16 | 46 ms | 0.61 x (fused) | 5.2 x |",
+        "| two scalars | SGD | 3.0 µs | 2.7× (foreach) | 3.0× |",
+        "| | Adam | 3.0 µs | 7.0× (fused) | 13× |",  # compile is not what torch.optim gives
+        "| one tensor of 128 Mi | Adam, all float16 | 46 ms | 0.61× (fused) | 5.2× |",
     ]
     assert "a processor, 2 threads on 4 cores, torch 2.15.0, oxistep 0.1.0, 2026-11-20." in lines
 
@@ -48,7 +48,7 @@ def test_what_torch_wins_is_shown_and_the_rest_of_the_cells_not(tmp_path):
     lost = record("lora", "RMSprop", ours=100.0, for_loop=80.0)
     won = record("lora", "Adagrad", ours=100.0, for_loop=300.0)
     assert rows(tmp_path, content(lost, won))[0] == [
-        "| 192 LoRA matrices | RMSprop | 0.10 µs | 0.80 x (for-loop) | 0.80 x |"
+        "| 192 LoRA matrices | RMSprop | 0.10 µs | 0.80× (for-loop) | 0.80× |"
     ]
 
 
@@ -70,16 +70,16 @@ def test_fewer_bytes_stand_beside_torch_in_float32(tmp_path):
         fewer("all bfloat16", "torch, fused", 30e6, 45e6, "bfloat16"),  # a cell of the benchmark's own
     ]
     wanted = [
-        "| one tensor of 128 Mi | Adam | 40 ms | 1.10 x (fused) | 2.0 x |",
-        '| | AdamW, `state_dtype="8bit"` | 50 ms | 0.90 x (fused, float32) | 20 x |',
+        "| one tensor of 128 Mi | Adam | 40 ms | 1.10× (fused) | 2.0× |",
+        '| | AdamW, `state_dtype="8bit"` | 50 ms | 0.90× (fused, float32) | 20× |',
         '| | AdamW, bfloat16 parameters, `weights="residual16", state_dtype=torch.float32` | 30 ms '
-        "| 1.50 x (fused, float32) | – |",
+        "| 1.50× (fused, float32) | – |",
     ]
     assert rows(tmp_path, flat | {"compact": {"speed": measured}})[0] == wanted
     other = content(record("mlp", for_loop=300.0)) | {"compact": {"speed": measured}}
     assert (
         rows(tmp_path, flat, other)[0][1:]
-        == ["| one tensor of 128 Mi | Adam | 40 ms | 1.10 x (fused) | 2.0 x |"] + wanted[1:]
+        == ["| one tensor of 128 Mi | Adam | 40 ms | 1.10× (fused) | 2.0× |"] + wanted[1:]
     )
 
 
@@ -89,9 +89,15 @@ def test_the_settings_are_those_of_the_benchmark():
     assert set(readme_table.FEWER) <= set(SETTINGS)
 
 
+def test_sweeps_are_called_what_they_are(tmp_path):
+    names = {"size_24": "one tensor of 16 Mi", "size_6": "one tensor of 64", "tensors_3000": "3,000 tensors of 64"}
+    cells = [record(name, ours=100.0, for_loop=80.0) for name in names]
+    assert [row.split("|")[1].strip() for row in rows(tmp_path, content(*cells))[0]] == list(names.values())
+
+
 def test_the_first_file_counts(tmp_path):
     first, second = (content(record("mlp", ours=ours, for_loop=300.0)) for ours in (100.0, 150.0))
-    assert "3.0 x (for-loop)" in rows(tmp_path, first, second)[0][0]
+    assert "3.0× (for-loop)" in rows(tmp_path, first, second)[0][0]
 
 
 def test_results_of_another_machine_are_refused(tmp_path):

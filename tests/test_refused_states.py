@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import oxistep.optim
-from fifteen import bowl, draw, each_of_fifteen, make, set_gradients, train
+from every_torch_class import bowl, draw, each_of_fifteen, make, set_gradients, train
 from scenarios import FORCED, outcome, result
-from untouched import difference, snapshot
+from snapshots import difference, snapshot
 
 DAMAGES = ["shape", "dtype", "missing", "emptied", "number", "none", "no dict", "long", "counter of two", "no number"]
 

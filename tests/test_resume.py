@@ -11,7 +11,7 @@ import oxistep.optim
 from numpy_table import ROWS, assert_same_state, same_bits
 from optimizers import CASES
 from scenarios import make
-from untouched import outcome_of
+from snapshots import outcome_of
 
 STEPS = 5
 SHAPES = [(6, 4), (7,), ()]

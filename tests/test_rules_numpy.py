@@ -276,5 +276,5 @@ for needs in (lambda: descent.torch, lambda: oxistep.rules.Optimizer):
     assert done.returncode == 0, done.stderr
     first, second, third = done.stdout.splitlines()
     assert first == "[0.5 0.5] ['']"
-    assert second.startswith("descent.torch needs PyTorch: pip install 'oxistep[torch]'")
-    assert third.startswith("oxistep.rules.Optimizer needs PyTorch: pip install 'oxistep[torch]'")
+    assert second.startswith("descent.torch needs PyTorch: pip install 'torch>=2.10'")
+    assert third.startswith("oxistep.rules.Optimizer needs PyTorch: pip install 'torch>=2.10'")

@@ -11,7 +11,17 @@ import torch
 
 import oxistep
 import oxistep.optim
-from fifteen import assert_agrees, bowl, close, draw, each_of_fifteen, each_stepping_class, make, set_gradients, train
+from every_torch_class import (
+    assert_agrees,
+    bowl,
+    close,
+    draw,
+    each_of_fifteen,
+    each_stepping_class,
+    make,
+    set_gradients,
+    train,
+)
 from oxistep.optim._definition import definition_of
 from scenarios import FORCED, NATIVE, assert_same, each_class, result, torch_updates_raise
 

@@ -9,7 +9,7 @@ import torch
 import fresh
 import oxistep
 import oxistep.optim
-from fifteen import KWARGS
+from every_torch_class import KWARGS
 
 NAMES = sorted(KWARGS)
 

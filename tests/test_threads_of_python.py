@@ -13,7 +13,7 @@ import oxistep.numpy
 import oxistep.optim
 from oxistep.optim._definition import definition_of
 from scenarios import draw, each_class, make, params_of, set_gradients, train
-from untouched import outcome_of
+from snapshots import outcome_of
 
 pytestmark = pytest.mark.alone
 

@@ -18,6 +18,7 @@ import brief
 import oxistep.numpy
 import oxistep.optim
 from oxistep import viz
+from oxistep._functions import FUNCTIONS
 from oxistep.bench import figures
 from oxistep.viz import _style, bowl, compare, eight, schedule, trajectories
 from oxistep.viz._descent import track_of
@@ -184,6 +185,56 @@ def test_recorded_paths_are_drawn_as_they_are():
     assert figure.axes[1].get_title().endswith("ends at (1.00000, 1.00000)")
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_pictures_of_known_functions_show_start_and_minima(name):
+    one = FUNCTIONS[name]
+    for x, y in one.minima:
+        gradient = Surface(one.function).gradient(np.array([x, y]))
+        np.testing.assert_allclose(gradient, 0, atol=1e-3)
+    runaway = {"away": lambda p: oxistep.optim.SGD(p, lr=3.0), "Adam": lambda p: oxistep.optim.Adam(p, lr=0.1)}
+    figure = trajectories(runaway, one.function, start=one.start, steps=50)
+    (left, right), (bottom, top) = figure.axes[0].get_xlim(), figure.axes[0].get_ylim()
+    for x, y in [one.start, *one.minima]:
+        assert left < x < right and bottom < y < top
+    assert right - left < 12 and top - bottom < 12  # whoever runs away does not set the scale
+    assert "contour lines at " in figure.get_suptitle()
+    stars = [line.get_xydata() for line in figure.axes[0].lines if line.get_marker() == "*"]
+    assert [points.tolist() for points in stars] == ([[list(map(float, m)) for m in one.minima]] if one.minima else [])
+
+
+def test_a_start_beyond_the_usual_limits_is_in_the_picture():
+    one = FUNCTIONS["himmelblau"]
+    figure = trajectories({"a": lambda p: oxistep.optim.Adam(p, lr=0.1)}, one.function, start=(9, 9), steps=5)
+    assert figure.axes[0].get_xlim()[1] > 9 and figure.axes[0].get_ylim()[1] > 9
+
+
+def test_other_functions_have_their_heights_on_the_lines():
+    def heights(figure):
+        return [text.get_text() for text in figure.axes[0].texts]
+
+    made = {"a": lambda p: oxistep.optim.Adam(p, lr=0.1)}
+    assert heights(trajectories(made, steps=5)) == []  # in the title
+    figure = trajectories(made, lambda x, y: x**2 + y**2, levels=[1, 4, 9], steps=5, minima=[(0, 0)])
+    assert {"4", "9"} <= set(heights(figure))
+    assert figure.axes[0].get_xlim()[0] < 0 and figure.axes[0].get_ylim()[0] < 0
+    for wrong in ([1, 2], [(1, 2, 3)], [(0, float("nan"))]):
+        with pytest.raises(ValueError, match="minima must be finite points"):
+            trajectories(made, minima=wrong)
+
+
+def test_no_path_hides_another():
+    figure = trajectories({str(k): [[4, 3], [1, 1], [0.5, 0.25]] for k in range(10)}, together=True)
+    paths = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 3]
+    widths = [line.get_linewidth() for line in paths]
+    assert widths == sorted(widths, reverse=True) and len(set(widths)) == 10  # of those on one another all edges show
+    assert len({line.get_color() for line in paths}) == len({line.get_marker() for line in paths}) == 10
+
+
+def test_zero_has_no_sign():
+    assert _style.number(-1e-9) == _style.number(0.0) == "0.00000"
+    assert _style.number(-0.5) == "\N{MINUS SIGN}0.50000"
+
+
 def test_together_all_are_told_apart():
     figure = trajectories(together=True)
     [axes] = figure.axes
@@ -215,6 +266,15 @@ def test_what_makes_no_optimizer_is_refused():
         trajectories({"x": lambda p: 3})
     with pytest.raises(TypeError, match="callable with two variables"):
         trajectories(function=3)
+    with pytest.raises(TypeError, match=r"two variables, such as lambda x1, x2: \.\.\., got <lambda>\(x\)"):
+        trajectories(function=lambda x: x[0])
+    optimizer = oxistep.optim.SGD([torch.ones(2)], lr=0.1)
+    with pytest.raises(TypeError, match=r"'a' is an optimizer; .* give lambda params: SGD\(params, \.\.\.\)"):
+        trajectories({"a": optimizer})
+    with pytest.raises(TypeError, match=r"'a' must be a function that makes an optimizer .*, got str"):
+        trajectories({"a": "Adam"})
+    with pytest.raises(TypeError, match=r"must be a dict from name to a function .*, got list"):
+        trajectories([lambda p: optimizer])
     with pytest.raises(TypeError, match="momentun"):
         trajectories({"x": lambda p: torch.optim.SGD(p, lr=0.1, momentun=0.9)})
 
@@ -390,7 +450,7 @@ def test_pyplot_is_not_touched_and_matplotlib_not_imported_by_oxistep():
 def test_without_matplotlib_the_extra_is_named():
     code = "import sys; sys.modules['matplotlib'] = None; import oxistep.viz"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert "ModuleNotFoundError: oxistep.viz needs matplotlib: pip install 'oxistep[viz]'" in done.stderr
+    assert "ModuleNotFoundError: oxistep.viz needs matplotlib: pip install matplotlib" in done.stderr
 
 
 def test_without_torch_the_default_is_of_numpy():
@@ -404,8 +464,9 @@ def test_without_torch_the_default_is_of_numpy():
 
 
 def test_lines_are_told_apart_in_more_than_colour():
-    looks = [_style.line(k) for k in range(35)]
-    assert len({(look.color, str(look.linestyle)) for look in looks}) == 35
+    looks = [_style.line(k) for k in range(55)]
+    assert len({(look.color, str(look.linestyle)) for look in looks}) == 55
+    assert len({look.color for look in looks[:11]}) == len({look.marker for look in looks[:11]}) == 11
     assert set(figures.COLORS.values()) <= {
         getattr(_style, name) for name in dir(_style) if name.isupper() and isinstance(getattr(_style, name), str)
     }

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import oxistep.optim
-from fifteen import assert_agrees, draw, each_of_fifteen, make, set_gradients
+from every_torch_class import assert_agrees, draw, each_of_fifteen, make, set_gradients
 
 
 def seen(optimizer, params):

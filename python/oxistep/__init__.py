@@ -1,4 +1,4 @@
-"""The optimizer step of PyTorch and NumPy training on the CPU, as fast as memory allows.
+"""Fast optimizers for PyTorch and NumPy on the CPU: a drop-in replacement for ``torch.optim``.
 
 Change one import line::
 
@@ -28,6 +28,7 @@ if _typing.TYPE_CHECKING:
     from oxistep._clip import clip_grad_value_ as clip_grad_value_
     from oxistep._clip import get_total_norm as get_total_norm
     from oxistep._explain import Explanation as Explanation
+    from oxistep._explain import ParameterPath as ParameterPath
     from oxistep._explain import explain as explain
     from oxistep._in_backward import GradientRelease as GradientRelease
     from oxistep._in_backward import accumulating as accumulating
@@ -35,6 +36,7 @@ if _typing.TYPE_CHECKING:
     from oxistep._memory import Memory as Memory
     from oxistep._memory import memory as memory
     from oxistep._plain import plain_state_dict as plain_state_dict
+    from oxistep._swap import Swap as Swap
     from oxistep._swap import swap as swap
     from oxistep.optim import ASGD as ASGD
     from oxistep.optim import LBFGS as LBFGS
@@ -77,11 +79,13 @@ _LAZY = {
     "clip_grad_value_": "oxistep._clip",
     "explain": "oxistep._explain",
     "Explanation": "oxistep._explain",
+    "ParameterPath": "oxistep._explain",
     "get_total_norm": "oxistep._clip",
     "memory": "oxistep._memory",
     "plain_state_dict": "oxistep._plain",
     "rule": "oxistep.rules._rule",
     "step_in_backward": "oxistep._in_backward",
+    "Swap": "oxistep._swap",
     "swap": "oxistep._swap",
 }
 
@@ -100,10 +104,12 @@ __all__ = [
     "Memory",
     "Muon",
     "NAdam",
+    "ParameterPath",
     "RAdam",
     "RMSprop",
     "Rprop",
     "SparseAdam",
+    "Swap",
     "__version__",
     "accumulating",
     "clip_grad_norm_",
@@ -162,8 +168,7 @@ if not _typing.TYPE_CHECKING:  # a type checker would believe that every name is
                 if error.name != "torch" or _LAZY[name] == "oxistep.optim":  # which says so itself
                     raise
                 raise ModuleNotFoundError(
-                    f"oxistep.{name} needs PyTorch: pip install 'oxistep[torch]' (torch >= 2.10). "
-                    "For NumPy arrays alone there is oxistep.numpy.",
+                    f"oxistep.{name} needs PyTorch: pip install 'torch>=2.10'. oxistep.numpy works without it.",
                     name="torch",
                 ) from error
             globals()[name] = value

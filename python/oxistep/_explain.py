@@ -1,9 +1,13 @@
 """``oxistep.explain``: which path each parameter of an optimizer takes, and why."""
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from oxistep._names import name_of
+
+NO_GRADIENT = "it has no gradient"
+Rows = list[tuple[int, int, str, str]]
 
 
 class ParameterPath(NamedTuple):
@@ -25,44 +29,69 @@ class ParameterPath(NamedTuple):
     path: str
     """``"native"`` (oxistep's kernels), ``"torch"`` (torch's own operations) or ``"skipped"`` (no gradient)."""
     reason: str
-    """Why, in words; docs/torch-parity.md lists them all."""
+    """Why, in words; the page "Supported inputs" lists all reasons."""
+
+
+LISTED = 20
+"""How many of the parameters that are not native are printed."""
+
+_LATER = " (after the first backward: it has no gradient yet)"
+_BEFORE = " (in the last step: it has no gradient now)"
+_FORMS = {"": ("{} native", "{} by torch", "{} skipped")}
+_FORMS[_LATER] = ("{} would be native", "{} would fall back to torch", "{} would be skipped")
+_FORMS[_BEFORE] = ("{} native in the last step", "{} by torch", "{} skipped")
 
 
 class Explanation(list[ParameterPath]):
-    """What :func:`explain` returns: a list of named tuples, one for each parameter, which prints as a table.
+    """What :func:`explain` returns: a list of named tuples, one for each parameter. It prints as a summary.
 
     Each has ``group`` and ``position`` (places in ``param_groups`` and in the group's ``params``), ``name``, ``path``
-    (``"native"``, ``"torch"`` or ``"skipped"``) and ``reason``.
+    (``"native"``, ``"torch"`` or ``"skipped"``) and ``reason``. The summary lists the parameters that are not native,
+    at most twenty of them; iterate over the list to see all.
 
     Example:
         >>> import torch, oxistep
-        >>> w = torch.zeros(2, requires_grad=True)
+        >>> w, b = torch.zeros(2, requires_grad=True), torch.zeros(1, requires_grad=True)
         >>> w.grad = torch.ones(2)
-        >>> print(oxistep.explain(oxistep.optim.SGD([("weight", w)])))
-        weight  native   plain CPU tensors
+        >>> print(oxistep.explain(oxistep.optim.SGD([("weight", w), ("bias", b)])))
+        2 parameters: 1 native, 1 skipped
+          bias  skipped  it has no gradient
     """
 
     def __str__(self) -> str:
         if not self:
             return "no parameters"
-        wide = max(len(row.name) for row in self)
-        return "\n".join(f"{row.name:{wide}}  {row.path:7}  {row.reason}" for row in self)
+        when = next((mark for mark in (_LATER, _BEFORE) if any(row.reason.endswith(mark) for row in self)), "")
+        counts = {path: sum(row.path == path for row in self) for path in ("native", "torch", "skipped")}
+        said = [form.format(f"{n:,}") for form, n in zip(_FORMS[when], counts.values(), strict=True) if n]
+        lines = [f"{len(self):,} parameter{'s' if len(self) > 1 else ''}: {', '.join(said)}"]
+        others = [row for row in self if row.path != "native"]
+        wide = max((len(row.name) for row in others[:LISTED]), default=0)
+        lines += [
+            f"  {row.name:{wide}}  {row.path:7}  {row.reason.removesuffix(when)}".rstrip() for row in others[:LISTED]
+        ]
+        if len(others) > LISTED:
+            lines.append(f"  and {len(others) - LISTED:,} more: iterate over the explanation to see all")
+        return "\n".join(lines)
 
 
 def explain(optimizer: Any) -> Explanation:
     """Tells which path each parameter of ``optimizer`` would take if it stepped now, and why. Changes nothing.
 
+    A parameter without a gradient is skipped. If no parameter has one, the answer is what the last step did, because
+    trainers clear gradients after each step. Before the first step it is what a step would do after a backward that
+    gives every trainable parameter a gradient (a sparse one for SparseAdam, else a dense one).
+
     It looks through wrappers, whether or not they are optimizers: accelerate's and Lightning's, DeepSpeed's, Opacus',
     timm's Lookahead, torch's ZeroRedundancyOptimizer and PostLocalSGDOptimizer. Groups and parameters are then those of
-    the optimizer inside. A parameter is skipped that has no gradient now. Where none has one, since a trainer has
-    cleared them, it tells what the last step did. With ``OXISTEP_EXPLAIN=1`` the first step of each optimizer writes to
-    stderr how many of its parameters are native.
+    the optimizer inside. With ``OXISTEP_EXPLAIN=1`` the first step of each optimizer writes to stderr how many of its
+    parameters are native.
 
     Args:
         optimizer: an optimizer of ``oxistep.optim``, or what wraps one (of ``torch.optim``: every path is torch's).
 
     Returns:
-        Explanation: one :class:`ParameterPath` per parameter; ``print`` shows it as a table.
+        Explanation: one :class:`ParameterPath` per parameter; ``print`` shows a summary.
 
     Raises:
         TypeError: if ``optimizer`` is no torch optimizer and wraps none.
@@ -78,7 +107,7 @@ def explain(optimizer: Any) -> Explanation:
     if any(base.__module__.startswith("oxistep.numpy") for base in type(optimizer).__mro__):
         raise TypeError(
             f"expected an optimizer of oxistep.optim or torch.optim, got oxistep.numpy's {type(optimizer).__name__}: "
-            "all of its arrays are native, what is not raises"
+            "NumPy optimizers always run natively"
         )
     try:
         import torch.optim
@@ -86,10 +115,10 @@ def explain(optimizer: Any) -> Explanation:
         if error.name != "torch":
             raise
         raise ModuleNotFoundError(
-            "oxistep.explain tells about torch's tensors and needs PyTorch: pip install 'oxistep[torch]'", name="torch"
+            "oxistep.explain tells about torch's tensors and needs PyTorch: pip install 'torch>=2.10'", name="torch"
         ) from error
     from oxistep.optim._compact import bytes_of
-    from oxistep.optim._definition import definition_of
+    from oxistep.optim._definition import definition_of, what_last
     from oxistep.optim._native import DropIn
 
     inner = _unwrapped(optimizer, DropIn, torch.optim.Optimizer)
@@ -98,23 +127,58 @@ def explain(optimizer: Any) -> Explanation:
             f"expected an optimizer of oxistep.optim or torch.optim, or what wraps one, got {type(optimizer).__name__}"
         )
     if isinstance(inner, DropIn):
-        rows = definition_of(type(inner)).explain(inner)
+        look = definition_of(type(inner)).explain
+    else:
+        reason = _not_ours(optimizer, inner)
+
+        def look(inner: Any) -> Rows:
+            each = ((g, i, p) for g, group in enumerate(inner.param_groups) for i, p in enumerate(group["params"]))
+            return [(g, i, "skipped", NO_GRADIENT) if p.grad is None else (g, i, "torch", reason) for g, i, p in each]
+
+    rows = look(inner)
+    began = what_last(inner) if isinstance(inner, DropIn) else inner.state
+    if not began and all(path == "skipped" for _, _, path, _ in rows):
+        rows = _foreseen(inner, rows, look)
+    if isinstance(inner, DropIn):
         params = {(g, i): p for g, group in enumerate(inner.param_groups) for i, p in enumerate(group["params"])}
         each = {place: bytes_of(inner, p) for place, p in params.items()}
         rows = [
             (g, i, path, reason if each.get((g, i)) is None else f"{reason}; {each[g, i]:.2f} bytes an element")
             for g, i, path, reason in rows
         ]
-    else:
-        reason = _not_ours(optimizer, inner)
-        rows = [
-            (g, i, "torch" if p.grad is not None else "skipped", reason if p.grad is not None else "it has no gradient")
-            for g, group in enumerate(inner.param_groups)
-            for i, p in enumerate(group["params"])
-        ]
     return Explanation(
         ParameterPath(g, i, name_of(inner.param_groups, g, i), path, reason) for g, i, path, reason in rows
     )
+
+
+def _foreseen(optimizer: Any, rows: Rows, look: Callable[[Any], Rows]) -> Rows:
+    """What a step would do if every trainable parameter had a gradient; ``rows`` if that cannot be known."""
+    given = []
+    try:
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if p.requires_grad and p.grad is None:
+                    p.grad = _stand_in(p, type(optimizer).__name__ == "SparseAdam")
+                    given.append(p)
+        later = look(optimizer) if given else rows
+    except Exception:  # a parameter may be anything that its class makes of it
+        return rows
+    finally:
+        for p in given:
+            p.grad = None
+    return [row if row[2] == "skipped" else (*row[:3], row[3] + _LATER) for row in later]
+
+
+def _stand_in(p: Any, is_sparse: bool) -> Any:
+    """A gradient that takes no memory: on the CPU pages that nobody touches, elsewhere one number for all elements."""
+    import torch
+
+    if is_sparse:
+        nowhere, nothing = torch.zeros((1, 0), dtype=torch.int64), p.detach().new_empty((0, *p.shape[1:]))
+        return torch.sparse_coo_tensor(nowhere, nothing, p.shape, check_invariants=False)
+    if p.device.type in ("cpu", "meta"):
+        return torch.empty_like(p)
+    return p.detach().new_zeros(()).expand_as(p)
 
 
 # Under which names wrappers keep what they wrap: accelerate, Lightning, DeepSpeed and many others; torch.distributed;

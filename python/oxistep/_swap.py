@@ -19,6 +19,9 @@ _lock = threading.RLock()
 class Swap:
     """What :func:`swap` returns: undoes it, by :meth:`undo` or at the end of a ``with`` block.
 
+    Raises:
+        RuntimeError: at the beginning of a ``with`` block, if the swap was undone before.
+
     Example:
         >>> import torch, oxistep
         >>> swapped = oxistep.swap()

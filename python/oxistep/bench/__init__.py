@@ -1,1 +1,1 @@
-"""The benchmark of the optimizer step: `python -m oxistep.bench --help`, docs/benchmarks.md."""
+"""The benchmark of the optimizer step: `oxistep bench --help`, docs/benchmarks.md."""

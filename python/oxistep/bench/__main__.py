@@ -1,6 +1,6 @@
-"""The benchmarks of oxistep: `python -m oxistep.bench COMMAND --help` tells about each.
+"""The benchmarks of oxistep: `oxistep bench COMMAND --help` explains each.
 
-run         ratios to torch.optim and other peers, cell by cell
+run         speed-ups over torch.optim and other packages, case by case; what `oxistep bench` does without a command
 memory      does a step take memory beyond its states?
 release     parameters stepped in backward beside backward and a step: time and peak memory
 threads     does it gain from threads as much as torch's fused?

@@ -10,6 +10,7 @@ import torch
 
 from .check import difference
 from .clipping import clipped_step, limits, norm_of
+from .free_memory import available_bytes, fits
 from .implementations import IMPLEMENTATIONS, OURS, REFERENCE, Parameters, Task
 from .layouts import empty
 from .neighbours import Neighbours
@@ -18,7 +19,6 @@ from .paired import Step, contestant, measure
 from .probe import NAME as PROBE
 from .probe import native_probe, probe_bytes
 from .record import CellName, Record
-from .room import available_bytes, fits
 from .tensors import fill_normal, fill_uniform, rows_gradient
 from .unusual import as_unusual, settle
 from .workloads import ODD, STRIDED, WORKLOADS

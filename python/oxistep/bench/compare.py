@@ -1,6 +1,6 @@
 """Did anything become slower between two files of results?
 
-    python -m oxistep.bench compare old.json new.json
+    oxistep bench compare old.json new.json
 
 A cell is judged by the ratio to its peer (the best peer of the old file, if it was timed in both), never by absolute
 time, so that files from a busy and a quiet hour can be compared. It is slower if the median ratio fell by more than

@@ -1,6 +1,6 @@
 """Steps on DTensors: two processes under FSDP2, each with a thread of its own.
 
-    python -m oxistep.bench distributed
+    oxistep bench distributed
 
 Each process holds its shards of every parameter and steps on them with AdamW: oxistep and torch's paths take turns. The
 figures are the first process's, while the other one does the same. Nothing is communicated in these steps. Results are

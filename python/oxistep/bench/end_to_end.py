@@ -1,6 +1,6 @@
 """What the step is of a whole iteration: a small GPT and an MLP trained on the CPU.
 
-    python -m oxistep.bench end-to-end
+    oxistep bench end-to-end
 
 Each model is trained with torch's default AdamW, its fused one, and oxistep's, from the same start on the same data;
 the three take turns, an iteration each. Losses must agree up to rounding, or nothing was worth timing.

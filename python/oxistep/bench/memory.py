@@ -1,6 +1,6 @@
 """Does a step take memory beyond its states?
 
-    python -m oxistep.bench memory
+    oxistep bench memory
 
 For every optimizer: parameters and gradients are made, then the largest resident size of the process during two steps
 is taken, and what was there before and the states are subtracted. The rest, as a share of parameters, gradients and

@@ -1,6 +1,6 @@
 """Inside DeepSpeed: ZeRO 1 with the optimizer's states on the CPU, oxistep beside DeepSpeedCPUAdam.
 
-    python -m oxistep.bench offload
+    oxistep bench offload
 
 One process trains a model of two matrices with each of them in turn. `engine.step()` is timed, which is what DeepSpeed
 does around the optimizer's step and that step; the gradients before it are not. Needs DeepSpeed (`make bench-offload`).

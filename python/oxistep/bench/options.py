@@ -36,8 +36,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=new_file, metavar="FILE", help="write everything here, as JSON")
     parser.add_argument(
-        "--page", "--html", type=new_file, metavar="FILE", dest="page", help="write the page here, as one HTML file"
+        "--html", type=new_file, metavar="FILE", dest="page", help="write a page with figures here, as one HTML file"
     )
+    parser.add_argument("--page", type=new_file, dest="page", help=argparse.SUPPRESS)  # its name before
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     form.add_argument("--json", action="store_true", help="print the content of the file of results, and nothing else")

@@ -1,6 +1,6 @@
 """The page: one self-contained HTML file made from a file of results.
 
-python -m oxistep.bench page bench.json bench.html
+oxistep bench page bench.json bench.html
 """
 
 from __future__ import annotations

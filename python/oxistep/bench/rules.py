@@ -1,6 +1,6 @@
 """Rules that users write beside compiled ones, and beside the same written with torch's operations.
 
-    python -m oxistep.bench rules
+    oxistep bench rules
 
 Contestants take turns, and are compared within each round. Three steps of each are compared before the clock runs. The
 ceiling is the native probe: a loop over as many arrays, with next to no arithmetic.

@@ -1,4 +1,4 @@
-"""Printing tables that may be wider than the terminal."""
+"""Printing tables: they fit a terminal of 100 columns."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+COLUMNS = 100
+"""What tables are laid out for."""
+
 
 def plain(*headings: str, left: int = 1, title: str | None = None, style: box.Box = box.SIMPLE_HEAD) -> Table:
-    """A table whose first `left` columns are text and the others numbers."""
-    table = Table(box=style, pad_edge=False, title=title)
+    """A table whose first `left` columns are text, which may be folded, and the others numbers."""
+    table = Table(box=style, pad_edge=False, title=title, title_justify="left")
     for index, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if index < left else "right", no_wrap=True)
+        text = index < left
+        table.add_column(heading, justify="left" if text else "right", no_wrap=not text, overflow="fold")
     return table
 
 
 def show(out: Console, table: Table) -> None:
-    """A table squeezed into the 80 columns of a pipe cannot be read: give it what it needs."""
-    out.width = max(out.width, out.measure(table, options=out.options.update(width=1000)).maximum)
+    """In the columns of the terminal; in those that tables are laid out for where there is none, as in a pipe."""
+    needed = out.measure(table, options=out.options.update(width=1000))
+    most = needed.maximum if table.box is box.MARKDOWN else min(needed.maximum, COLUMNS)
+    out.width = max(out.width if out.is_terminal else most, needed.minimum)
     out.print(table)

@@ -1,6 +1,6 @@
 """Does a step gain from threads as much as torch's fused?
 
-    python -m oxistep.bench threads
+    oxistep bench threads
 
 Adam on one large tensor, with one thread, two, and so on, oxistep and torch's fused taking turns; the native probe
 shows what memory gives. The figure is the ratio to fused within a round: where it falls with more threads, oxistep

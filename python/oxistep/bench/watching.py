@@ -1,6 +1,6 @@
 """What watching costs: GradientMonitor.update beside clip_grad_norm_, a measured step beside one that is not.
 
-    python -m oxistep.bench watching
+    oxistep bench watching
 
 Contestants take turns, and are compared within each round. What they compute is compared with float64 before the
 clock runs.

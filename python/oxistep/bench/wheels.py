@@ -1,6 +1,6 @@
 """What a change costs or gains: two wheels, each in a process of its own, that take turns.
 
-    python -m oxistep.bench wheels before.whl after.whl
+    oxistep bench wheels before.whl after.whl
 
 The figure is the time of the first wheel over that of the second within a round: below 1 the second is slower. Cells
 are those of `run`, built several times anew, since where tensors happen to lie decides about some percent. Both wheels

@@ -1,6 +1,6 @@
 """The optimizers of oxistep.zoo beside the packages that people take them from.
 
-    python -m oxistep.bench zoo
+    oxistep bench zoo
 
 Contestants take turns, and are compared within each round: ours, the package's for-loop and its foreach, where it has
 both. Three steps of each are compared before the clock runs; where a package comes to something else (torch's float32

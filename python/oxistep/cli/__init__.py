@@ -27,12 +27,12 @@ def parser() -> argparse.ArgumentParser:
     """The program's parser, one subparser for each command."""
     made = argparse.ArgumentParser(
         prog="oxistep",
-        description="The optimizer step of PyTorch and NumPy training on the CPU, in Rust.",
-        epilog=f"oxistep COMMAND --help tells about each. {EXIT_CODES}.",
+        description="Fast optimizers for PyTorch and NumPy on the CPU: measure, compare, look into checkpoints.",
+        epilog=f"oxistep COMMAND --help explains a command. {EXIT_CODES}.",
         allow_abbrev=False,
     )
     made.add_argument("--version", action="version", version=f"oxistep {__version__}")
-    commands = made.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = made.add_subparsers(dest="command", metavar="COMMAND")
     for name, module in COMMANDS.items():
         one = commands.add_parser(
             name,
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: what follows the program's name. Default: ``sys.argv[1:]``.
 
     Returns:
-        int: the exit status: 0 done, 1 failed, 130 interrupted.
+        int: the exit status: 0 done (also if there is no command, which prints the help), 1 failed, 130 interrupted.
 
     Raises:
         SystemExit: with 2 for bad usage, with 0 after a help.
@@ -67,7 +67,15 @@ def main(argv: list[str] | None = None) -> int:
         0
     """
     argv = sys.argv[1:] if argv is None else argv
-    options = parser().parse_args(argv)
+    if argv[:1] == ["bench"] and argv[1:2] and not argv[1].startswith("-"):
+        from oxistep.bench.__main__ import main as one_of_the_benchmarks
+
+        return one_of_the_benchmarks(argv[1:], "oxistep bench")
+    parsing = parser()
+    options = parsing.parse_args(argv)
+    if options.command is None:
+        parsing.print_help()
+        return 0
     options.argv = argv
     code = 2
     try:

@@ -81,9 +81,10 @@ def _descend(
     return losses
 
 
-CASES: dict[str, Callable[[Any], list[float]]] = {
-    "a straight line, SGD with momentum": line,
-    "8 known weights in mini-batches, AdamW with a schedule": weights,
-    "a small network with clipped gradients, Adam": digits,
-    "where eight optimizers end on a bowl": ends,
+# What each trains, what its numbers are, and the training.
+CASES: dict[str, tuple[str, Callable[[Any], list[float]]]] = {
+    "a straight line, SGD with momentum": ("losses", line),
+    "8 weights in mini-batches, AdamW with a schedule": ("weights", weights),
+    "a small network with clipped gradients, Adam": ("losses", digits),
+    "where eight optimizers end on a bowl": ("coordinates", ends),
 }

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-# Where each module comes from that is not installed with oxistep itself.
-EXTRAS = {"torch": "torch", "matplotlib": "viz", "rich": "cli", "jinja2": "cli"}
+# What pip calls the modules that are not installed with oxistep itself.
+PACKAGES = {"torch": "'torch>=2.10'"}
 
 
 class RefusalError(Exception):
@@ -55,9 +55,8 @@ def need(*modules: str) -> None:
                 raise
             missing.append(module)
     if missing:
-        extras = ",".join(sorted({EXTRAS[module] for module in missing}))
-        names = " and ".join(missing)
-        raise RefusalError(f"this needs {names}, not installed here: pip install 'oxistep[{extras}]'")
+        packages = " ".join(PACKAGES.get(module, module) for module in missing)
+        raise RefusalError(f"this needs {' and '.join(missing)}, not installed here: pip install {packages}")
 
 
 def print_json(content: Any) -> None:

@@ -1,12 +1,18 @@
 """Measure the step of oxistep beside torch.optim's implementations, on this machine.
 
-    oxistep bench --brief                               a handful of cells, under half a minute
+    oxistep bench --brief                               a handful of cases, under half a minute
     oxistep bench --quick --output r.json --html r.html a selection, under two minutes, with a page of figures
     oxistep bench --workload flat_16 --optimizer Adam   one workload
 
-For every cell (workload x optimizer x dtype) the results are checked against torch's for-loop; then all take turns, and
-the figure is the ratio of times within a round. Memory, threads, training, and comparing two files of results:
-python -m oxistep.bench --help.
+For every case (a workload, an optimizer and a dtype) the results are checked against torch's for-loop. Then all
+implementations take turns, and the speed-up is the ratio of times within a round.
+
+Other measurements, each with its own --help:
+
+    oxistep bench memory | threads | end-to-end | distributed | offload | rules | zoo | watching
+    oxistep bench compare old.json new.json             has anything become slower?
+    oxistep bench wheels old.whl new.whl                two wheels in turn
+    oxistep bench page r.json r.html                    the page of figures from a file of results
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Look into a saved checkpoint: whose optimizer states these are, and what oxistep would do with them.
+"""Look into a saved checkpoint: which optimizer its states belong to, and what oxistep would do with them.
 
     oxistep explain checkpoint.pt
 
@@ -19,7 +19,7 @@ from oxistep._options import present_file
 from oxistep.cli._checkpoint import Report, report_of, state_dicts
 from oxistep.cli._terminal import RefusalError, console, need, print_json
 
-SUMMARY = "whose states a checkpoint holds, and what would run native"
+SUMMARY = "say which optimizer a checkpoint belongs to, and what would run natively"
 LISTED = 20  # parameters that are not native, unless --all
 
 
@@ -68,6 +68,8 @@ def _print(report: Report, everything: bool) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from oxistep.bench.tables import show
+
     out = console()
     out.print(f"[bold]{escape(report.where)}[/]: states of {report.title}")
     for line in report.lines():
@@ -85,10 +87,9 @@ def _print(report: Report, everything: bool) -> None:
     if rows:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for heading in ("group", "parameter", "shape", "dtype", "steps", "path", "why"):
-            table.add_column(heading, no_wrap=heading != "why")
+            table.add_column(heading, no_wrap=heading not in ("parameter", "why"), overflow="fold")
         for row in rows if everything else rows[:LISTED]:
             table.add_row(*map(escape, row.cells()))
-        out.width = max(out.width, out.measure(table, options=out.options.update(width=1000)).maximum)
-        out.print(table)
+        show(out, table)
         if not everything and len(rows) > LISTED:
             out.print(f"  and {len(rows) - LISTED} more: --all lists them")

@@ -11,6 +11,7 @@ import os
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from textwrap import fill
 from typing import Any
 
 import oxistep
@@ -22,6 +23,7 @@ from oxistep.cli.trajectories import WRAPPERS
 SUMMARY = "version, processor, threads, what is installed, what runs native"
 EXTRAS = ("torch", "matplotlib", "rich", "jinja2")
 VARIABLES = ("OXISTEP_SIMD", "OXISTEP_BACKEND", "OXISTEP_CHECK", "OMP_NUM_THREADS", "OMP_WAIT_POLICY")
+COLUMNS = 100  # of a terminal
 # What torch's optimizers step on here: a matrix, because Muon wants one.
 SIDE = 2
 
@@ -38,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
         print_json(found)
     else:
         for name, value in _lines(found):
-            print(f"{name:<12}{value}".rstrip())
+            print(fill(f"{name:<12}{value}".rstrip(), COLUMNS, subsequent_indent=" " * 12, break_on_hyphens=False))
     return 0
 
 
@@ -125,7 +127,7 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "SIMD", f"{found['simd']}{forced} (this processor has {', '.join(found['simd_available'])})"
     yield "threads", f"{found['threads']}" + (", as torch" if found["torch"] else "")
     yield "numpy", str(found["numpy"])
-    yield "torch", found["torch"] or found["torch_error"] or "not installed: pip install 'oxistep[torch]'"
+    yield "torch", found["torch"] or found["torch_error"] or "not installed: pip install 'torch>=2.10'"
     yield "extras", ", ".join(f"{name} {v or 'not installed'}" for name, v in found["extras"].items())
     for name, value in found["environment"].items():
         yield "variable", f"{name}={value}"

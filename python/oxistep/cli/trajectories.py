@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
+from oxistep._functions import FUNCTIONS
 from oxistep._options import count, finite, new_file
 from oxistep.cli._terminal import UsageError, need, print_json, progress
 
@@ -21,33 +23,37 @@ SUMMARY = "draw the paths of optimizers over contour lines"
 WRAPPERS = ("Grokfast", "Lookahead", "SAM")  # of the zoo, which take an optimizer
 LIBRARIES = ("oxistep", "torch", "numpy")
 
-# From plain operators alone, so that tensors, arrays and numbers will do; with where one commonly starts.
-FUNCTIONS: dict[str, tuple[Callable[[Any, Any], Any], tuple[float, float], str]] = {
-    "bowl": (lambda x, y: x**2 + 10 * y**2, (4, 3), "x1^2 + 10 x2^2"),
-    "rosenbrock": (lambda x, y: (1 - x) ** 2 + 100 * (y - x**2) ** 2, (-1.5, 2), "(1 - x1)^2 + 100 (x2 - x1^2)^2"),
-    "himmelblau": (lambda x, y: (x**2 + y - 11) ** 2 + (x + y**2 - 7) ** 2, (-0.5, -1), "four minima"),
-    "beale": (
-        lambda x, y: (1.5 - x + x * y) ** 2 + (2.25 - x + x * y**2) ** 2 + (2.625 - x + x * y**3) ** 2,
-        (1, 1.5),
-        "a flat valley to (3, 0.5)",
-    ),
-    "saddle": (lambda x, y: x**2 - y**2, (2, 0.01), "x1^2 - x2^2"),
-}
-
 
 def optimizer(text: str) -> tuple[str, str, dict[str, Any]]:
     """`Adam,lr=0.1,amsgrad=True` -> its label, the class, the arguments."""
-    name, *pairs = text.split(",")
+    name, *pairs = _pieces(text)
     arguments = {}
     for pair in pairs:
-        key, equals, value = pair.partition("=")
+        key, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or not key.isidentifier():
+            raise argparse.ArgumentTypeError(
+                f"expected NAME,argument=value,..., got {text!r}: {pair!r} is no argument=value"
+            )
         try:
-            if not equals or not key.isidentifier():
-                raise ValueError
             arguments[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            raise argparse.ArgumentTypeError(f"expected NAME,argument=value,..., got {text!r}") from None
+            raise argparse.ArgumentTypeError(
+                f"{name}: the argument {key} has the value {value!r}, which is neither a number, True, False, None nor "
+                "a quoted string"
+            ) from None
     return text.replace(",", ", ").replace("=", " "), name, arguments
+
+
+def _pieces(text: str) -> list[str]:
+    """Split at commas, but not inside brackets: `Adam,betas=(0.9,0.99)` has two pieces."""
+    pieces, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth <= 0:
+            pieces.append("")
+        else:
+            pieces[-1] += letter
+    return pieces
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=".png, .svg, .pdf ..., or an animation: .gif, .mp4; its folder is made if it is missing",
     )
-    listed = "; ".join(f"{name}: {what}" for name, (_, _, what) in FUNCTIONS.items())
+    listed = "; ".join(f"{name}: {one.text}" for name, one in FUNCTIONS.items())
     parser.add_argument(
         "--function", choices=FUNCTIONS, default="bowl", metavar="NAME", help=f"{listed} (default: bowl)"
     )
@@ -93,10 +99,9 @@ def run(options: argparse.Namespace) -> int:
 
     library = _library(options.library)
     made = viz.eight(library) if options.optimizer is None else _optimizers(options.optimizer, library)
-    function, usual_start, _ = FUNCTIONS[options.function]
-    function = viz.bowl if options.function == "bowl" else function
+    function = FUNCTIONS[options.function].function
     try:
-        start = checked_start(options.start or usual_start)
+        start = checked_start(options.start or FUNCTIONS[options.function].start)
         tracks = {name: track_of(name, make, Surface(function), start, options.steps) for name, make in made.items()}
     except (ValueError, TypeError, RuntimeError) as error:  # an argument or a gradient that the optimizer refuses
         raise UsageError(str(error)) from None
@@ -169,5 +174,17 @@ def _optimizers(chosen: list[tuple[str, str, dict[str, Any]]], library: Any) -> 
         if not isinstance(one, type) or not _makes_of_parameters(own):
             names = [n for n in of.__all__ if isinstance(getattr(of, n), type) and _makes_of_parameters(n)]
             raise UsageError(f"argument --optimizer: {of.__name__} has no {own!r}; it has {', '.join(sorted(names))}")
+        _check_names(name, one, arguments)
         made[label] = lambda p, one=one, arguments=arguments: one(p, **arguments)
     return made
+
+
+def _check_names(name: str, one: type, arguments: Mapping[str, Any]) -> None:
+    """Refuses an argument that the class does not have, and lists those that it has."""
+    parameters = inspect.signature(one).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    names = [p.name for p in parameters if p.name != "params"]
+    for given in arguments:
+        if given not in names:
+            raise UsageError(f"argument --optimizer: {name} has no argument {given!r}; it has {', '.join(names)}")

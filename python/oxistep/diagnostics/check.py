@@ -131,11 +131,11 @@ def check_gradients(
     nothing.
 
     Args:
-        function: called as ``function(x)``; with a tuple of inputs as ``function(*x)``. Must not change its
+        function: called as ``function(x)``; with a tuple or list of inputs as ``function(*x)``. Must not change its
             arguments, and must give the same for the same input. (NumPy arguments are float64 copies, changed in
             place between calls.)
-        x: an array or tensor, a tuple of them, or a dict from name (then ``function`` gets a dict). float64 is used
-            throughout whatever the dtype.
+        x: an array or tensor, a tuple or list of them, or a dict from name (then ``function`` gets a dict). float64 is
+            used throughout whatever the dtype.
         gradient: in the structure of ``x``, or a function that gives it (default: None, with torch only).
         rtol: relative tolerance (default: 1e-5).
         atol: absolute tolerance (default: see above).
@@ -203,7 +203,7 @@ class _Inputs:
         if isinstance(x, Mapping):
             self.kind, self.names, values = "dict", [str(key) for key in x], list(x.values())
             self.keys = list(x)
-        elif isinstance(x, tuple):
+        elif isinstance(x, tuple) or (isinstance(x, list) and x and all(hasattr(value, "shape") for value in x)):
             self.kind, self.names, values = "tuple", [f"x[{k}]" for k in range(len(x))], list(x)
         else:
             self.kind, self.names, values = "one", ["x"], [x]
@@ -233,7 +233,7 @@ class _Inputs:
             return [gradient[key] for key in self.keys]
         if self.kind == "tuple":
             if not isinstance(gradient, (tuple, list)) or len(gradient) != len(self.values):
-                raise TypeError(f"gradient: expected a tuple of {len(self.values)}, as x is one")
+                raise TypeError(f"gradient: expected a list or tuple of {len(self.values)}, as x is one")
             return list(gradient)
         return [gradient]
 

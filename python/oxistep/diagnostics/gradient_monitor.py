@@ -270,7 +270,7 @@ class GradientMonitor:
         self._history.clear()
 
     def plot(self, field: str = "norm", *, output: str | Path | None = None) -> Figure:
-        """A heat map of one field, parameters x steps, with its lines below; needs ``pip install 'oxistep[viz]'``.
+        """A heat map of one field, parameters x steps, with its lines below; needs matplotlib.
 
         Args:
             field: what is drawn (default: ``"norm"``).

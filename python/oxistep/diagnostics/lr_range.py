@@ -61,7 +61,7 @@ class LRRange:
         return table(title, ["rate", "loss", "smoothed"], cells)
 
     def plot(self, *, output: str | Path | None = None) -> Figure:
-        """The loss over the rate, with the suggestion; needs ``pip install 'oxistep[viz]'``.
+        """The loss over the rate, with the suggestion; needs matplotlib.
 
         Args:
             output: write the picture there, as for `oxistep.viz.lr_range` (default: None).

@@ -250,7 +250,7 @@ class UpdateMonitor:
         return True
 
     def plot(self, field: str = "ratio", *, output: str | Path | None = None) -> Figure:
-        """A heat map of one field, parameters x steps, with its lines below; needs ``pip install 'oxistep[viz]'``.
+        """A heat map of one field, parameters x steps, with its lines below; needs matplotlib.
 
         Args:
             field: what is drawn (default: ``"ratio"``).

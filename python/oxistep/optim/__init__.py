@@ -14,8 +14,7 @@ except ModuleNotFoundError as _error:
     if _error.name != "torch":
         raise
     raise ModuleNotFoundError(
-        "oxistep.optim needs PyTorch: pip install 'oxistep[torch]' (torch >= 2.10). "
-        "For NumPy arrays alone there is oxistep.numpy.",
+        "oxistep.optim needs PyTorch: pip install 'torch>=2.10'. For NumPy arrays alone there is oxistep.numpy.",
         name="torch",
     ) from _error
 

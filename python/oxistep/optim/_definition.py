@@ -24,7 +24,7 @@ from oxistep.optim._rehearsal import rehearse_numbers, rehearse_tensors
 from oxistep.optim._state_dtype import in_state_dtype, refuse_narrow_states
 from oxistep.optim._storages import check_storages
 
-__all__ = ["Definition", "Rows", "all_torchs", "define", "definition_of", "plan_of", "unwrapped"]
+__all__ = ["Definition", "Rows", "all_torchs", "define", "definition_of", "plan_of", "unwrapped", "what_last"]
 
 Rows = list[tuple[int, int, str, str]]
 NewState = Callable[[Any, Tensor, Tensor, dict[str, Any]], dict[str, Any]]
@@ -150,9 +150,7 @@ class Definition:
             optimizer: the optimizer.
             rows: what would become of each parameter now; returned if there was no step, or not of these.
         """
-        kept = optimizer.__dict__.get(KEY)
-        plan = None if kept is None else kept.release or kept.plans.get(type(optimizer))
-        last = None if plan is None else plan.last()
+        last = what_last(optimizer)
         places = [(g, i) for g, i, _, _ in rows]
         if not last or (rows and not {(g, i) for g, i, _, _ in last} <= set(places)):
             return rows
@@ -314,6 +312,13 @@ def _methods_of_step(torch_class: type) -> Iterable[str]:
                 names.append(name)
                 waiting.append(inspect.unwrap(method).__code__)
     return names
+
+
+def what_last(optimizer: Any) -> Rows | None:
+    """What the last step did with each parameter that had a gradient; nothing if there was no step."""
+    kept = optimizer.__dict__.get(KEY)
+    plan = None if kept is None else kept.release or kept.plans.get(type(optimizer))
+    return None if plan is None else plan.last()
 
 
 def all_torchs(rows: Rows, reason: str | None) -> Rows:

@@ -130,8 +130,9 @@ class NativeStep(DropIn):
     )
 
     last_grad_norm: Tensor | None = None
-    """The norm of all gradients at the last step, before clipping: 0-dimensional, of the dtype that
-    ``torch.nn.utils.get_total_norm`` gives. ``None`` before the first step with either option."""
+    """The norm of all gradients at the last step, before clipping, as a 0-dimensional tensor of the dtype that
+    ``torch.nn.utils.get_total_norm`` returns. ``None`` before the first step with ``max_grad_norm`` or
+    ``skip_nonfinite``."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters, as torch's does.

@@ -37,19 +37,19 @@ class Adadelta(NativeStep, _Adadelta):
         eps: :math:`\epsilon`, inside the roots (default: 1e-6).
         weight_decay: :math:`\lambda` (default: 0).
         maximize: ascend instead of descend (default: False).
-        capturable, foreach, differentiable: as in torch; they choose among torch's own paths.
-        state_dtype: how states are kept: ``torch.float32`` for half-precision parameters, ``torch.bfloat16``, or
+        capturable, foreach, differentiable: as in torch; they select among torch's own implementations.
+        state_dtype: how to store the states: ``torch.float32`` for half-precision parameters, ``torch.bfloat16``, or
             ``"8bit"`` (default: None, as torch).
-        weights: what becomes of the digits that half-precision parameters cannot hold: ``"stochastic"``, ``"kahan"``,
-            ``"residual8"``, ``"residual16"`` or ``"master"`` (default: None, rounded to nearest).
-        seed: of what ``weights`` and ``state_dtype`` round up or down at random (default: 0).
-        ema: the decay of a running average of the parameters, which each step moves (default: None).
-        ema_warmup: let the average begin with the first steps and forget them, as timm does (default: False).
-        max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
+        weights: how to keep the digits that half-precision parameters cannot hold: ``"stochastic"``, ``"kahan"``,
+            ``"residual8"``, ``"residual16"`` or ``"master"`` (default: None, round to nearest).
+        seed: seed of the random rounding that ``weights`` and ``state_dtype`` use (default: 0).
+        ema: decay of a running average of the parameters, which each step updates (default: None, no average).
+        ema_warmup: start the average with short decays, as timm's ``ModelEmaV3`` does (default: False).
+        max_grad_norm: clip the norm of all gradients inside the step, without modifying them (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
-        grad_norm_group: the ranks over which the norm is summed, if each holds a part of the parameters: ``"world"``, a
-            process group, or a function that sums a small tensor over ranks (default: None: they hold all of them, or
-            DTensors, which know).
+        grad_norm_group: the ranks to sum the norm over, if each rank holds a part of the parameters: ``"world"``, a
+            process group, or a function that sums a small tensor over ranks (default: None, for ranks that hold all
+            parameters, or DTensors).
 
     State:
         step: steps done, 0-dimensional float32 (float64 where that is torch's default dtype).
@@ -57,14 +57,14 @@ class Adadelta(NativeStep, _Adadelta):
         acc_delta: :math:`u`, in the parameter's shape and dtype.
 
     Native:
-        CPU tensors of float32, float64, float16, bfloat16, complex64 and complex128, of any shape and layout. All else
-        takes torch's own step; ``oxistep.explain(optimizer)`` tells, and why.
+        CPU tensors of float32, float64, float16, bfloat16, complex64 and complex128, of any shape and layout.
+        Everything else falls back to torch's implementation; ``oxistep.explain(optimizer)`` says why.
 
     Raises:
-        TypeError: for something in ``params`` that is no tensor, or ``max_grad_norm`` or ``skip_nonfinite`` of another
-            type.
-        ValueError: for what ``torch.optim.Adadelta`` refuses, in its words; for another ``state_dtype``,
-            ``weights`` or ``seed``, a             ``max_grad_norm`` not above zero.
+        TypeError: if ``params`` holds something other than tensors, or if ``max_grad_norm`` or ``skip_nonfinite`` has
+            the wrong type.
+        ValueError: if ``torch.optim.Adadelta`` rejects an argument; if ``state_dtype``, ``weights`` or ``seed`` is none
+            of the above; if ``max_grad_norm`` is not above zero.
         RuntimeError: in ``step``, for a sparse gradient, before anything is updated.
 
     Example:

@@ -42,16 +42,17 @@ class Adafactor(NativeStep, _Adafactor):
             gradient (default: (None, 1e-3)).
         d: the largest RMS of an update, at least 1 (default: 1.0).
         weight_decay: :math:`\lambda` (default: 0.0).
-        foreach: as in torch; it chooses among torch's own paths.
+        foreach: as in torch; it selects among torch's own implementations.
         maximize: ascend instead of descend (default: False).
-        state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None, as torch).
-        ema: the decay of a running average of the parameters, which each step moves (default: None).
-        ema_warmup: let the average begin with the first steps and forget them, as timm does (default: False).
-        max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
+        state_dtype: ``torch.float32`` keeps the states of half-precision parameters in float32 (default: None, as
+            torch).
+        ema: decay of a running average of the parameters, which each step updates (default: None, no average).
+        ema_warmup: start the average with short decays, as timm's ``ModelEmaV3`` does (default: False).
+        max_grad_norm: clip the norm of all gradients inside the step, without modifying them (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
-        grad_norm_group: the ranks over which the norm is summed, if each holds a part of the parameters: ``"world"``, a
-            process group, or a function that sums a small tensor over ranks (default: None: they hold all of them, or
-            DTensors, which know).
+        grad_norm_group: the ranks to sum the norm over, if each rank holds a part of the parameters: ``"world"``, a
+            process group, or a function that sums a small tensor over ranks (default: None, for ranks that hold all
+            parameters, or DTensors).
 
     State:
         step: steps done, 0-dimensional float32 (float64 where that is torch's default dtype).
@@ -60,15 +61,15 @@ class Adafactor(NativeStep, _Adafactor):
         variance: :math:`V` of a parameter of one dimension or none, in the gradient's shape and dtype.
 
     Native:
-        Contiguous CPU tensors of float32, float64, float16 and bfloat16, with gradients of the same dtype. All else
-        takes torch's own step; ``oxistep.explain(optimizer)`` tells, and why. An empty parameter, on which torch
-        divides by zero, has nothing to update: its step is counted.
+        Contiguous CPU tensors of float32, float64, float16 and bfloat16, with gradients of the same dtype. Everything
+        else falls back to torch's implementation; ``oxistep.explain(optimizer)`` says why. An empty parameter, on which
+        torch divides by zero, has nothing to update: its step is counted.
 
     Raises:
-        TypeError: for something in ``params`` that is no tensor, or ``max_grad_norm`` or ``skip_nonfinite`` of another
-            type.
-        ValueError: for what ``torch.optim.Adafactor`` refuses, in its words; for another ``state_dtype``, a
-            ``max_grad_norm`` not above zero.
+        TypeError: if ``params`` holds something other than tensors, or if ``max_grad_norm`` or ``skip_nonfinite`` has
+            the wrong type.
+        ValueError: if ``torch.optim.Adafactor`` rejects an argument; if ``state_dtype`` is not float32; if
+            ``max_grad_norm`` is not above zero.
         RuntimeError: in ``step``, for a complex parameter or a sparse gradient, before anything is updated.
 
     Example:

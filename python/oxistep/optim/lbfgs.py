@@ -62,12 +62,12 @@ class LBFGS(DropIn, _LBFGS):
 
     Native:
         The step, if all parameters are contiguous CPU tensors of float32, or all of float64 (complex ones count as
-        pairs). Else it is torch's; ``oxistep.explain(optimizer)`` tells, and why. With ``line_search_fn`` the search
-        itself is torch's function.
+        pairs). Otherwise it falls back to torch's implementation; ``oxistep.explain(optimizer)`` says why. With
+        ``line_search_fn`` the search itself is torch's function.
 
     Raises:
-        TypeError: for something in ``params`` that is no tensor; in ``step``, if the closure is missing.
-        ValueError: for what ``torch.optim.LBFGS`` refuses, in its words; more than one group is among it.
+        TypeError: if ``params`` holds something other than tensors; in ``step``, if the closure is missing.
+        ValueError: if ``torch.optim.LBFGS`` rejects an argument, such as a second parameter group.
         RuntimeError: in ``step``, for a ``line_search_fn`` that is not known, as in torch.
 
     Example:

@@ -54,27 +54,28 @@ class Muon(NativeStep, _Muon):
         adjust_lr_fn: how :math:`\gamma'` follows from :math:`\gamma` and the shape (A, B): ``"original"``
             (times :math:`\sqrt{\max(1, A/B)}`), ``"match_rms_adamw"`` (times :math:`0.2 \sqrt{\max(A, B)}`) or
             ``"spectral_unclamped"`` (times :math:`\sqrt{A/B}`) (default: None, the original).
-        state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None, as torch).
-        ema: the decay of a running average of the parameters, which each step moves (default: None).
-        ema_warmup: let the average begin with the first steps and forget them, as timm does (default: False).
-        max_grad_norm: clip the norm of all gradients, in place, before they are used (default: None).
+        state_dtype: ``torch.float32`` keeps the states of half-precision parameters in float32 (default: None, as
+            torch).
+        ema: decay of a running average of the parameters, which each step updates (default: None, no average).
+        ema_warmup: start the average with short decays, as timm's ``ModelEmaV3`` does (default: False).
+        max_grad_norm: clip the norm of all gradients in place, before they are used (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
-        grad_norm_group: the ranks over which the norm is summed, if each holds a part of the parameters: ``"world"``, a
-            process group, or a function that sums a small tensor over ranks (default: None: they hold all of them, or
-            DTensors, which know).
+        grad_norm_group: the ranks to sum the norm over, if each rank holds a part of the parameters: ``"world"``, a
+            process group, or a function that sums a small tensor over ranks (default: None, for ranks that hold all
+            parameters, or DTensors).
 
     State:
         momentum_buffer: :math:`b`, in the gradient's shape and dtype.
 
     Native:
-        Momentum, decay and update of CPU tensors that are real. The matrix products of :math:`O` are torch's. All else
-        takes torch's own step; ``oxistep.explain(optimizer)`` tells, and why.
+        Momentum, decay and update of CPU tensors that are real. The matrix products of :math:`O` are torch's.
+        Everything else falls back to torch's implementation; ``oxistep.explain(optimizer)`` says why.
 
     Raises:
-        TypeError: for something in ``params`` that is no tensor, or ``max_grad_norm`` or ``skip_nonfinite`` of another
-            type.
-        ValueError: for what ``torch.optim.Muon`` refuses, in its words; for another ``state_dtype``, a
-            ``max_grad_norm`` not above zero; in ``step`` for ``ns_steps`` of 100 or more.
+        TypeError: if ``params`` holds something other than tensors, or if ``max_grad_norm`` or ``skip_nonfinite`` has
+            the wrong type.
+        ValueError: if ``torch.optim.Muon`` rejects an argument; if ``state_dtype`` is not float32; if ``max_grad_norm``
+            is not above zero; in ``step`` for ``ns_steps`` of 100 or more.
         RuntimeError: in ``step``, for complex parameters and sparse gradients.
 
     Example:

@@ -32,14 +32,15 @@ class SparseAdam(NativeStep, _SparseAdam):
         betas: :math:`\beta_1, \beta_2` (default: (0.9, 0.999)).
         eps: :math:`\epsilon`, outside the root (default: 1e-8).
         maximize: ascend instead of descend (default: False).
-        state_dtype: ``torch.float32`` keeps the states of half-precision parameters in it (default: None, as torch).
-        ema: the decay of a running average of the parameters, which each step moves (default: None).
-        ema_warmup: let the average begin with the first steps and forget them, as timm does (default: False).
-        max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
+        state_dtype: ``torch.float32`` keeps the states of half-precision parameters in float32 (default: None, as
+            torch).
+        ema: decay of a running average of the parameters, which each step updates (default: None, no average).
+        ema_warmup: start the average with short decays, as timm's ``ModelEmaV3`` does (default: False).
+        max_grad_norm: clip the norm of all gradients inside the step, without modifying them (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
-        grad_norm_group: the ranks over which the norm is summed, if each holds a part of the parameters: ``"world"``, a
-            process group, or a function that sums a small tensor over ranks (default: None: they hold all of them, or
-            DTensors, which know).
+        grad_norm_group: the ranks to sum the norm over, if each rank holds a part of the parameters: ``"world"``, a
+            process group, or a function that sums a small tensor over ranks (default: None, for ranks that hold all
+            parameters, or DTensors).
 
     State:
         step: steps done, a Python integer, as in torch.
@@ -47,14 +48,14 @@ class SparseAdam(NativeStep, _SparseAdam):
         exp_avg_sq: :math:`v`, in the parameter's shape and dtype.
 
     Native:
-        Contiguous CPU parameters of float32, float64, float16 and bfloat16 with sparse gradients, coalesced or not. All
-        else takes torch's own step; ``oxistep.explain(optimizer)`` tells, and why.
+        Contiguous CPU parameters of float32, float64, float16 and bfloat16 with sparse gradients, coalesced or not.
+        Everything else falls back to torch's implementation; ``oxistep.explain(optimizer)`` says why.
 
     Raises:
-        TypeError: for something in ``params`` that is no tensor, or ``max_grad_norm`` or ``skip_nonfinite`` of another
-            type.
-        ValueError: for what ``torch.optim.SparseAdam`` refuses, in its words; for another ``state_dtype``, a
-            ``max_grad_norm`` not above zero.
+        TypeError: if ``params`` holds something other than tensors, or if ``max_grad_norm`` or ``skip_nonfinite`` has
+            the wrong type.
+        ValueError: if ``torch.optim.SparseAdam`` rejects an argument; if ``state_dtype`` is not float32; if
+            ``max_grad_norm`` is not above zero.
         RuntimeError: in ``step``, for a dense gradient.
 
     Example:

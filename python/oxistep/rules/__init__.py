@@ -30,12 +30,14 @@ from oxistep.rules._functions import (
     where,
     zeros_like,
 )
+from oxistep.rules._rule import Rule
 
 if _TYPE_CHECKING:
     from oxistep.rules._optimizer import Optimizer as Optimizer
 
 # Not Optimizer, which needs torch: `from oxistep.rules import *` must work without.
 __all__ = [
+    "Rule",
     "addcdiv",
     "addcmul",
     "atan2",
@@ -74,7 +76,7 @@ if not _TYPE_CHECKING:  # a type checker would believe that every name is there
             if error.name != "torch":
                 raise
             raise ModuleNotFoundError(
-                "oxistep.rules.Optimizer needs PyTorch: pip install 'oxistep[torch]' (torch >= 2.10). "
+                "oxistep.rules.Optimizer needs PyTorch: pip install 'torch>=2.10'. "
                 "For NumPy arrays there is the decorator oxistep.rule.",
                 name="torch",
             ) from error

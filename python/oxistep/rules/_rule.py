@@ -64,6 +64,20 @@ class Rule:
     """What ``@oxistep.rule`` makes of a function: called, it makes an optimizer.
 
     ``torch`` and ``numpy`` are the classes of the optimizers, ``program()`` lists what they do.
+
+    Args:
+        function: the rule; :func:`oxistep.rule` says how it looks.
+
+    Raises:
+        TypeError: if the function cannot be a rule.
+
+    Example:
+        >>> import oxistep
+        >>> @oxistep.rule
+        ... def descent(p, g, s, lr=0.01):
+        ...     return p - lr * g
+        >>> isinstance(descent, oxistep.rules.Rule), descent.torch.__name__
+        (True, 'descent')
     """
 
     __name__: str
@@ -104,7 +118,7 @@ class Rule:
             if error.name != "torch":
                 raise
             raise ModuleNotFoundError(
-                f"{self.__name__}.torch needs PyTorch: pip install 'oxistep[torch]' (torch >= 2.10). "
+                f"{self.__name__}.torch needs PyTorch: pip install 'torch>=2.10'. "
                 f"{self.__name__}.numpy is for NumPy arrays.",
                 name="torch",
             ) from error

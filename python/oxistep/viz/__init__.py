@@ -10,7 +10,7 @@ try:
 except ModuleNotFoundError as _error:
     if _error.name != "matplotlib":
         raise
-    raise ModuleNotFoundError("oxistep.viz needs matplotlib: pip install 'oxistep[viz]'", name="matplotlib") from _error
+    raise ModuleNotFoundError("oxistep.viz needs matplotlib: pip install matplotlib", name="matplotlib") from _error
 
 from oxistep._bowl import bowl, eight
 from oxistep.viz._benchmark import benchmark

@@ -14,7 +14,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from oxistep._bowl import START, bowl, eight
 from oxistep.viz import _style as style
-from oxistep.viz._descent import Make, built, checked_start, checked_steps, set_to_train, takes_arrays, tested
+from oxistep.viz._descent import (
+    Make,
+    built,
+    by_name,
+    checked_start,
+    checked_steps,
+    recorded,
+    set_to_train,
+    takes_arrays,
+    tested,
+)
 from oxistep.viz._surface import Surface
 
 Problem = Callable[[], tuple[list[Any], Callable[[], Any]]]
@@ -72,7 +82,7 @@ def compare(
     """
     path = style.checked_output(output)
     checked_steps(steps)
-    chosen = eight() if optimizers is None else optimizers
+    chosen = eight() if optimizers is None else by_name(optimizers)
     if not chosen:
         raise ValueError("there is no optimizer to compare")
     if problem is None and title is None and any(map(callable, chosen.values())):
@@ -109,7 +119,7 @@ def compare(
 def _losses(name: str, what: Make | ArrayLike, problem: Problem | None, steps: int) -> NDArray[np.float64]:
     """Up to the first that is not finite, which is left out."""
     if not callable(what):
-        losses = np.asarray(what, np.float64)
+        losses = recorded(name, what, "the losses of a training")
         if losses.ndim != 1 or not len(losses):
             raise ValueError(f"the losses {name!r} must be a sequence of numbers, got shape {losses.shape}")
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -45,13 +45,39 @@ def track_of(name: str, what: Make | ArrayLike, surface: Surface, start: Points,
     if callable(what):
         path = _descend(name, what, surface, start, steps)
     else:
-        path = np.asarray(what, np.float64)
+        path = recorded(name, what, "a path of shape (points, 2)")
         if path.ndim != 2 or path.shape[1] != 2 or not len(path):
             raise ValueError(f"the path {name!r} must have shape (points, 2), got {path.shape}")
     finite = np.isfinite(path[:, 0]) & np.isfinite(path[:, 1])
     if not finite[0]:
         raise ValueError(f"the path {name!r} must begin with a finite point, got {path[0]}")
     return Track(path, False) if finite.all() else Track(path[: int(finite.argmin())], True)
+
+
+def recorded(name: str, what: Any, form: str) -> Points:
+    """The numbers of what was recorded; an optimizer, or whatever holds none, is refused. `form`: what is wanted."""
+    if hasattr(what, "step"):
+        kind = type(what).__name__
+        raise TypeError(
+            f"{name!r} is an optimizer; expected a function that makes one: give lambda params: {kind}(params, ...)"
+        )
+    try:
+        return np.asarray(what, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name!r} must be a function that makes an optimizer of a list of parameters, or {form}, "
+            f"got {type(what).__name__}"
+        ) from None
+
+
+def by_name(optimizers: Any) -> Mapping[str, Any]:
+    """The optimizers, refused if they have no names."""
+    if not isinstance(optimizers, Mapping):
+        raise TypeError(
+            "optimizers must be a dict from name to a function that makes an optimizer, such as "
+            f"{{'Adam': lambda params: Adam(params, lr=0.1)}}, got {type(optimizers).__name__}"
+        )
+    return optimizers
 
 
 def built(name: str, make: Make, arrays: list[Any], tensors: Callable[[], list[Any]]) -> tuple[Any, list[Any]]:

@@ -10,15 +10,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-# The palette of M. Okabe and K. Ito, Color Universal Design (2008), without yellow, which is lost on white.
+# The palette of M. Okabe and K. Ito, Color Universal Design (2008), for lines without yellow, which is lost on white.
 BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 SKY, PURPLE, BLACK, GREY = "#56B4E9", "#CC79A7", "#000000", "#999999"
+YELLOW = "#F0E442"
+# Four more where seven do not suffice, of Paul Tol's muted scheme (2021).
+INDIGO, WINE, OLIVE, TEAL = "#332288", "#882255", "#999933", "#44AA99"
 
 TITLE, LABEL, SMALL = 14.0, 11.0, 9.0  # font sizes, points
 WIDTH = 9.0  # of a picture with one plot, inches
 DPI = 150
 FAINT: dict[str, Any] = {"color": "#dddddd", "linewidth": 0.6}  # grid lines
-CONTOUR: dict[str, Any] = {"colors": "0.78", "linewidths": 0.9}
+CONTOUR: dict[str, Any] = {"colors": "0.78", "linewidths": 0.9, "linestyles": "solid"}
 OUTLINE = [withStroke(linewidth=3, foreground="white")]  # of text that lies on lines
 
 MINUS = "\N{MINUS SIGN}"
@@ -33,13 +36,13 @@ class Line(NamedTuple):
     marker: str
 
 
-_COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
+_COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK, WINE, OLIVE, INDIGO, TEAL)
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", ">", "h", "d")
 
 
 def line(index: int) -> Line:
-    """The style of the line with this number; 35 differ."""
+    """The style of the line with this number; 55 differ without their markers, eleven in colour alone."""
     return Line(_COLORS[index % len(_COLORS)], _DASHES[index % len(_DASHES)], _MARKERS[index % len(_MARKERS)])
 
 
@@ -89,6 +92,8 @@ def number(value: float, digits: int = 5) -> str:
     """A number with a true minus sign: fixed point where that says enough."""
     size = abs(value)
     text = f"{value:.{digits}f}" if size < 1e4 else f"{value:.2e}"
+    if not text.strip("-0."):  # zero has no sign
+        text = text.removeprefix("-")
     return text.replace("-", MINUS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -21,10 +22,9 @@ class Surface:
     """
 
     def __init__(self, function: Function, gradient: Function | None = None) -> None:
-        if not callable(function):
-            raise TypeError(f"function must be callable with two variables, got {type(function).__name__}")
-        if gradient is not None and not callable(gradient):
-            raise TypeError(f"gradient must be callable with two variables, got {type(gradient).__name__}")
+        _check("function", function)
+        if gradient is not None:
+            _check("gradient", gradient)
         self.function = function
         self.given_gradient = gradient
         self.takes_tensors = _takes_tensors(function)
@@ -58,6 +58,22 @@ class Surface:
         up = float(self.function(x1 + step * way1, x2 + step * way2))
         down = float(self.function(x1 - step * way1, x2 - step * way2))
         return (up - down) / (2 * step)
+
+
+def _check(what: str, function: Any) -> None:
+    if not callable(function):
+        raise TypeError(f"{what} must be callable with two variables, got {type(function).__name__}")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of a function in C
+        return
+    try:
+        signature.bind(0.0, 0.0)
+    except TypeError:
+        name = getattr(function, "__name__", type(function).__name__)
+        raise TypeError(
+            f"{what} must be callable with two variables, such as lambda x1, x2: ..., got {name}{signature}"
+        ) from None
 
 
 def _takes_tensors(function: Function) -> bool:

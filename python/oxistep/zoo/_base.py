@@ -26,7 +26,7 @@ else:
             def __init__(self, *_: Any, **__: Any) -> None:
                 name = type(self).__name__
                 raise ModuleNotFoundError(
-                    f"oxistep.zoo.{name} needs PyTorch: pip install 'oxistep[torch]' (torch >= 2.10). "
+                    f"oxistep.zoo.{name} needs PyTorch: pip install 'torch>=2.10'. "
                     f"For NumPy arrays there is oxistep.numpy.zoo.{name}.",
                     name="torch",
                 )

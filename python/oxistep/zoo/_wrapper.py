@@ -48,7 +48,7 @@ class Wrapper(TorchOptimizer):
         """
         if not hasattr(TorchOptimizer, "step"):
             raise ModuleNotFoundError(
-                f"oxistep.zoo.{type(self).__name__} needs PyTorch: pip install 'oxistep[torch]' (torch >= 2.10)",
+                f"oxistep.zoo.{type(self).__name__} needs PyTorch: pip install 'torch>=2.10'",
                 name="torch",
             )
         if not isinstance(base_optimizer, TorchOptimizer):

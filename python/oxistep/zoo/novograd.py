@@ -30,19 +30,18 @@ class NovoGrad(Optimizer):
         decoupled_decay: decay the parameter, not through the mean (default: False).
         corrected_weight_decay: decay with :math:`\gamma^2 / \gamma_{max}` in place of :math:`\gamma`, if
             decoupled (default: False).
-        foreach: a key of the param groups; every value takes the same kernels (default: None).
+        foreach: a key of the param groups; it changes nothing (default: None).
         maximize: ascend instead of descend (default: False).
-        state_dtype: how states are kept: ``torch.float32`` for half-precision parameters, ``torch.bfloat16``, or
+        state_dtype: how to store the states: ``torch.float32`` for half-precision parameters, ``torch.bfloat16``, or
             ``"8bit"`` (default: None).
-        weights: what becomes of the digits that half-precision parameters cannot hold: ``"stochastic"``, ``"kahan"``,
-            ``"residual8"``, ``"residual16"`` or ``"master"`` (default: None, rounded to nearest).
-        seed: of what ``weights`` and ``state_dtype`` round up or down at random (default: 0).
-        ema: the decay of a running average of the parameters, which each step moves (default: None).
-        ema_warmup: let the average begin with the first steps and forget them, as timm does (default: False).
-        max_grad_norm: clip the norm of all gradients as they are read, which stay as they are (default: None).
+        weights: how to keep the digits that half-precision parameters cannot hold: ``"stochastic"``, ``"kahan"``,
+            ``"residual8"``, ``"residual16"`` or ``"master"`` (default: None, round to nearest).
+        seed: seed of the random rounding that ``weights`` and ``state_dtype`` use (default: 0).
+        ema: decay of a running average of the parameters, which each step updates (default: None, no average).
+        ema_warmup: start the average with short decays, as timm's ``ModelEmaV3`` does (default: False).
+        max_grad_norm: clip the norm of all gradients inside the step, without modifying them (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
-        grad_norm_group: the ranks over which the norm is summed, if each holds a part of the parameters
-            (default: None).
+        grad_norm_group: the ranks to sum the norm over, if each rank holds a part of the parameters (default: None).
 
     State:
         step: steps done, 0-dimensional float32.
