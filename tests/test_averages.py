@@ -6,13 +6,13 @@ import pickle
 
 import pytest
 import torch
-from fifteen import each_stepping_class, make, set_gradients
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 import oxistep
 import oxistep.optim as optim
+from every_torch_class import each_stepping_class, make, set_gradients
 from oxistep import rules, zoo
 from scenarios import FORCED
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from untouched import difference, snapshot
 
 import oxistep
 import oxistep.optim
@@ -12,6 +11,7 @@ from oxistep import rules, zoo
 from oxistep.diagnostics import UpdateMonitor
 from releasing import Net, inputs, one_rank
 from scenarios import NATIVE, params_of
+from snapshots import difference, snapshot
 
 
 def refuses(optimizer, match, **kwargs):
