@@ -264,7 +264,20 @@ def test_info(capsys):
     assert len(found["native"]["oxistep.optim"]) == 15
     assert found["native"]["oxistep.zoo"]["Lion"]["bfloat16"] == "native"
     assert found["native"]["oxistep.numpy"] == sorted(
-        ["ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"]
+        [
+            "ASGD",
+            "Adadelta",
+            "Adagrad",
+            "Adam",
+            "AdamW",
+            "Adamax",
+            "NAdam",
+            "RAdam",
+            "RMSprop",
+            "Rprop",
+            "SGD",
+            "SparseAdam",
+        ]
     )
 
 
