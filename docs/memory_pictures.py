@@ -7,7 +7,6 @@ seconds, for the tests.
 import sys
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from matplotlib.figure import Figure
@@ -16,10 +15,10 @@ import oxistep.optim as optim
 from oxistep.viz._style import FAINT, LABEL, SMALL, TITLE, WIDTH, line
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT / "tests"))
 
-import small_gpt  # noqa: E402
 from test_compact_training import NaiveAdam  # noqa: E402
+from trainings import gpt_losses  # noqa: E402
 
 SHORT, LONG = 25, 300
 SMOOTH = 20  # losses whose mean is drawn
@@ -37,11 +36,6 @@ WEIGHTS = {
     'weights="residual8"': {"weights": "residual8"},
     'weights="residual16"': {"weights": "residual16"},
 }
-
-
-def gpt(make, steps):
-    """The losses of a small GPT on this documentation."""
-    return small_gpt.train(SimpleNamespace(AdamW=lambda ps, **_: make(ps)), steps=steps)["losses"]
 
 
 def way(settings, steps):
@@ -75,12 +69,12 @@ def drawn(axes, curves, title, ylabel):
 
 
 def states(steps):
-    losses = {name: gpt(partial(optim.AdamW, lr=3e-3, **s), steps) for name, s in STATES.items()}
+    losses = {name: gpt_losses(partial(optim.AdamW, lr=3e-3, **s), 0, steps) for name, s in STATES.items()}
     figure = Figure(figsize=(WIDTH, 0.45 * WIDTH), layout="constrained")
     left, right = figure.subplots(1, 2)
     figure.suptitle("A small GPT with AdamW: how its states are kept", fontsize=TITLE)
     drawn(left, [(name, *smooth(kept)) for name, kept in losses.items()], f"loss, mean of {SMOOTH} steps", "loss")
-    naive = gpt(lambda ps: NaiveAdam(ps, 3e-3), min(steps, 100))
+    naive = gpt_losses(lambda ps: NaiveAdam(ps, 3e-3), 0, min(steps, 100))
     beside = [("linear 8 bits, to nearest", naive), ('state_dtype="8bit"', losses['state_dtype="8bit"'][: len(naive)])]
     drawn(right, [(name, range(len(kept)), kept) for name, kept in beside[::-1]], "beside naive 8 bits", "loss")
     right.set_yscale("log")

@@ -26,8 +26,8 @@ def _mean_of_last(losses, share=0.2):
     return sum(last) / len(last)
 
 
-def gpt(make, seed, steps=100):
-    """A GPT of one layer that learns the text of the licence, character by character."""
+def gpt_losses(make, seed, steps):
+    """Of a GPT of one layer that learns the text of the licence, character by character."""
     text = (ROOT / "LICENSE-APACHE").read_text(encoding="utf-8")
     characters = sorted(set(text))
     data = torch.tensor([characters.index(character) for character in text])
@@ -44,7 +44,12 @@ def gpt(make, seed, steps=100):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    return _mean_of_last(losses)
+    return losses
+
+
+def gpt(make, seed, steps=100):
+    """The end of that training."""
+    return _mean_of_last(gpt_losses(make, seed, steps))
 
 
 def quadratic(make, seed, steps=300):
