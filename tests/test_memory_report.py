@@ -138,6 +138,15 @@ def test_optimizers_of_torch_are_counted_and_not_estimated():
     assert "with other settings" not in str(oxistep.memory(optimizer))
 
 
+def test_wrappers_are_looked_through():
+    class Wrapper:
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+
+    optimizer = oxistep.optim.AdamW([torch.ones(100, requires_grad=True)])
+    assert oxistep.memory(Wrapper(optimizer)) == oxistep.memory(optimizer)
+
+
 def test_sparse_gradients_and_states():
     table = nn.Embedding(1000, 4, sparse=True)
     optimizer = oxistep.optim.SparseAdam(table.parameters())
@@ -149,7 +158,7 @@ def test_sparse_gradients_and_states():
 
 
 def test_what_is_no_optimizer_is_refused():
-    with pytest.raises(TypeError, match=r"memory: expected an optimizer of oxistep\.optim or torch\.optim, got list"):
+    with pytest.raises(TypeError, match=r"memory: expected an optimizer .* or what wraps one, got list"):
         oxistep.memory([])
 
 

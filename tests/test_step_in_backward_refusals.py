@@ -9,6 +9,7 @@ import oxistep
 import oxistep.optim
 from oxistep import rules, zoo
 from oxistep.diagnostics import UpdateMonitor
+from oxistep.optim._all_or_nothing import tear
 from releasing import Net, inputs, one_rank
 from scenarios import NATIVE, params_of
 from snapshots import difference, snapshot
@@ -210,6 +211,24 @@ def test_a_parameter_that_raises_is_not_changed_and_the_others_are():
     b.sum().backward()
     optimizer.step()  # takes the gradient that is left
     assert optimizer.state[a]["step"].item() == optimizer.state[b]["step"].item() == 2
+
+
+def test_an_optimizer_whose_step_broke_off_refuses_until_it_is_loaded():
+    w = torch.ones(1, requires_grad=True)
+    optimizer = oxistep.optim.SGD([w], lr=0.5, momentum=0.9)
+    oxistep.step_in_backward(optimizer)
+    w.sum().backward()
+    optimizer.step()
+    saved = optimizer.state_dict()
+    tear(optimizer, "a kernel broke", [w])
+    with pytest.raises(RuntimeError, match="this optimizer takes no step: a kernel broke"):
+        w.sum().backward()
+    assert w.item() == 0.5
+    with pytest.raises(RuntimeError, match="this optimizer takes no step: a kernel broke"):
+        optimizer.step()
+    optimizer.load_state_dict(saved)
+    optimizer.step()  # takes the gradient that is left
+    assert (round(w.item(), 6), w.grad) == (-0.45, None)
 
 
 def test_names_of_parameters_are_those_of_the_optimizer():

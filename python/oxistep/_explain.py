@@ -121,7 +121,7 @@ def explain(optimizer: Any) -> Explanation:
     from oxistep.optim._definition import definition_of, what_last
     from oxistep.optim._native import DropIn
 
-    inner = _unwrapped(optimizer, DropIn, torch.optim.Optimizer)
+    inner = unwrapped(optimizer, DropIn, torch.optim.Optimizer)
     if inner is None:
         raise TypeError(
             f"expected an optimizer of oxistep.optim or torch.optim, or what wraps one, got {type(optimizer).__name__}"
@@ -189,7 +189,7 @@ _INSIDE = ("optimizer", "optim", "_base_optimizer", "base_optimizer", "original_
 _MOST = 32
 
 
-def _unwrapped(wrapper: Any, ours: type, optimizers: type) -> Any:
+def unwrapped(wrapper: Any, ours: type, optimizers: type) -> Any:
     """The innermost optimizer of ours at or inside of ``wrapper``; if there is none, the innermost of all, or None."""
     innermost = found = None
     waiting, seen = deque([wrapper]), [wrapper]

@@ -134,14 +134,14 @@ def memory(optimizer: Any) -> Memory:
     backward is done. Of a DTensor this rank's shard counts. Activations, and what else a model holds, are not in it.
 
     Args:
-        optimizer: an optimizer of ``oxistep.optim``, ``oxistep.zoo`` or a rule; of ``torch.optim`` too, of which only
-            what is there is counted.
+        optimizer: an optimizer of ``oxistep.optim``, ``oxistep.zoo`` or a rule, or what wraps one, as for
+            :func:`oxistep.explain`; of ``torch.optim`` too, of which only what is there is counted.
 
     Returns:
         Memory: bytes by group and kind, and by setting; ``print`` shows it as a table.
 
     Raises:
-        TypeError: if ``optimizer`` is no torch optimizer.
+        TypeError: if ``optimizer`` is no torch optimizer and wraps none.
 
     Example:
         >>> import torch, oxistep
@@ -154,6 +154,7 @@ def memory(optimizer: Any) -> Memory:
     """
     import torch
 
+    from oxistep._explain import unwrapped
     from oxistep.optim._native import DropIn
     from oxistep.optim._release import release_of
     from oxistep.optim._sizes import (
@@ -166,9 +167,11 @@ def memory(optimizer: Any) -> Memory:
         settings_for,
     )
 
-    if not isinstance(optimizer, torch.optim.Optimizer):
+    wrapper, optimizer = optimizer, unwrapped(optimizer, DropIn, torch.optim.Optimizer)
+    if optimizer is None:
         raise TypeError(
-            f"memory: expected an optimizer of oxistep.optim or torch.optim, got {type(optimizer).__name__}"
+            "memory: expected an optimizer of oxistep.optim or torch.optim, or what wraps one, got "
+            f"{type(wrapper).__name__}"
         )
     sizes = Sizes(optimizer) if isinstance(optimizer, DropIn) else None
     kept = optimizer.__dict__.get("_oxistep")

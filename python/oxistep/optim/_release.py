@@ -122,6 +122,9 @@ class Release:
 
     def end(self, optimizer: Any) -> None:
         """What ``optimizer.step()`` does: steps what has a gradient still, and begins the next iteration."""
+        kept: Kept = optimizer.__dict__[KEY]
+        if kept.torn is not None:
+            kept.torn.step()
         left = []
         for group in optimizer.param_groups:
             for p in group["params"]:
@@ -391,7 +394,7 @@ def _arrived_outside_graph(release: Release, p: Tensor, number: int) -> None:
     release.arrived(p, number)
 
 
-_BLANK = torch.empty(0)
+_BLANK = torch.empty(0, device="cpu")
 
 
 def release_of(optimizer: Any) -> Release | None:
