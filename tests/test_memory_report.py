@@ -157,6 +157,20 @@ def test_sparse_gradients_and_states():
     assert oxistep.memory(optimizer).states == before.states == 2 * 16000
 
 
+def test_averages():
+    weights = [torch.zeros(100, dtype=dtype, requires_grad=True) for dtype in (torch.float32, torch.bfloat16)]
+    optimizer = oxistep.optim.AdamW(weights, ema=0.9)
+    plain = oxistep.memory(oxistep.optim.AdamW(weights))
+    before = oxistep.memory(optimizer)
+    assert before.averages == 800 and before.total == plain.total + 800
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    after = oxistep.memory(optimizer)
+    assert (after.averages, after.states, after.total) == (800, before.states, before.total)
+    assert "averages" in str(after)
+
+
 def test_what_is_no_optimizer_is_refused():
     with pytest.raises(TypeError, match=r"memory: expected an optimizer .* or what wraps one, got list"):
         oxistep.memory([])

@@ -92,6 +92,25 @@ def test_fewer_bytes(weights, state_dtype):
     )
 
 
+@pytest.mark.parametrize("warmup", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "Adafactor"])
+def test_averages(name, dtype, warmup):
+    released = assert_same(of(oxistep.optim, name, ema=0.9, ema_warmup=warmup), dtype=dtype)
+    params = [p for group in released.param_groups for p in group["params"]]
+    own = [p.detach().clone() for p in params]
+    averages = [average.clone() for average in released.ema_state_dict().values()]
+    with released.averaged():
+        assert all(torch.equal(p, a.to(p.dtype)) for p, a in zip(params, averages, strict=True))
+        with pytest.raises(RuntimeError, match=r"inside `with optimizer.averaged\(\):`"):
+            params[0].square().sum().backward()
+    assert all(map(torch.equal, params, own))
+
+
+def test_averages_of_rules():
+    assert_same(lambda model: zoo.Lion(model.parameters(), lr=0.01, ema=0.9, ema_warmup=True))
+
+
 def test_codes_of_large_parameters():
     def run(release):
         weights = [torch.linspace(-1, 1, 5000).mul_(k + 1).requires_grad_() for k in range(3)]

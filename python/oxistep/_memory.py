@@ -160,6 +160,7 @@ def memory(optimizer: Any) -> Memory:
     from oxistep.optim._sizes import (
         Setting,
         Sizes,
+        bytes_of_average,
         bytes_of_gradient,
         bytes_of_tensor,
         default_state_dtype,
@@ -196,7 +197,7 @@ def memory(optimizer: Any) -> Memory:
                 gradients=max(gradients, default=0) if in_backward else sum(gradients),
                 states=states,
                 residuals=residuals,
-                averages=0,
+                averages=sum(bytes_of_average(optimizer, p) for p in group["params"]),
             )
         )
     told = Memory(

@@ -22,9 +22,11 @@ __all__ = [
     "begin",
     "ema_state_dict",
     "end",
+    "end_of_one",
     "left_to_torch",
     "made_average",
     "move_all",
+    "refuse_while_swapped",
 ]
 
 AVERAGE = "param_ema"
@@ -62,12 +64,26 @@ def begin(optimizer: Any, plan: Any, kept: Kept) -> None:
         RuntimeError: inside ``averaged()``.
     """
     if kept.swapped:
-        raise RuntimeError(
-            "step: the parameters are their averages inside `with optimizer.averaged():`; leave it before the next "
-            "step; nothing was updated"
-        )
+        refuse_while_swapped()
     if kept.ema_warmup:
         plan.average(_weight(optimizer, kept))
+
+
+def refuse_while_swapped() -> None:
+    """Raises where a step comes inside ``averaged()``."""
+    raise RuntimeError(
+        "step: the parameters are their averages inside `with optimizer.averaged():`; leave it before the next "
+        "step; nothing was updated"
+    )
+
+
+def end_of_one(optimizer: Any, plan: Any, p: Tensor, kept: Kept) -> None:
+    """As ``end``, where one parameter is stepped for itself, by a stand-in for its optimizer."""
+    if plan.averaged() == 0:
+        average = optimizer.state[p].get(AVERAGE)
+        if average is not None:
+            with torch.no_grad():
+                average.lerp_(p.detach().to(average.dtype), _weight(optimizer, kept))
 
 
 def end(optimizer: Any, plan: Any, kept: Kept) -> None:
@@ -99,6 +115,8 @@ def move_all(optimizer: Any, moved: Iterable[int] = ()) -> None:
 
 
 def _count(optimizer: Any) -> None:
+    if optimizer.__dict__[KEY].is_part:
+        return  # of an iteration, whose end counts
     for group in optimizer.param_groups:
         group[COUNT] = group.get(COUNT, 0) + 1
 
@@ -144,7 +162,8 @@ def averaged(optimizer: Any) -> Iterator[None]:
         with torch.no_grad():
             for back in reversed(undo):
                 back()
-        for plan in kept.plans.values():
+        parts = () if kept.release is None else kept.release.plans()
+        for plan in (*kept.plans.values(), *parts):
             plan.note(params)
         handle.remove()
         kept.swapped = False

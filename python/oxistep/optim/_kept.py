@@ -59,6 +59,7 @@ class Kept:
         "given",
         "grad_norm_group",
         "guarded",
+        "is_part",
         "kinds",
         "loading",
         "max_grad_norm",
@@ -107,6 +108,8 @@ class Kept:
         self.ema: float | None = None
         """The decay of the averages of parameters; ``None``: there are none."""
         self.ema_warmup = False
+        self.is_part = False
+        """It is of a stand-in for an optimizer, which steps one parameter."""
         self.swapped = False
         """The parameters are their averages for a while."""
         self.simple = True

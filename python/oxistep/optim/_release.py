@@ -9,6 +9,7 @@ What parameters point to is a hook that knows the release weakly: an optimizer t
 
 import weakref
 from collections import OrderedDict, defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from oxistep import _core
 from oxistep._names import name_of
 from oxistep.optim import _modes
 from oxistep.optim._all_or_nothing import tear
+from oxistep.optim._averages import begin, end_of_one, move_all, refuse_while_swapped
 from oxistep.optim._compact import is_compact
 from oxistep.optim._definition import Rows, definition_of, plan_of
 from oxistep.optim._kept import KEY, Kept
@@ -140,11 +142,19 @@ class Release:
             self._take(part, p)
             part.go_last()
         self._count_in_groups(optimizer)
+        if kept.ema is not None:
+            # also those of parameters that had no gradient move
+            move_all(optimizer, {key for key, part in self._parts.items() if part.stepped == self._iteration})
         self.groups = {id(optimizer.param_groups[g]) for g in self._stepped_groups(optimizer)}
         if self._norms:
             optimizer.__dict__["last_grad_norm"] = torch.linalg.vector_norm(torch.stack(self._norms))
             self._norms = []
         self._iteration += 1
+
+    def plans(self) -> Iterator[Any]:
+        """What steps single parameters."""
+        for part in self._parts.values():
+            yield from part.kept.plans.values()
 
     def last(self) -> Rows:
         """What became of each parameter that was stepped in this iteration or, if none was, in the last."""
@@ -167,6 +177,8 @@ class Release:
         kept: Kept = optimizer.__dict__[KEY]
         if kept.torn is not None:
             kept.torn.step()
+        if kept.swapped:
+            refuse_while_swapped()
         if not self._reducers_looked_for:
             refuse_reducers(optimizer)
             self._reducers_looked_for = True
@@ -227,10 +239,16 @@ class Release:
             plan = plan_of(stand_in)
         if (_modes.FORCED or _dispatch_modes() or _function_modes()) and _modes.because():
             return definition_of(self._cls).leave_everything(stand_in)
+        if kept.ema is not None:
+            begin(stand_in, plan, kept)
+        norm: Tensor | None = None
         if kept.guarded:
-            return plan.step(stand_in, kept.max_grad_norm)  # type: ignore[no-any-return]
-        plan.step(stand_in)
-        return None
+            norm = plan.step(stand_in, kept.max_grad_norm)
+        else:
+            plan.step(stand_in)
+        if kept.ema is not None:
+            end_of_one(stand_in, plan, part.p, kept)
+        return norm
 
     # ---- numbers of groups, which count iterations, whatever the number of parameters ----
 
@@ -291,7 +309,7 @@ class _Part:
         self.g, self.i = g, i
         self.name = name_of(optimizer.param_groups, g, i)
         self.kept = optimizer.__dict__[KEY].__copy__()
-        self.kept.max_grad_norm, self.kept.guarded = None, False
+        self.kept.max_grad_norm, self.kept.guarded, self.kept.is_part = None, False, True
         self.view: dict[str, Any] = {}
         self.state: Any = defaultdict(dict)
         self.entry: dict[str, Any] | None = None

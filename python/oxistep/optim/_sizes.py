@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from oxistep import _core
+from oxistep.optim._averages import AVERAGE
 from oxistep.optim._compact import EXACT, Kinds, dtype_kept, plain_names
 from oxistep.optim._definition import definition_of
 from oxistep.optim._kept import KEY, WEIGHTS, StateDType, Weights, kept_of
@@ -14,6 +15,7 @@ from oxistep.optim._kept import KEY, WEIGHTS, StateDType, Weights, kept_of
 __all__ = [
     "Setting",
     "Sizes",
+    "bytes_of_average",
     "bytes_of_gradient",
     "bytes_of_tensor",
     "default_state_dtype",
@@ -105,7 +107,7 @@ class Sizes:
         if self._is_element_wise:  # a rule's states may begin later than in the first step
             kinds = self._definition.kinds(self._optimizer, group)
             for name in plain_names(entry, kinds, kept_of(self._optimizer).weights):
-                if name not in known:
+                if name not in known and name != AVERAGE:
                     known[name] = (local.numel() if name in kinds else 1, local.dtype, name in kinds)
         return known
 
@@ -139,7 +141,20 @@ def kept_now(optimizer: Any, p: Tensor) -> tuple[int, int] | None:
     kept = optimizer.__dict__.get(KEY)
     beside = _COMPANIONS if kept is not None and kept.weights is not None else ()
     residuals = sum(bytes_of_tensor(value) for name, value in entry.items() if name in beside)
-    return sum(map(_bytes_of_value, entry.values())) - residuals, residuals
+    averages = _bytes_of_value(entry.get(AVERAGE))
+    return sum(map(_bytes_of_value, entry.values())) - residuals - averages, residuals
+
+
+def bytes_of_average(optimizer: Any, p: Tensor) -> int:
+    """Bytes of the running average that a parameter has, or gets when it has a gradient."""
+    kept = optimizer.__dict__.get(KEY)
+    if kept is None or kept.ema is None:
+        return 0
+    average = (optimizer.state.get(p) or {}).get(AVERAGE)
+    if average is not None:
+        return bytes_of_tensor(average)
+    local = _local(p)
+    return local.numel() * (4 if local.dtype in _HALF else local.element_size()) if p.requires_grad else 0
 
 
 def settings_for(optimizer: Any) -> Iterator[Setting]:
