@@ -9,6 +9,7 @@ distributed steps on DTensors under FSDP2, in two processes
 offload     a step inside DeepSpeed beside DeepSpeedCPUAdam
 rules       rules that users write beside compiled ones and torch's operations
 zoo         the optimizers of oxistep.zoo beside the packages that people take them from
+averages    averages of the weights in the step, against a separate pass of torch
 compact     fewer bytes a parameter beside float32, and beside packages that have 8-bit states
 numpy       oxistep.numpy beside NumPy by hand
 watching    what the monitors of oxistep.diagnostics cost
@@ -35,6 +36,7 @@ COMMANDS = {
     "offload": "offload",
     "rules": "rules",
     "zoo": "zoo",
+    "averages": "averages",
     "compact": "compact",
     "numpy": "by_hand",
     "watching": "watching",

@@ -2,7 +2,7 @@
 
 Top level: `command`, `environment` and `cells` of `run`, and what the other commands add under
 their own names: `memory`, `release`, `threads`, `end_to_end`, `distributed`, `offload`,
-`rules`, `zoo`, `compact`, `numpy`.
+`rules`, `zoo`, `compact`, `averages`, `numpy`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ implementations take turns, and the speed-up is the ratio of times within a roun
 Other measurements, each with its own --help:
 
     oxistep bench memory | release | threads | end-to-end | distributed | offload | rules | zoo | compact | numpy
-    oxistep bench watching                              what the monitors of oxistep.diagnostics cost
+    oxistep bench averages | watching                              what the monitors of oxistep.diagnostics cost
     oxistep bench compare old.json new.json             has anything become slower?
     oxistep bench wheels old.whl new.whl                two wheels in turn
     oxistep bench page r.json r.html                    the page of figures from a file of results
