@@ -180,15 +180,14 @@ def rows(draw: np.random.Generator, params: Arrays) -> list[Any]:
 
 
 NETWORK: list[tuple[int, ...]] = [(784, 100), (100,), (100, 10), (10,)]
-F32, F64 = np.float32, np.float64
 CELLS: dict[str, Cell] = {
-    "2 numbers": Cell([(2,)], F64, {"SGD": 0.6, "momentum": 1.0, "RMSprop": 1.5, "Adam": 2.5}, dense),
-    "41 scalars": Cell([()] * 41, F64, {"SGD on a loop": 1.0, "Adam on a loop": 1.0}, floats),
-    "2,000 x 64": Cell([(64,)] * 2000, F64, {"SGD": 3.0, "Adam": 6.0}, dense),
-    "784-100-10, float32": Cell(NETWORK, F32, {"SGD": 1.2, "Adam": 4.0}, dense),
-    "1e6 numbers": Cell([(1_000_000,)], F64, {"SGD": 1.5, "Adam": 5.0}, dense),
-    "1000 x 1000, gradient transposed": Cell([(1000, 1000)], F64, {"SGD": 1.0, "Adam": 2.0}, transposed),
-    "64 rows of 20,000 x 64": Cell([(20_000, 64)], F32, {"SGD on rows": 1.0, "SparseAdam": 1.0}, rows),
+    "2 numbers": Cell([(2,)], np.float64, {"SGD": 0.6, "momentum": 1.0, "RMSprop": 1.5, "Adam": 2.5}, dense),
+    "41 scalars": Cell([()] * 41, np.float64, {"SGD on a loop": 1.0, "Adam on a loop": 1.0}, floats),
+    "2,000 x 64": Cell([(64,)] * 2000, np.float64, {"SGD": 3.0, "Adam": 6.0}, dense),
+    "784-100-10, float32": Cell(NETWORK, np.float32, {"SGD": 1.2, "Adam": 4.0}, dense),
+    "1e6 numbers": Cell([(1_000_000,)], np.float64, {"SGD": 1.5, "Adam": 5.0}, dense),
+    "1000 x 1000, gradient transposed": Cell([(1000, 1000)], np.float64, {"SGD": 1.0, "Adam": 2.0}, transposed),
+    "64 rows of 20,000 x 64": Cell([(20_000, 64)], np.float32, {"SGD on rows": 1.0, "SparseAdam": 1.0}, rows),
 }
 
 
@@ -203,7 +202,7 @@ def contestants(cell: Cell, rule: str) -> dict[str, Step]:
     for _ in range(3):
         ours.step(grads)
         other.step(grads)
-    tolerance = 1e-4 if cell.dtype is F32 else 1e-9
+    tolerance = 1e-4 if cell.dtype is np.float32 else 1e-9
     if not all(np.allclose(x, y, rtol=tolerance, atol=tolerance) for x, y in zip(params, other.params, strict=True)):
         raise SystemExit(f"{rule}: oxistep and NumPy by hand came to different parameters")
     return {OURS: lambda: ours.step(grads), HAND: lambda: other.step(grads)}
