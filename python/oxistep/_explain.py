@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from oxistep._names import name_of
@@ -126,14 +127,11 @@ def explain(optimizer: Any) -> Explanation:
         raise TypeError(
             f"expected an optimizer of oxistep.optim or torch.optim, or what wraps one, got {type(optimizer).__name__}"
         )
+    look: Callable[[Any], Rows]
     if isinstance(inner, DropIn):
         look = definition_of(type(inner)).explain
     else:
-        reason = _not_ours(optimizer, inner)
-
-        def look(inner: Any) -> Rows:
-            each = ((g, i, p) for g, group in enumerate(inner.param_groups) for i, p in enumerate(group["params"]))
-            return [(g, i, "skipped", NO_GRADIENT) if p.grad is None else (g, i, "torch", reason) for g, i, p in each]
+        look = partial(_all_by_torch, _not_ours(optimizer, inner))
 
     rows = look(inner)
     began = what_last(inner) if isinstance(inner, DropIn) else inner.state
@@ -209,6 +207,12 @@ def unwrapped(wrapper: Any, ours: type, optimizers: type) -> Any:
                 seen.append(inside)
                 waiting.append(inside)
     return innermost if found is None else found
+
+
+def _all_by_torch(reason: str, inner: Any) -> Rows:
+    """The rows of an optimizer of which nothing is native."""
+    each = ((g, i, p) for g, group in enumerate(inner.param_groups) for i, p in enumerate(group["params"]))
+    return [(g, i, "skipped", NO_GRADIENT) if p.grad is None else (g, i, "torch", reason) for g, i, p in each]
 
 
 def _not_ours(wrapper: Any, inner: Any) -> str:

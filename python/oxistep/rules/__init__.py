@@ -30,14 +30,13 @@ from oxistep.rules._functions import (
     where,
     zeros_like,
 )
-from oxistep.rules._rule import Rule
 
 if _TYPE_CHECKING:
     from oxistep.rules._optimizer import Optimizer as Optimizer
+    from oxistep.rules._rule import Rule as Rule
 
-# Not Optimizer, which needs torch: `from oxistep.rules import *` must work without.
+# Not Optimizer, which needs torch: `from oxistep.rules import *` must work without. Nor Rule, which no rule uses.
 __all__ = [
-    "Rule",
     "addcdiv",
     "addcmul",
     "atan2",
@@ -68,6 +67,10 @@ __all__ = [
 if not _TYPE_CHECKING:  # a type checker would believe that every name is there
 
     def __getattr__(name: str) -> object:
+        if name == "Rule":
+            from oxistep.rules._rule import Rule
+
+            return Rule
         if name != "Optimizer":
             raise AttributeError(f"module 'oxistep.rules' has no attribute {name!r}")
         try:
@@ -84,4 +87,4 @@ if not _TYPE_CHECKING:  # a type checker would believe that every name is there
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, "Optimizer", *(name for name in globals() if name.startswith("__"))})
+    return sorted({*__all__, "Optimizer", "Rule", *(name for name in globals() if name.startswith("__"))})
