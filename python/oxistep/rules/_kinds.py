@@ -468,6 +468,11 @@ PRODUCTS: dict[str, tuple[tuple[int, ...], int | None]] = {
 }
 
 
+ROOTS = ("sqrt", "cbrt")
+"""What is divided by a root of a magnitude is kept relative to its square root: whichever it is, no quotient becomes
+larger than the block's others by more than the roots differ."""
+
+
 def _divided(names: set[str], magnitudes: set[str], programs: list[Program]) -> set[tuple[str, str]]:
     """Pairs of a mean and a magnitude by whose root the update of some program divides it, element by element."""
     pairs: set[tuple[str, str]] = set()
@@ -477,7 +482,7 @@ def _divided(names: set[str], magnitudes: set[str], programs: list[Program]) -> 
         holds: list[set[str]] = []
         """The states that each value hangs on, other than by conditions and by sums over all elements."""
         roots: list[set[str]] = []
-        """Those on whose square roots it hangs."""
+        """Those on whose roots it hangs."""
         under: list[set[str]] = []
         """The magnitudes that something in it was divided by."""
         for i, node in enumerate(program.graph.nodes):
@@ -486,7 +491,7 @@ def _divided(names: set[str], magnitudes: set[str], programs: list[Program]) -> 
             own = {node.what} if node.op == "state" else set()
             holds.append((own & names).union(*(holds[k] for k in through)))
             factors, divisor = PRODUCTS.get(node.op, ((), None)) if args else ((), None)
-            rooted = holds[args[0]] if node.op == "sqrt" and args else set()
+            rooted = holds[args[0]] if node.op in ROOTS and args else set()
             roots.append(rooted.union(*(roots[k] for k in through)))
             by = roots[args[divisor]] & magnitudes if divisor is not None else set()
             under.append(by.union(*(under[k] for k in through)))

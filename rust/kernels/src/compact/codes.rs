@@ -217,7 +217,8 @@ pub(crate) fn write_signed(
     make_codes(codes, tile, |i, x| {
         let (bits, word) = (x.to_bits() & 0x7fff_ffff, words.0[i] >> 16);
         let step = bits.saturating_sub(low).wrapping_add(word << 16 >> (32 - k)) >> k;
-        let odds = word as f32 * f32::from_bits(0x3780_0000);
+        // (never by the least odds that there are: what is far smaller would come too often)
+        let odds = (word as f32 + 0.5) * f32::from_bits(0x3780_0000);
         let small = u32::from(odds * first < f32::from_bits(bits));
         let code = if bits < low { small } else { step + 1 };
         code | (x.to_bits() >> 24 & 0x80)
