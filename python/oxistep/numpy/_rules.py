@@ -11,8 +11,11 @@ from oxistep._core import KernelError, step_arrays
 from oxistep._names import names_of
 from oxistep._torn import Torn, text_of
 from oxistep.numpy._accepted import accepted, gradient_of, refuse_overlaps
-from oxistep.numpy._base import Array, Grads, Group, Optimizer, Params, State, loaded_array, new_step
+from oxistep.numpy._base import Optimizer
+from oxistep.numpy._checkpoints import loaded_array, new_step
 from oxistep.numpy._hyper import Check, flag, learning_rate, number
+from oxistep.numpy._replace import blank
+from oxistep.numpy._types import Array, Grads, Group, Params, State
 from oxistep.rules._native import tree_of
 from oxistep.rules._program import Program
 from oxistep.rules._run import Given, Lazily, Run
@@ -37,8 +40,8 @@ class RuleOptimizer(Optimizer):
             cls._oxistep_checks["maximize"] = flag("maximize")
         super().__init_subclass__(**kwargs)
 
-    def __init__(self, params: Params, defaults: Group, *, maximize: bool = False) -> None:
-        super().__init__(params, {"maximize": maximize} | defaults)
+    def __init__(self, params: Params, defaults: Group, *, maximize: bool = False, **settings: Any) -> None:
+        super().__init__(params, {"maximize": maximize} | defaults, **settings)
 
     def step(self, grads: Grads) -> None:
         """Updates every parameter that has a gradient, in place.
@@ -58,6 +61,11 @@ class RuleOptimizer(Optimizer):
         watch = self._oxistep_watch
         updates = None if watch is None else watch._row()
         listed = self._oxistep_listed(grads)
+        if self._oxistep_clipping is not None:
+            clipped = self._oxistep_clipped(listed)
+            if clipped is None:
+                return
+            listed = clipped
         if self._oxistep_stepped_natively(listed, updates):
             self.step_count += 1
             if watch is not None:
@@ -112,6 +120,10 @@ class RuleOptimizer(Optimizer):
             names = names_of(self.param_groups, arrays)
             self._oxistep_torn = Torn(text_of(f"a kernel of oxistep panicked ({message}; please report this)", names))
             raise RuntimeError(self._oxistep_torn.text) from None
+        except (TypeError, ValueError) as error:
+            if (better := self._oxistep_explained(error, listed)) is not error:
+                raise better from None
+            raise
         return left is None
 
     def _oxistep_with_rates(self, group: Group, k: int) -> Group:
@@ -152,6 +164,13 @@ class RuleOptimizer(Optimizer):
                     group.setdefault(name, state.initial)
         except Exception:  # the first step says what is wrong
             return
+
+    def _oxistep_begun(self, new: Array, group: Group, state: State, old: Array) -> State:
+        begun = blank(new, state, old)
+        for name, known in self._oxistep_source.states().items():
+            if name in begun and begun[name].shape == new.shape and known.kind.has_elements:
+                begun[name][...] = new if known.initial == "p" else known.initial
+        return begun
 
     def _oxistep_loaded_state(self, saved: Any, group: Group, k: int, i: int) -> State:
         if saved is None or not isinstance(saved, Mapping):
