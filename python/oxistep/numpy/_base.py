@@ -14,6 +14,7 @@ from oxistep._torn import Torn, text_of
 from oxistep.numpy._checkpoints import Checkpoints
 from oxistep.numpy._clip import Clipping
 from oxistep.numpy._containers import Containers, Live
+from oxistep.numpy._functional import Functional
 from oxistep.numpy._given import Given
 from oxistep.numpy._hyper import Check, flag, max_norm
 from oxistep.numpy._parameters import check_parameter, explained
@@ -178,6 +179,33 @@ class Optimizer(Rates, Checkpoints, Containers, RightNames):
         self._oxistep_add(param_group)
         self._oxistep_grouped = True
 
+    @classmethod
+    def functional(cls, **hyperparameters: Any) -> Functional:
+        """The optimizer as two functions, ``init`` and ``update``, for programs that keep no objects.
+
+        Args:
+            hyperparameters: what the constructor takes beside the parameters, by name.
+
+        Returns:
+            Functional: whose ``init(params)`` returns a state, and ``update(params, grads, state)`` parameters and
+            state; in place, or with ``copy=True`` as new arrays.
+
+        Raises:
+            TypeError: for an argument of a wrong type or name; for a class with ``train`` and ``eval``.
+            ValueError: for one that is out of range.
+
+        Example:
+            >>> import numpy as np
+            >>> from oxistep.numpy import Adam
+            >>> adam = Adam.functional(lr=0.1)
+            >>> params = {"w": np.zeros(2)}
+            >>> state = adam.init(params)
+            >>> params, state = adam.update(params, {"w": np.array([1.0, -1.0])}, state)
+            >>> params["w"].round(3)
+            array([-0.1,  0.1])
+        """
+        return Functional(cls, hyperparameters)
+
     @property
     def max_grad_norm(self) -> float | None:
         """The norm that gradients are clipped to as the step takes them; None: they are not. It may be set."""
@@ -213,6 +241,10 @@ class Optimizer(Rates, Checkpoints, Containers, RightNames):
     def _oxistep_new_state(self, array: Array, group: Group) -> State:
         """Return the state with which `array` goes into its first step; called by the native step."""
         raise NotImplementedError
+
+    def _oxistep_group_numbers(self, group: Group) -> Group:
+        """Return what a step has counted in the group itself."""
+        return {}
 
     def _oxistep_checked(self, given: Group, where: str = "") -> Group:
         """Return the hyperparameters in `given`, each checked; `where` ends the text of an error."""

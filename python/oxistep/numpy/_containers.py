@@ -26,6 +26,10 @@ class Live:
         """Begins anew with what is there."""
         self.seen: list[Seen] = [one for given in self.given for one in given.seen]
 
+    def is_as_it_was(self) -> bool:
+        """Whether every container holds the objects that it held."""
+        return all(len(values) == len(held) and all(map(is_, values, held)) for values, held in self.seen)
+
     def __reduce__(self) -> tuple[type[Live], tuple[list[Given]]]:
         return Live, (self.given,)
 

@@ -33,11 +33,15 @@ class RuleOptimizer(Optimizer):
     _oxistep_source: ClassVar[Source]
     _oxistep_added_later: ClassVar[Group] = {"maximize": False}
 
+    _oxistep_not_counted: ClassVar[frozenset[str]] = frozenset(("params", "param_names", "name", "maximize"))
+    """What of a group is no number that a step counts in it."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         source = cls._oxistep_source
         cls._oxistep_checks = {name: checker(name, one.default) for name, one in source.hyperparameters.items()}
         if not source.takes_maximize:
             cls._oxistep_checks["maximize"] = flag("maximize")
+        cls._oxistep_not_counted = RuleOptimizer._oxistep_not_counted | source.hyperparameters.keys()
         super().__init_subclass__(**kwargs)
 
     def __init__(self, params: Params, defaults: Group, *, maximize: bool = False, **settings: Any) -> None:
@@ -164,6 +168,9 @@ class RuleOptimizer(Optimizer):
                     group.setdefault(name, state.initial)
         except Exception:  # the first step says what is wrong
             return
+
+    def _oxistep_group_numbers(self, group: Group) -> Group:
+        return {key: value for key, value in group.items() if key not in self._oxistep_not_counted}
 
     def _oxistep_begun(self, new: Array, group: Group, state: State, old: Array) -> State:
         begun = blank(new, state, old)

@@ -130,6 +130,7 @@ def class_of(name: str) -> type[ZooOptimizer]:
         "_oxistep_arguments": tuple(one.name for one in arguments),
     }
     cls: type[ZooOptimizer] = type(name, (*mixins, _OWN.get(name, ZooOptimizer)), members)
+    cls._oxistep_not_counted = RuleOptimizer._oxistep_not_counted | own
     kinds = kept | {one.name: one.default for one in source.hyperparameters.values()}
     cls._oxistep_checks = {key: learning_rate if key == "lr" else checker(key, kinds[key]) for key in kept}
     return cls
