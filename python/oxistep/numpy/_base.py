@@ -354,4 +354,5 @@ def _are_groups(params: list[Any]) -> bool:
         return True
     # a dict without anything that could be a parameter is a group whose "params" were forgotten
     first = params[0] if params else None
-    return isinstance(first, dict) and not any(isinstance(x, np.ndarray) or is_container(x) for x in first.values())
+    values = first.values() if isinstance(first, dict) else ()
+    return bool(values) and not any(isinstance(value, np.ndarray) or is_container(value) for value in values)

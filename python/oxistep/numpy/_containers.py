@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from operator import is_
 from typing import Any
 
+import numpy as np
+
 from oxistep.numpy._given import Given, Seen
 from oxistep.numpy._parameters import check_parameter
 from oxistep.numpy._replace import blank, carried
@@ -108,10 +110,13 @@ class Containers:
 
     def _oxistep_find(self, old: Array | str) -> tuple[int, int]:
         """The group and the place of a parameter."""
-        for k, group in enumerate(self.param_groups):
-            for i, array in enumerate(group["params"]):
-                if array is old or (isinstance(old, str) and group.get("param_names", ())[i : i + 1] == [old]):
-                    return k, i
+        for look_again in (self._oxistep_follow, False):
+            for k, group in enumerate(self.param_groups):
+                for i, array in enumerate(group["params"]):
+                    if array is old or (isinstance(old, str) and group.get("param_names", ())[i : i + 1] == [old]):
+                        return k, i
+            if look_again:  # it may have come since the last step
+                self._oxistep_see_containers()
         what = repr(old) if isinstance(old, str) else "old"
         raise ValueError(f"{what} is no parameter of this optimizer; give the array itself, or its name")
 
@@ -164,19 +169,22 @@ class Containers:
         live = self._oxistep_live
         known = [array for group in self.param_groups for array in group["params"]]
         found = [given.replaced(known) for given in live.given]
-        for k, (given, replaced) in enumerate(zip(live.given, found, strict=True)):
-            for i, new in replaced.items():
-                self._oxistep_may_follow(given, k, i, new)
-        for k, (given, replaced) in enumerate(zip(live.given, found, strict=True)):
+        followed = [
+            {i: self._oxistep_followed(given, k, i, new) for i, new in replaced.items()}
+            for k, (given, replaced) in enumerate(zip(live.given, found, strict=True))
+        ]
+        for k, (given, arrays) in enumerate(zip(live.given, followed, strict=True)):
             params = self.param_groups[k]["params"]
-            for i, new in replaced.items():
-                place = next((j for j, array in enumerate(params) if array is given.arrays[i]), i)
-                params[place] = new
-            given.take(replaced)
+            for i, array in arrays.items():
+                place = next((j for j, one in enumerate(params) if one is given.arrays[i]), i)
+                params[place] = array
+                if array is not found[k][i]:
+                    given.exchange(found[k][i], array)
+            given.take(arrays)
         live.look()
 
-    def _oxistep_may_follow(self, given: Given, k: int, i: int, new: Any) -> None:
-        """Refuses an array in the place of another, unless the optimizer is to follow it and can."""
+    def _oxistep_followed(self, given: Given, k: int, i: int, new: Any) -> Array:
+        """The array in the place of another, if the optimizer is to follow it and can."""
         old, expression = given.arrays[i], given.expression(i)
         if not self._oxistep_follow:
             raise ValueError(
@@ -184,6 +192,8 @@ class Containers:
                 f"{expression}[...] = ... to change an array in place, or make the optimizer with follow=True (the old "
                 f"array is in optimizer.param_groups[{k}]['params'][{i}])"
             )
+        if old.ndim == 0 and isinstance(new, np.generic | float | int):
+            new = np.array(new, old.dtype)  # what NumPy makes of `b - step`, without dimensions, is a number
         check_parameter(new, expression, expression)
         if new.shape != old.shape or new.dtype != old.dtype:
             raise ValueError(
@@ -191,6 +201,8 @@ class Containers:
                 f"{old.shape} and {old.dtype}; optimizer.replace(old, new) carries the state over"
             )
         self._oxistep_unknown(new, expression)
+        followed: Array = new
+        return followed
 
 
 def _list_of_group(grads: Any, group: Group, given: Given, what: str) -> list[Grad]:

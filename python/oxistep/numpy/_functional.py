@@ -142,7 +142,7 @@ class Functional:
         names = _names(optimizer)
         if unknown := entries.keys() - set(names):
             raise ValueError(
-                f"state has entries for {short(sorted(unknown))}, which are not among params: {short(names)}"
+                f"state has {short(sorted(unknown))}, which are not among params: {short(names)}"
             )
         for i, name in enumerate(names):
             if entries.get(name):

@@ -103,14 +103,18 @@ class Given:
     def put(self, i: int, array: Array) -> None:
         """Puts another array into the place of one, there as well where the parameters were given."""
         old, self.arrays[i] = self.arrays[i], array
+        self.exchange(old, array)
+        for held in self._held:
+            held[:] = [array if value is old else value for value in held]
+
+    def exchange(self, old: Any, array: Array) -> None:
+        """Puts an array into the place of something else, where the parameters were given."""
         for container in self._containers:
             items = container.items() if isinstance(container, dict) else enumerate(container)
             places = [place for place, value in items if value is old]
             for place in places:
                 if not isinstance(container, ValuesView):
                     container[place] = array
-        for held in self._held:
-            held[:] = [array if value is old else value for value in held]
 
     def __getstate__(self) -> dict[str, Any]:
         # Views cannot be copied, nor what they are views of be found.
