@@ -135,7 +135,8 @@ class Functional:
             by, of, optimizer = last
             if by is self and of is params and optimizer.step_count == state["step_count"]:
                 known = optimizer.state[0]
-                if optimizer._oxistep_live.is_as_it_was() and all(map(is_, entries.values(), known)):
+                same = len(entries) == len(known) and all(map(is_, entries.values(), known))
+                if same and optimizer._oxistep_live.is_as_it_was():
                     optimizer.param_groups[0].update(state["group"])
                     return optimizer
         optimizer = self._made(params)
