@@ -108,7 +108,7 @@ def test_what_cannot_be_clipped_changes_nothing(bad, error, text, clip):
 
 def test_bad_numbers():
     grads = [np.array([np.nan, 1.0])]
-    with pytest.raises(RuntimeError, match="total norm of order 2.0 for gradients is non-finite"):
+    with pytest.raises(RuntimeError, match=r"total norm of order 2.0 for gradients is non-finite"):
         clip_grad_norm(grads, 0.5, error_if_nonfinite=True)
     assert grads[0][1] == 1
     assert math.isnan(clip_grad_norm(grads, 0.5))

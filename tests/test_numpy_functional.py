@@ -253,9 +253,9 @@ def test_an_optimizer_that_does_not_fit_changes_nothing(tmp_path):
         with pytest.raises(ValueError):
             load(tmp_path / "run", other, wrong)
         assert same_bits(other["layers"][0]["W"], np.ones((2, 3)))
-    with pytest.raises(TypeError, match="optimizer must be one of oxistep.numpy, got object"):
+    with pytest.raises(TypeError, match=r"optimizer must be one of oxistep.numpy, got object"):
         load(tmp_path / "run", other, object())
-    with pytest.raises(TypeError, match="optimizer must be one of oxistep.numpy, got object"):
+    with pytest.raises(TypeError, match=r"optimizer must be one of oxistep.numpy, got object"):
         save(tmp_path / "run", other, object())
     optimizer.param_groups[0]["mine"] = object()
     with pytest.raises(TypeError, match=r"param_groups\[0\]\['mine'\] is a object"):
@@ -264,11 +264,11 @@ def test_an_optimizer_that_does_not_fit_changes_nothing(tmp_path):
 
 def test_other_files(tmp_path):
     np.savez(tmp_path / "other.npz", w=np.ones(2))
-    with pytest.raises(ValueError, match="was not written by oxistep.numpy.save"):
+    with pytest.raises(ValueError, match=r"was not written by oxistep.numpy.save"):
         load(tmp_path / "other", [np.ones(2)])
     with pytest.raises(OSError):
         load(tmp_path / "none", [np.ones(2)])
-    with pytest.raises(TypeError, match="without pickle|no file can hold"):
+    with pytest.raises(TypeError, match=r"without pickle|no file can hold"):
         save(tmp_path / "object", [np.array([None])])
 
 
@@ -289,7 +289,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_what_savez_made_of_a_state_dict_loads(tmp_path):
-    params, optimizer = trained(Adam, {})
+    _params, optimizer = trained(Adam, {})
     np.savez(tmp_path / "pickled.npz", optimizer=optimizer.state_dict())
     with np.load(tmp_path / "pickled.npz", allow_pickle=True) as file:
         again = Adam(model())

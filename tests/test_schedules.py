@@ -180,7 +180,7 @@ def test_lr_is_that_of_all_groups():
 )
 def test_a_bad_lr_changes_nothing(bad, error):
     optimizer = two_groups()
-    with pytest.raises(error, match="l(r|earning rate)"):
+    with pytest.raises(error, match=r"l(r|earning rate)"):
         optimizer.lr = bad
     assert optimizer.lr.tolist() == [0.5, 1.0]
     assert optimizer.last_lr is None
@@ -221,5 +221,5 @@ def test_a_subclass_that_sets_lr_too_early_is_told_so():
             self.lr = lr
             super().__init__(params, lr)
 
-    with pytest.raises(AttributeError, match="super\\(\\).__init__ first"):
+    with pytest.raises(AttributeError, match=r"super\(\).__init__ first"):
         Mine([np.ones(1)], 0.1)

@@ -142,9 +142,7 @@ class Functional:
         optimizer = self._made(params)
         names = _names(optimizer)
         if unknown := entries.keys() - set(names):
-            raise ValueError(
-                f"state has {short(sorted(unknown))}, which are not among params: {short(names)}"
-            )
+            raise ValueError(f"state has {short(sorted(unknown))}, which are not among params: {short(names)}")
         for i, name in enumerate(names):
             if entries.get(name):
                 optimizer.state[0][i] = entries[name]
