@@ -7,6 +7,7 @@ matrices, threads, checkpoints. Each trains, and where a plain loop is easily wr
 import copy
 import pickle
 import threading
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -102,7 +103,7 @@ def test_3_a_dict_of_numbered_weights():
 def test_4_lists_of_weights_and_biases_of_a_book():
     x, labels = two_moons()
     r, sizes = rng(), [2, 20, 2]
-    weights = [r.standard_normal((m, n)) / np.sqrt(n) for n, m in zip(sizes, sizes[1:], strict=False)]
+    weights = [r.standard_normal((m, n)) / np.sqrt(n) for n, m in pairwise(sizes)]
     biases = [np.zeros(m) for m in sizes[1:]]
     optimizer = optim.SGD([weights, biases], lr=0.5, momentum=0.9)
     for _ in range(150):

@@ -18,8 +18,6 @@ that begins at 1: ``LambdaLR(optimizer, schedules.cosine(1.0, steps=100))``.
 Schedules can be copied, pickled, compared and printed. One schedule after another: `piecewise` and `warm_up`.
 """
 
-from __future__ import annotations
-
 import math as _math
 from bisect import bisect_right as _bisect_right
 from collections.abc import Callable as _Callable

@@ -317,11 +317,10 @@ class Optimizer(Rates, Checkpoints, Containers, RightNames):
 
     def _oxistep_clipped(self, listed: list[list[Grad]]) -> list[list[Grad]] | None:
         """The gradients as the step is to take them; none, if it is to be left out."""
-        names = [
-            [self._oxistep_name(group, k, i) for i in range(len(group["params"]))]
-            for k, group in enumerate(self.param_groups)
-        ]
-        return listed if self._oxistep_clipping is None else self._oxistep_clipping.applied(listed, names)
+        if self._oxistep_clipping is None:
+            return listed
+        groups = self.param_groups
+        return self._oxistep_clipping.applied(listed, lambda k, i: self._oxistep_name(groups[k], k, i))
 
     def _oxistep_clip(self, max_norm: float | None, skip_nonfinite: bool) -> None:
         """Settles what is done with gradients from now on."""
@@ -334,7 +333,7 @@ class Optimizer(Rates, Checkpoints, Containers, RightNames):
     def _oxistep_explained(self, error: Exception, listed: list[list[Grad]]) -> Exception:
         """The error of a step that was refused, with a remedy that leads home."""
         stepped, grads = [], []
-        for k, (group, given) in enumerate(zip(self.param_groups, self._oxistep_live.given, strict=True)):
+        for k, (group, given) in enumerate(zip(self.param_groups, self._oxistep_live.given, strict=False)):
             for i, (array, grad) in enumerate(zip(group["params"], listed[k], strict=False)):
                 if grad is not None and i < len(given.arrays):
                     expression = given.expression(i) if given.names else "w"

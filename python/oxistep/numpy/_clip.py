@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,17 +33,19 @@ class Clipping:
         """Whether the last step was left out."""
         return self.skip_nonfinite and self.norm is not None and not math.isfinite(self.norm)
 
-    def applied(self, listed: list[list[Grad]], names: list[list[str]]) -> list[list[Grad]] | None:
+    def applied(self, listed: list[list[Grad]], name_of: Callable[[int, int], str]) -> list[list[Grad]] | None:
         """The gradients as the step is to take them; none, if it is to be left out. Those given stay as they are.
 
         Args:
             listed: for each group its gradients.
-            names: and the names of its parameters.
+            name_of: what errors call a parameter, by its group and its place in there.
         """
-        given = [
-            (grad, name) for row, of in zip(listed, names, strict=True) for grad, name in zip(row, of, strict=True)
+        arrays = [
+            _readable(grad, name_of, k, i)
+            for k, row in enumerate(listed)
+            for i, grad in enumerate(row)
+            if grad is not None
         ]
-        arrays = [_readable(grad, name) for grad, name in given if grad is not None]
         self.norm = _norm(arrays, 2.0)
         if self.skipped():
             return None
@@ -154,8 +156,11 @@ def _writeable(grads: Any) -> tuple[list[Array], list[Array]]:
     return [grad for _, grad in named], [grad for _, grad in once.values()]
 
 
-def _readable(grad: Grad, name: str) -> Array:
+def _readable(grad: Grad, name_of: Callable[[int, int], str], k: int, i: int) -> Array:
     """A gradient as an array that can be measured."""
+    if type(grad) is np.ndarray and grad.dtype.kind == "f":
+        return grad
+    name = name_of(k, i)
     if not isinstance(grad, np.ndarray | np.generic | int | float) or isinstance(grad, np.ma.MaskedArray):
         raise TypeError(
             f"the gradient of {name} is a {kind(grad)}, whose norm is not known; without max_grad_norm= and "
@@ -208,6 +213,8 @@ def _as_factor(array: Array, factor: float) -> Any:
 
 def _scaled(grad: Grad, factor: float) -> Grad:
     """A gradient times a factor, of its own type and layout; whole numbers become float64."""
+    if isinstance(grad, int | float) and not isinstance(grad, np.generic):
+        return float(grad) * factor
     array = np.asarray(grad)
     if array.dtype not in _SERVED:
         return np.multiply(array, factor, dtype=np.float64)

@@ -152,7 +152,7 @@ class Containers:
             )
         return [
             _list_of_group(grads[k], group, of, f"grads[{k}]")
-            for k, (group, of) in enumerate(zip(groups, given, strict=True))
+            for k, (group, of) in enumerate(zip(groups, given, strict=False))
         ]
 
     def _oxistep_split(self, grads: Mapping[Any, Any]) -> Any:
@@ -212,4 +212,14 @@ def _list_of_group(grads: Any, group: Group, given: Given, what: str) -> list[Gr
         given.branch.read(grads, what, listed)
         return listed
     names = group.get("param_names")
-    return in_order(grads, len(group["params"]), what) if names is None else by_key(grads, names, what)
+    # What nearly all steps are given, without a further call.
+    if names is None:
+        if type(grads) is list and len(grads) == len(group["params"]):
+            return grads
+        return in_order(grads, len(group["params"]), what)
+    if type(grads) is dict and len(grads) == len(names):
+        try:
+            return [grads[name] for name in names]
+        except KeyError:
+            pass  # which is told below
+    return by_key(grads, names, what)

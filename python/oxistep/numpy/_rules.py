@@ -75,6 +75,27 @@ class RuleOptimizer(Optimizer):
             if watch is not None:
                 watch._history.commit(None)
             return
+        try:
+            rows = self._oxistep_rows(listed)
+        except (TypeError, ValueError) as error:
+            if (better := self._oxistep_explained(error, listed)) is not error:
+                raise better from None
+            raise
+        members = [Member(Facts(row.array.shape), source.tree(row.reading), row.new_run) for row in rows]
+        settle(members, source.name)
+        shared = group_numbers(source.name, ((row.k, member) for row, member in zip(rows, members, strict=True)))
+        for row, member in zip(rows, members, strict=True):
+            row.prepare(member.program)
+        self._oxistep_write(rows, members, updates)
+        for k, numbers in shared.items():
+            self.param_groups[k].update(numbers)
+        self.step_count += 1
+        if watch is not None:
+            watch._history.commit(None)
+
+    def _oxistep_rows(self, listed: list[list[Any]]) -> list[_Row]:
+        """The arrays that take a step by NumPy's operations, all checked."""
+        source = self._oxistep_source
         rows = []
         place = 0
         for k, group in enumerate(self.param_groups):
@@ -88,17 +109,7 @@ class RuleOptimizer(Optimizer):
         refuse_overlaps(
             [one for row in rows for one in row.written()], [(f"the gradient of {row.name}", row.grad) for row in rows]
         )
-        members = [Member(Facts(row.array.shape), source.tree(row.reading), row.new_run) for row in rows]
-        settle(members, source.name)
-        shared = group_numbers(source.name, ((row.k, member) for row, member in zip(rows, members, strict=True)))
-        for row, member in zip(rows, members, strict=True):
-            row.prepare(member.program)
-        self._oxistep_write(rows, members, updates)
-        for k, numbers in shared.items():
-            self.param_groups[k].update(numbers)
-        self.step_count += 1
-        if watch is not None:
-            watch._history.commit(None)
+        return rows
 
     def _oxistep_stepped_natively(self, listed: list[list[Any]], updates: Array | None) -> bool:
         """Takes the step by kernels, if they have one for this rule."""
