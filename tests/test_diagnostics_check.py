@@ -217,3 +217,22 @@ def test_worst_entries_come_first_and_are_as_many_as_asked_for():
     assert isinstance(report, GradientCheck)
     assert [entry.index for entry in report.entries] == [(3,), (4,)]
     assert (report.wrong, report.checked) == (3, 6)
+
+
+def test_arrays_in_containers():
+    params = {"layers": [{"W": np.array([1.0, 2.0])}, (np.array(3.0),)]}
+
+    def loss(p):
+        return (p["layers"][0]["W"] ** 2).sum() * p["layers"][1][0]
+
+    def gradient(p):
+        w, b = p["layers"][0]["W"], p["layers"][1][0]
+        return {"layers": [{"W": 2 * w * b}, ((w**2).sum(),)]}
+
+    for grads in (gradient, gradient(params)):
+        assert check_gradients(loss, params, grads)
+    wrong = check_gradients(loss, params, {"layers": [{"W": np.array([6.0, 12.0])}, (np.array(4.0),)]})
+    assert not wrong
+    assert wrong.entries[0].name == "layers.1.0"
+    with pytest.raises(ValueError, match="gradient lacks 'layers'"):
+        check_gradients(loss, params, {})

@@ -351,3 +351,14 @@ def test_wrong_updates():
         monitor.values("median")
     with pytest.raises(TypeError, match="before the step"):
         monitor.attach(oxistep.optim.SGD([torch.ones(1)]))
+
+
+def test_arrays_in_containers_are_named_by_path():
+    params = {"layers": [{"W": np.ones(2)}, (np.ones(1), np.ones(3))]}
+    monitor = GradientMonitor(params)
+    assert monitor.names == ["layers.0.W", "layers.1.0", "layers.1.1"]
+    monitor.update({"layers": [{"W": np.array([3.0, 4.0])}, None]})
+    assert next(row["norm"] for row in monitor.rows()) == 5.0
+    with pytest.raises(ValueError, match="grads lacks 'layers'"):
+        monitor.update({})
+    assert len(monitor) == 1

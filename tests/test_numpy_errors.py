@@ -98,7 +98,7 @@ BAD_FOR_US = [
     (SGD, {"lr": "0.1"}, TypeError, "lr must be a number or a function.*got str: '0.1'"),
     (SGD, {"lr": None}, TypeError, "lr must be a number or a function"),
     (SGD, {"lr": True}, TypeError, "lr must be a number or a function"),
-    (SGD, {"lr": np.array(0.1)}, TypeError, "lr must be a number or a function.*ndarray"),
+    (SGD, {"lr": np.ones(1)}, TypeError, "lr must be a number or a function.*ndarray"),
     (SGD, {"momentum": 1j}, TypeError, "momentum value must be a number, got complex"),
     # What we do not implement is not accepted.
     (Adam, {"foreach": True}, TypeError, "foreach"),
@@ -149,13 +149,17 @@ def unaligned():
 
 
 BAD_PARAMETERS = [
-    (lambda: np.ones(2, int), TypeError, "has dtype int64; use .astype"),
+    (lambda: np.ones(2, int), TypeError, r"has dtype int64; .* = .*\.astype\(np\.float64\) before the optimizer"),
     (lambda: np.ones(2, bool), TypeError, "has dtype bool"),
     (lambda: np.ones(2, complex), TypeError, "has dtype complex128"),
     (lambda: np.ones(2, object), TypeError, "has dtype object"),
     (lambda: np.array(["a"]), TypeError, "has dtype <U1"),
     (lambda: np.float64(1), TypeError, "is a NumPy scalar.*0-dimensional array"),
-    (lambda: 1.0, TypeError, "can only optimize NumPy arrays, but .* is a float; np.array makes one"),
+    (
+        lambda: 1.0,
+        TypeError,
+        r"but .* is a float; .* = np.array\(1\.0\) before the optimizer",
+    ),
     (lambda: [1.0, 2.0], TypeError, "can only optimize NumPy arrays, but .* is a list"),
     (lambda: None, TypeError, "can only optimize NumPy arrays, but .* is a NoneType"),
     (masked, TypeError, "is a masked array"),
@@ -199,7 +203,6 @@ def test_bad_parameters(make, error, text):
         ),
         ("ab", TypeError, "should be an iterable of arrays or dicts, but got str"),
         (None, TypeError, "should be an iterable of arrays or dicts, but got NoneType"),
-        ({1: np.ones(2)}, TypeError, "names of parameters must be str, got int: 1"),
         ({"params": [np.ones(2)]}, TypeError, "a group dict must be in a list"),
         ([{"lr": 0.1}], ValueError, r"param_groups\[0\] has no 'params'"),
         (
@@ -304,7 +307,8 @@ def test_bad_gradients(cls, hyper, bad, error, text, steps):
             "grads must be a list of 2 gradients, as the parameters are, got ndarray",
         ),
         ({"a": np.ones(2), "b": np.ones(2)}, TypeError, "grads must be a list of 2 gradients.*got dict"),
-        ((np.ones(2) for _ in range(2)), TypeError, "grads must be a list of 2 gradients.*got generator"),
+        ({1.0, 2.0}, TypeError, "grads must be a list of 2 gradients.*got set"),
+        ((np.ones(2) for _ in range(3)), ValueError, "grads must have 2 entries, one for each parameter, got 3"),
         (None, TypeError, "grads must be a list of 2 gradients.*got NoneType"),
         ([[np.ones(2), np.ones(2)], None], TypeError, r"params\[0\].*list"),
     ],
@@ -345,7 +349,7 @@ def test_wrong_names_of_gradients(grads, error, text):
             r"grads\[0\] must be a list of 1 gradient, .*got ndarray; put a single one into a list",
         ),
         ([[None], [None]], TypeError, r"grads\[1\] must be a dict.*'b'; got list"),
-        ([[None, None], {"b": None}], ValueError, r"grads\[0\] must have 1 entries.*got 2"),
+        ([[None, None], {"b": None}], ValueError, r"grads\[0\] must have 1 entry.*got 2"),
         ([[None], {}], ValueError, r"grads\[1\] lacks 'b'"),
         ({"a": None}, TypeError, "for each of the 2 groups, got dict"),
     ],
@@ -753,5 +757,5 @@ def test_tensors_that_numpy_cannot_read():
         TypeError, match=r"loaded momentum_buffer of params\[0\] cannot be read as a NumPy array.*BFloat16"
     ):
         optimizer.load_state_dict(saved)
-    with pytest.raises(TypeError, match=r"can only optimize NumPy arrays, but .* is a Tensor; oxistep.optim is for"):
+    with pytest.raises(TypeError, match=r"can only optimize NumPy arrays, but .* is a torch\.Tensor; oxistep.optim"):
         SGD([torch.ones(2)])

@@ -21,6 +21,8 @@ every_class = pytest.mark.parametrize(("cls", "hyper"), CLASSES.values(), ids=CL
 
 # How torch runs a step; not part of ours.
 TORCH_ONLY = {"foreach", "fused", "capturable", "differentiable"}
+# Ours.
+SETTINGS = {"max_grad_norm": None, "skip_nonfinite": False, "follow": False}
 
 
 def model(dtype=np.float64):
@@ -443,8 +445,11 @@ def test_copies_go_on_alone(cls, hyper, copy):
 def test_signature_and_defaults_are_torchs(cls, hyper):
     torch = pytest.importorskip("torch")
     theirs = inspect.signature(getattr(torch.optim, cls.__name__)).parameters
-    for name, parameter in inspect.signature(cls).parameters.items():
-        assert parameter.default == theirs[name].default, name
+    ours = inspect.signature(cls).parameters
+    assert list(ours)[-len(SETTINGS) :] == list(SETTINGS)
+    assert all(ours[name].kind is inspect.Parameter.KEYWORD_ONLY for name in SETTINGS)
+    for name, parameter in ours.items():
+        assert parameter.default == (SETTINGS[name] if name in SETTINGS else theirs[name].default), name
     # Positional ones in torch's order.
     positional = [name for name, p in inspect.signature(cls).parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert positional == [name for name in theirs if name not in TORCH_ONLY][: len(positional)]
@@ -454,7 +459,8 @@ def test_signature_and_defaults_are_torchs(cls, hyper):
 def test_programs_that_are_driven_by_configuration_find_every_parameter(cls, hyper):
     """The four ways in which such programs ask what a constructor takes."""
     parameters = list(inspect.signature(cls).parameters)
-    assert set(parameters) == {"params", *cls._oxistep_checks} - ({"decoupled_weight_decay"} if cls is AdamW else set())
+    hidden = {"decoupled_weight_decay"} if cls is AdamW else set()
+    assert set(parameters) == {"params", *cls._oxistep_checks, *SETTINGS} - hidden
     assert list(inspect.signature(cls.__init__).parameters) == ["self", *parameters]
     spec = inspect.getfullargspec(cls.__init__)
     assert [*spec.args, *spec.kwonlyargs] == ["self", *parameters]

@@ -87,6 +87,7 @@ for ask in vars, dir, lambda module: dict(inspect.getmembers(module, inspect.isc
         "oxistep.diagnostics",
         "oxistep.integrations",
         "oxistep.rules",
+        "oxistep.schedules",
         "oxistep.viz",
         "oxistep.zoo",
     ],
@@ -218,11 +219,16 @@ def test_version():
 def test_importing_oxistep_imports_no_torch():
     assert python("import sys, oxistep; print('torch' in sys.modules)") == "False"
     assert python("import sys, oxistep.numpy; print('torch' in sys.modules)") == "False"
+    assert (
+        python("import sys, oxistep.schedules; print('torch' in sys.modules, 'numpy' in sys.modules)") == "False False"
+    )
     assert python("import sys, oxistep.integrations; print('torch' in sys.modules)") == "False"
     assert python("import sys, oxistep.rules; oxistep.rule; print('torch' in sys.modules)") == "False"
 
 
-@pytest.mark.parametrize("module", ["optim", "numpy", "diagnostics", "integrations", "rules", "viz", "zoo"])
+@pytest.mark.parametrize(
+    "module", ["optim", "numpy", "diagnostics", "integrations", "rules", "schedules", "viz", "zoo"]
+)
 def test_modules_are_reachable_after_importing_the_package(module):
     program = f"import oxistep; print(oxistep.{module}.__name__)"
     assert python(program, torch_may_be_there=True) == f"oxistep.{module}"

@@ -22,6 +22,7 @@ if _typing.TYPE_CHECKING:
     from oxistep import numpy as numpy
     from oxistep import optim as optim
     from oxistep import rules as rules
+    from oxistep import schedules as schedules
     from oxistep import viz as viz
     from oxistep import zoo as zoo
     from oxistep._clip import clip_grad_norm_ as clip_grad_norm_
@@ -124,6 +125,7 @@ __all__ = [
     "plain_state_dict",
     "rule",
     "rules",
+    "schedules",
     "set_num_threads",
     "step_in_backward",
     "swap",
@@ -153,7 +155,7 @@ if _level := _os.environ.get("OXISTEP_SIMD"):
 
 
 # Modules that are loaded when first touched.
-_MODULES = ("diagnostics", "integrations", "numpy", "optim", "rules", "viz", "zoo")
+_MODULES = ("diagnostics", "integrations", "numpy", "optim", "rules", "schedules", "viz", "zoo")
 
 
 if not _typing.TYPE_CHECKING:  # a type checker would believe that every name is there

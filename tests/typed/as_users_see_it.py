@@ -102,6 +102,6 @@ named.step({"w": np.ones(3), "b": None})
 grouped = oxistep.numpy.AdamW([{"params": [np.ones((2, 2))]}, {"params": [np.ones(2)], "lr": 0.5}])
 grouped.step([[np.ones((2, 2))], [np.ones(2)]])
 assert_type(named.state_dict(), dict[str, Any])
-oxistep.numpy.Adam([w], max_grad_norm=1.0)  # type: ignore[call-arg]
+oxistep.numpy.Adam([w], weights="master")  # type: ignore[call-arg]
 descent.step(1.0)  # type: ignore[arg-type]
 descent.no_such_thing  # type: ignore[attr-defined]  # noqa: B018

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from oxistep.numpy._structure import Flat, is_container
+
 
 def is_tensor(value: object) -> bool:
     """Whether it is a torch tensor. Does not import torch: without it there is none."""
@@ -15,16 +17,29 @@ def is_tensor(value: object) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
+def nested(parameters: Any) -> Flat | None:
+    """NumPy arrays in containers inside each other, laid out flat; None for everything else."""
+    if not is_container(parameters):
+        return None
+    values = parameters.values() if isinstance(parameters, Mapping) else parameters
+    if not any(map(is_container, values)):
+        return None
+    flat = Flat(parameters)
+    return flat if all(isinstance(array, np.ndarray) for array in flat.arrays) else None
+
+
 def named(parameters: Any) -> tuple[list[str], list[Any], bool]:
     """Names, objects, and whether they are torch's.
 
     ``parameters`` may be a ``torch.nn.Module``, a dict from name to tensor or array, pairs of names and these, or
-    only these.
+    only these; arrays also in containers inside each other.
     """
     if callable(getattr(parameters, "named_parameters", None)):
         pairs = list(parameters.named_parameters())
         if not pairs:
             raise ValueError(f"{type(parameters).__name__} has no parameters")
+    elif (flat := nested(parameters)) is not None:
+        pairs = list(zip(flat.names, flat.arrays, strict=True))
     elif isinstance(parameters, Mapping):
         pairs = list(parameters.items())
     elif isinstance(parameters, np.ndarray) or is_tensor(parameters):

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oxistep.diagnostics._named import callable_as, is_tensor, real, whole
+from oxistep.diagnostics._named import callable_as, is_tensor, nested, real, whole
 from oxistep.diagnostics._table import number, table
+from oxistep.numpy._structure import rebuilt
 
 Array = NDArray[Any]
 
@@ -134,8 +135,8 @@ def check_gradients(
         function: called as ``function(x)``; with a tuple or list of inputs as ``function(*x)``. Must not change its
             arguments, and must give the same for the same input. (NumPy arguments are float64 copies, changed in
             place between calls.)
-        x: an array or tensor, a tuple or list of them, or a dict from name (then ``function`` gets a dict). float64 is
-            used throughout whatever the dtype.
+        x: an array or tensor, a tuple or list of them, or a dict from name (then ``function`` gets a dict); arrays also
+            in containers inside each other (then it gets such). float64 is used throughout whatever the dtype.
         gradient: in the structure of ``x``, or a function that gives it (default: None, with torch only).
         rtol: relative tolerance (default: 1e-5).
         atol: absolute tolerance (default: see above).
@@ -200,7 +201,10 @@ class _Inputs:
     """What the function is given, as float64 copies, with names."""
 
     def __init__(self, x: Any) -> None:
-        if isinstance(x, Mapping):
+        self.x, self.flat = x, nested(x)
+        if self.flat is not None:
+            self.kind, self.names, values = "nested", self.flat.names, self.flat.arrays
+        elif isinstance(x, Mapping):
             self.kind, self.names, values = "dict", [str(key) for key in x], list(x.values())
             self.keys = list(x)
         elif isinstance(x, tuple) or (isinstance(x, list) and x and all(hasattr(value, "shape") for value in x)):
@@ -221,12 +225,19 @@ class _Inputs:
     def call(self, function: Callable[..., Any], values: list[Any] | None = None) -> Any:
         """Calls with the inputs in the structure that they were given in."""
         values = self.values if values is None else values
+        if self.kind == "nested":
+            each = iter(values)
+            return function(rebuilt(self.x, lambda _: next(each)))
         if self.kind == "dict":
             return function(dict(zip(self.keys, values, strict=True)))
         return function(*values)
 
     def listed(self, gradient: Any) -> list[Any]:
         """Gradients in the order of the inputs."""
+        if self.flat is not None:
+            found: list[Any] = []
+            self.flat.branch.read(gradient, "gradient", found)
+            return found
         if self.kind == "dict":
             if not isinstance(gradient, Mapping) or set(gradient) != set(self.keys):
                 raise TypeError(f"gradient: expected a dict with the keys of x, {', '.join(self.names)}")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from oxistep._core import GradientStatistics
 from oxistep.diagnostics._history import Floats, History
-from oxistep.diagnostics._named import named, so_many, whole
+from oxistep.diagnostics._named import named, nested, so_many, whole
 from oxistep.diagnostics._table import number, table
 from oxistep.diagnostics.anomalies import Anomaly, Rules
 
@@ -47,8 +47,8 @@ class GradientMonitor:
 
     Args:
         parameters: a ``torch.nn.Module``; or tensors, or NumPy arrays, as a dict from name, as pairs of name and
-            tensor (``model.named_parameters()``), or alone, then named by their place. Of NumPy arrays only the names
-            are kept.
+            tensor (``model.named_parameters()``), or alone, then named by their place; NumPy arrays also in containers
+            inside each other, then named by their path. Of NumPy arrays only the names are kept.
         history: how many updates are kept (default: 256), 72 bytes each for every parameter.
         exploding: largest magnitude that is not suspicious (default: 1e3); ``math.inf`` switches the rule off.
         growth: largest growth of a norm over its median that is not suspicious (default: 100).
@@ -88,6 +88,8 @@ class GradientMonitor:
         dead_after: int = 3,
     ) -> None:
         names, objects, self._of_torch = named(parameters)
+        flat = nested(parameters)
+        self._branch = None if flat is None else flat.branch
         self._rules = Rules(exploding, growth, vanishing, dead_after)
         self._history = History(history, names, FIELDS)
         self._native = GradientStatistics()
@@ -106,8 +108,9 @@ class GradientMonitor:
         """Look at the gradients now.
 
         Args:
-            grads: for NumPy, the gradients: a dict with the names of the parameters, or a list in their order; ``None``
-                for one that has none. Any float dtype, layout and shape. For torch leave it out: ``.grad`` is read.
+            grads: for NumPy, the gradients: a dict with the names of the parameters, or a list in their order, or
+                containers inside each other as the parameters were in; ``None`` for one that has none. Any float
+                dtype, layout and shape. For torch leave it out: ``.grad`` is read.
             step: number of this update (default: one more than the last; the first is 0).
 
         Raises:
@@ -130,6 +133,10 @@ class GradientMonitor:
 
     def _listed(self, grads: Any) -> list[Any]:
         names = self._history.names
+        if self._branch is not None and grads is not None:
+            listed: list[Any] = []
+            self._branch.read(grads, "grads", listed)
+            return listed
         if isinstance(grads, Mapping):
             if missing := [name for name in names if name not in grads]:
                 raise ValueError(f"grads lacks {missing[0]!r}; None stands for no gradient")

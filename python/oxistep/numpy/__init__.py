@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from oxistep.numpy import zoo
 from oxistep.numpy._base import Optimizer
+from oxistep.numpy._clip import clip_grad_norm, clip_grad_value
+from oxistep.numpy._files import load, save
 from oxistep.numpy.adadelta import Adadelta
 from oxistep.numpy.adagrad import Adagrad
 from oxistep.numpy.adam import Adam
@@ -95,6 +97,10 @@ __all__ = [
     "SparseAdam",
     "StableAdamW",
     "Tiger",
+    "clip_grad_norm",
+    "clip_grad_value",
+    "load",
+    "save",
 ]
 
 if not _TYPE_CHECKING:  # a type checker would believe that every name is there

@@ -4,11 +4,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-__all__ = ["accepted", "gradient_of", "refuse_overlaps"]
+from oxistep.numpy._types import Array
 
-Array = NDArray[Any]
+__all__ = ["accepted", "gradient_of", "overlaps_itself", "refuse_overlaps", "span_overlaps"]
 
 
 def gradient_of(gradient: Any, param: Array, name: str) -> Array:
@@ -43,7 +42,7 @@ def accepted(array: Any, what: str, param: Array, name: str, *, write: bool = Fa
     if not array.flags.aligned:
         size = array.dtype.itemsize
         raise ValueError(f"{what} is not aligned to its element size of {size} bytes: pass a copy, .copy()")
-    if write and _overlaps_itself(array):
+    if write and overlaps_itself(array):
         raise ValueError(f"several elements of {what} share memory (a broadcast or window view): pass a copy, .copy()")
     return array
 
@@ -54,6 +53,20 @@ def refuse_overlaps(written: Iterable[tuple[str, Array]], read: Iterable[tuple[s
     Raises:
         ValueError: naming one of them.
     """
+    if (pair := span_overlaps(written, read)) is not None:
+        raise ValueError(
+            f"{pair[1]} shares memory with another array of this step, or lies between its rows: pass a copy, "
+            ".copy(), of one of them"
+        )
+
+
+def span_overlaps(
+    written: Iterable[tuple[str, Array]], read: Iterable[tuple[str, Array]] = (), *, rows_too: bool = False
+) -> tuple[str, str] | None:
+    """The names of two arrays that share memory and of which one is written, if there are such.
+
+    With `rows_too` also of two that lie between each other's rows.
+    """
     spans = [(*_span(array), True, name, array) for name, array in written]
     spans += [(*_span(array), False, name, array) for name, array in read]
     spans = sorted((one for one in spans if one[4].size), key=lambda one: one[0])
@@ -61,12 +74,10 @@ def refuse_overlaps(written: Iterable[tuple[str, Array]], read: Iterable[tuple[s
     for one in spans:
         reach = [other for other in reach if other[1] > one[0]]
         for other in reach:
-            if (one[2] or other[2]) and _share(one[4], other[4]):
-                raise ValueError(
-                    f"{one[3]} shares memory with another array of this step, or lies between its rows: pass a copy, "
-                    ".copy(), of one of them"
-                )
+            if (one[2] or other[2]) and (rows_too or _share(one[4], other[4])):
+                return other[3], one[3]
         reach.append(one)
+    return None
 
 
 def _span(array: Array) -> tuple[int, int]:
@@ -80,7 +91,7 @@ def _share(one: Array, other: Array) -> bool:
         return True
 
 
-def _overlaps_itself(array: Array) -> bool:
+def overlaps_itself(array: Array) -> bool:
     """Whether two indices may name the same element."""
     if not array.size:
         return False

@@ -53,15 +53,29 @@ def flag(name: str) -> Check:
 
 
 def learning_rate(value: Any) -> LearningRate:
-    """A number that is not negative, or a function of the number of steps done."""
+    """A number that is not negative, also in an array without dimensions, or a function of the number of steps done."""
     if callable(value):
         function: Callable[[int], float] = value
         return function
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        number("learning rate", low=0.0)(value[()])
+        kept: Any = value  # and read in every step: it may be changed in place
+        return kept  # type: ignore[no-any-return]
     if isinstance(value, np.bool_ | bool) or not isinstance(value, Real):
         raise TypeError(
             f"lr must be a number or a function of the number of steps done, got {type(value).__name__}: {value!r}"
         )
     return float(number("learning rate", low=0.0)(value))
+
+
+def max_norm(value: Any) -> float | None:
+    """The setting ``max_grad_norm``: a number above zero, or None."""
+    if value is None:
+        return None
+    checked = float(real(value, "max_grad_norm"))
+    if not checked > 0:
+        raise ValueError(f"max_grad_norm: expected a positive number or None, got {checked}")
+    return checked
 
 
 def two(name: str, what: str, *, low: float = -np.inf, below: float | None = None) -> Check:

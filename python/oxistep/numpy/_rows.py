@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from oxistep.numpy._base import Array
+from oxistep.numpy._types import Array
 
 
 def rows_of(matrix: Any, parameter: Array) -> tuple[Array, Array]:

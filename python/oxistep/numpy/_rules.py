@@ -11,8 +11,11 @@ from oxistep._core import KernelError, step_arrays
 from oxistep._names import names_of
 from oxistep._torn import Torn, text_of
 from oxistep.numpy._accepted import accepted, gradient_of, refuse_overlaps
-from oxistep.numpy._base import Array, Grads, Group, Optimizer, Params, State, loaded_array, new_step
+from oxistep.numpy._base import Optimizer
+from oxistep.numpy._checkpoints import loaded_array, new_step
 from oxistep.numpy._hyper import Check, flag, learning_rate, number
+from oxistep.numpy._replace import blank
+from oxistep.numpy._types import Array, Grads, Group, Params, State
 from oxistep.rules._native import tree_of
 from oxistep.rules._program import Program
 from oxistep.rules._run import Given, Lazily, Run
@@ -30,15 +33,19 @@ class RuleOptimizer(Optimizer):
     _oxistep_source: ClassVar[Source]
     _oxistep_added_later: ClassVar[Group] = {"maximize": False}
 
+    _oxistep_not_counted: ClassVar[frozenset[str]] = frozenset(("params", "param_names", "name", "maximize"))
+    """What of a group is no number that a step counts in it."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         source = cls._oxistep_source
         cls._oxistep_checks = {name: checker(name, one.default) for name, one in source.hyperparameters.items()}
         if not source.takes_maximize:
             cls._oxistep_checks["maximize"] = flag("maximize")
+        cls._oxistep_not_counted = RuleOptimizer._oxistep_not_counted | source.hyperparameters.keys()
         super().__init_subclass__(**kwargs)
 
-    def __init__(self, params: Params, defaults: Group, *, maximize: bool = False) -> None:
-        super().__init__(params, {"maximize": maximize} | defaults)
+    def __init__(self, params: Params, defaults: Group, *, maximize: bool = False, **settings: Any) -> None:
+        super().__init__(params, {"maximize": maximize} | defaults, **settings)
 
     def step(self, grads: Grads) -> None:
         """Updates every parameter that has a gradient, in place.
@@ -58,11 +65,37 @@ class RuleOptimizer(Optimizer):
         watch = self._oxistep_watch
         updates = None if watch is None else watch._row()
         listed = self._oxistep_listed(grads)
+        if self._oxistep_clipping is not None:
+            clipped = self._oxistep_clipped(listed)
+            if clipped is None:
+                return
+            listed = clipped
         if self._oxistep_stepped_natively(listed, updates):
             self.step_count += 1
             if watch is not None:
                 watch._history.commit(None)
             return
+        try:
+            rows = self._oxistep_rows(listed)
+        except (TypeError, ValueError) as error:
+            if (better := self._oxistep_explained(error, listed)) is not error:
+                raise better from None
+            raise
+        members = [Member(Facts(row.array.shape), source.tree(row.reading), row.new_run) for row in rows]
+        settle(members, source.name)
+        shared = group_numbers(source.name, ((row.k, member) for row, member in zip(rows, members, strict=True)))
+        for row, member in zip(rows, members, strict=True):
+            row.prepare(member.program)
+        self._oxistep_write(rows, members, updates)
+        for k, numbers in shared.items():
+            self.param_groups[k].update(numbers)
+        self.step_count += 1
+        if watch is not None:
+            watch._history.commit(None)
+
+    def _oxistep_rows(self, listed: list[list[Any]]) -> list[_Row]:
+        """The arrays that take a step by NumPy's operations, all checked."""
+        source = self._oxistep_source
         rows = []
         place = 0
         for k, group in enumerate(self.param_groups):
@@ -76,17 +109,7 @@ class RuleOptimizer(Optimizer):
         refuse_overlaps(
             [one for row in rows for one in row.written()], [(f"the gradient of {row.name}", row.grad) for row in rows]
         )
-        members = [Member(Facts(row.array.shape), source.tree(row.reading), row.new_run) for row in rows]
-        settle(members, source.name)
-        shared = group_numbers(source.name, ((row.k, member) for row, member in zip(rows, members, strict=True)))
-        for row, member in zip(rows, members, strict=True):
-            row.prepare(member.program)
-        self._oxistep_write(rows, members, updates)
-        for k, numbers in shared.items():
-            self.param_groups[k].update(numbers)
-        self.step_count += 1
-        if watch is not None:
-            watch._history.commit(None)
+        return rows
 
     def _oxistep_stepped_natively(self, listed: list[list[Any]], updates: Array | None) -> bool:
         """Takes the step by kernels, if they have one for this rule."""
@@ -112,6 +135,10 @@ class RuleOptimizer(Optimizer):
             names = names_of(self.param_groups, arrays)
             self._oxistep_torn = Torn(text_of(f"a kernel of oxistep panicked ({message}; please report this)", names))
             raise RuntimeError(self._oxistep_torn.text) from None
+        except (TypeError, ValueError) as error:
+            if (better := self._oxistep_explained(error, listed)) is not error:
+                raise better from None
+            raise
         return left is None
 
     def _oxistep_with_rates(self, group: Group, k: int) -> Group:
@@ -152,6 +179,16 @@ class RuleOptimizer(Optimizer):
                     group.setdefault(name, state.initial)
         except Exception:  # the first step says what is wrong
             return
+
+    def _oxistep_group_numbers(self, group: Group) -> Group:
+        return {key: value for key, value in group.items() if key not in self._oxistep_not_counted}
+
+    def _oxistep_begun(self, new: Array, group: Group, state: State, old: Array) -> State:
+        begun = blank(new, state, old)
+        for name, known in self._oxistep_source.states().items():
+            if name in begun and begun[name].shape == new.shape and known.kind.has_elements:
+                begun[name][...] = new if known.initial == "p" else known.initial
+        return begun
 
     def _oxistep_loaded_state(self, saved: Any, group: Group, k: int, i: int) -> State:
         if saved is None or not isinstance(saved, Mapping):

@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from oxistep import zoo
-from oxistep.numpy._base import Array, Grads, Group, Params, State
 from oxistep.numpy._hyper import learning_rate, real
 from oxistep.numpy._rules import RuleOptimizer, checker
-from oxistep.rules._rule import constructor
+from oxistep.numpy._structure import listed_throughout
+from oxistep.numpy._types import Array, Grads, Group, Params, State
+from oxistep.rules._rule import OF_ARRAYS, constructor
 from oxistep.rules._source import MISSING, Hyperparameter, Reading, Source
 from oxistep.zoo import stableadamw
 from oxistep.zoo._base import Optimizer, answer_of
@@ -46,9 +47,11 @@ class ZooOptimizer(RuleOptimizer):
     _oxistep_good: tuple[tuple[str, tuple[Any, ...]], ...] = ()
     """For each place where hyperparameters stand those that the constructor found good last."""
 
-    def __init__(self, params: Params, arguments: Group) -> None:
+    def __init__(self, params: Params, arguments: Group, **settings: Any) -> None:
         lr = arguments["lr"]
-        if callable(lr):
+        if isinstance(lr, np.ndarray) and lr.ndim == 0:
+            arguments = {**arguments, "lr": float(real(lr[()], "lr"))}
+        elif callable(lr):
             if arguments.get("corrected_weight_decay"):
                 raise ValueError(
                     "corrected_weight_decay needs the largest learning rate: give it as lr, and put the function into "
@@ -60,13 +63,15 @@ class ZooOptimizer(RuleOptimizer):
                 check(arguments[name])
         answer = answer_of(self._oxistep_of, arguments)
         defaults = {key: value for key, value in answer.defaults.items() if key not in _TORCH_ONLY}
-        super().__init__(params, {**defaults, "lr": lr}, maximize=answer.settings.get("maximize", False))
+        super().__init__(params, {**defaults, "lr": lr}, maximize=answer.settings.get("maximize", False), **settings)
 
     def _oxistep_checked(self, given: Group, where: str = "") -> Group:
         checked = super()._oxistep_checked(given, where)
         arguments = {name: checked[name] for name in self._oxistep_arguments if name in checked}
         if callable(arguments["lr"]):
             arguments["lr"] = 1.0
+        elif isinstance(arguments["lr"], np.ndarray):
+            arguments["lr"] = float(arguments["lr"])
         key = (where, tuple(tuple(value) if isinstance(value, list) else value for value in arguments.values()))
         if key not in self._oxistep_good:
             try:
@@ -96,6 +101,8 @@ class ZooOptimizer(RuleOptimizer):
         return not any(np.any(grad) for row in self._oxistep_listed(grads) for grad in row if grad is not None)
 
     def _zoo_idle(self, grads: Any) -> Iterator[tuple[Group, Source, Reading]]:
+        if self._oxistep_clipping is not None and self._oxistep_clipping.skipped():
+            return
         source = self._oxistep_source
         for k, (group, row) in enumerate(zip(self.param_groups, self._oxistep_listed(grads), strict=True)):
             if all(grad is None for grad in row):
@@ -116,21 +123,38 @@ def class_of(name: str) -> type[ZooOptimizer]:
     kept = {"maximize": answer.settings.get("maximize", False)} | {
         key: value for key, value in answer.defaults.items() if key not in _TORCH_ONLY
     }
-    mixins = tuple(base for base in of.__bases__ if not issubclass(base, Optimizer))
-    init: Any = constructor(name, arguments, (), ZooOptimizer)
+    mixins: tuple[type, ...] = tuple(base for base in of.__bases__ if not issubclass(base, Optimizer))
+    if mixins:  # which look at the gradients more than once
+        mixins = (_Listing, *mixins)
+    own = {one.name for one in arguments}
+    settings = [setting for setting in OF_ARRAYS if setting not in own]
+    init: Any = constructor(name, arguments, settings, ZooOptimizer)
     init.__module__, init.__qualname__ = "oxistep.numpy.zoo", f"{name}.__init__"
     members = {
         "__init__": init,
-        "__doc__": _doc(of, arguments),
+        "__doc__": _doc(of, arguments, settings),
         "__module__": "oxistep.numpy.zoo",
         "_oxistep_source": source,
         "_oxistep_of": of,
         "_oxistep_arguments": tuple(one.name for one in arguments),
     }
     cls: type[ZooOptimizer] = type(name, (*mixins, _OWN.get(name, ZooOptimizer)), members)
+    cls._oxistep_not_counted = RuleOptimizer._oxistep_not_counted | own
     kinds = kept | {one.name: one.default for one in source.hyperparameters.values()}
     cls._oxistep_checks = {key: learning_rate if key == "lr" else checker(key, kinds[key]) for key in kept}
     return cls
+
+
+class _Listing:
+    """Takes the step with gradients that can be looked at more than once: a generator ends after that."""
+
+    def step(self, grads: Grads) -> None:
+        """Updates every parameter that has a gradient, in place.
+
+        Args:
+            grads: the gradients in the structure of the parameters, as every optimizer of ``oxistep.numpy`` takes them.
+        """
+        super().step(listed_throughout(grads))  # type: ignore[misc]  # of what stands behind it
 
 
 class _SophiaG(ZooOptimizer):
@@ -156,7 +180,9 @@ class _SophiaG(ZooOptimizer):
         Args:
             grads: as ``step`` takes them.
         """
+        grads = listed_throughout(grads)
         of_hessian: RuleOptimizer = copy.copy(self)
+        of_hessian._oxistep_clipping = None
         of_hessian.__class__ = _Hessian
         of_hessian.step(grads)
         self._oxistep_torn = of_hessian._oxistep_torn
@@ -180,7 +206,8 @@ class _StableAdamW(ZooOptimizer):
         try:
             stableadamw.settle(self.param_groups[-1])
         except ValueError:
-            del self.param_groups[-1], self.state[-1]
+            del self.param_groups[-1], self.state[-1], self._oxistep_live.given[-1]
+            self._oxistep_live.look()
             raise
 
     def _oxistep_loaded_group(self, saved: Any, k: int) -> Group:
@@ -204,16 +231,21 @@ def _arguments(of: type) -> list[Hyperparameter]:
     return found
 
 
-def _doc(of: type, arguments: list[Hyperparameter]) -> str:
+def _doc(of: type, arguments: list[Hyperparameter], settings: list[str]) -> str:
     """The docstring of a class for arrays: what its class for tensors does, and the arguments that arrays have."""
     doc = inspect.getdoc(of) or ""
     start, args = doc.split("\nArgs:\n", 1)
     args, rest = re.split(r"\n(?=\S)", args, maxsplit=1)
     items = re.split(r"\n(?=    \S)", args.rstrip())
-    names = {"params", *(one.name for one in arguments)}
+    names = {"params", *(one.name for one in arguments), *settings}
     kept = [item for item in items if not names.isdisjoint(re.split(r", ?", item.split(":")[0].strip()))]
     kept[0] = (
-        "    params: arrays, in a list, a dict or param groups, as every optimizer of ``oxistep.numpy`` takes them."
+        "    params: arrays, in a list, a dict, containers of these or param groups, as every optimizer of "
+        "``oxistep.numpy`` takes them."
+    )
+    kept.append(
+        "    follow: train an array that has been put in the place of another in the dict or list that was given, if\n"
+        "        it has the same shape and dtype (default: False, which raises)."
     )
     sections = {name: text.rstrip() for name, text in re.findall(r"^(\w+:)\n(.*?)(?=^\S|\Z)", rest, re.S | re.M)}
     required = "".join(f", {one.name}=0.1" for one in arguments if one.default is MISSING)

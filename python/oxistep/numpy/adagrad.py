@@ -6,8 +6,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from oxistep.numpy._base import Array, Group, Optimizer, Params, State, new_step
+from oxistep.numpy._base import Optimizer
+from oxistep.numpy._checkpoints import new_step
 from oxistep.numpy._hyper import Check, LearningRate, flag, learning_rate, number
+from oxistep.numpy._types import Array, Group, Params, State
 
 
 class Adagrad(Optimizer):
@@ -22,15 +24,21 @@ class Adagrad(Optimizer):
         x <- x - lr / (1 + (t - 1) c) * g / (sqrt(h) + eps)
 
     Args:
-        params: what to update, in place: a list of arrays, a dict from name to array, or a list of group
-            dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
+        params: what to update, in place: arrays in a list, a dict, or containers of these at any depth, or a list of
+            group dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
             float64 or float16 arrays of any shape and any layout that does not overlap.
-        lr: learning rate, a number or a function of the number of steps done, counted from 0 (default: 1e-2).
+        lr: learning rate, a number or a function of the number of steps done, counted from 0, such as those of
+            `oxistep.schedules` (default: 1e-2).
         lr_decay: c (default: 0).
         weight_decay: w, L2 penalty (default: 0).
         initial_accumulator_value: what h starts from (default: 0).
         eps: added to the denominator (default: 1e-10).
         maximize: ascend instead of descend (default: False).
+        max_grad_norm: clip the norm of all gradients to this number as the step takes them; they stay as they are
+            (default: None, no clipping).
+        skip_nonfinite: leave out the whole step if a gradient holds NaN or infinity (default: False).
+        follow: train an array that has been put in the place of another in the dict or list that was given, if it
+            has the same shape and dtype (default: False, which raises).
 
     State:
         step: t, 0-dimensional float32, as in torch.
@@ -81,6 +89,9 @@ class Adagrad(Optimizer):
         eps: float = 1e-10,
         *,
         maximize: bool = False,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        follow: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -92,6 +103,9 @@ class Adagrad(Optimizer):
                 "eps": eps,
                 "maximize": maximize,
             },
+            max_grad_norm=max_grad_norm,
+            skip_nonfinite=skip_nonfinite,
+            follow=follow,
         )
 
     def _oxistep_first_state(self, array: Array, group: Group) -> State:
@@ -104,3 +118,6 @@ class Adagrad(Optimizer):
             "step": new_step(),
             "sum": np.full_like(array, group["initial_accumulator_value"], subok=False),
         }
+
+    def _oxistep_begun(self, new: Array, group: Group, state: State, old: Array) -> State:
+        return {**super()._oxistep_begun(new, group, state, old), "sum": self._oxistep_new_state(new, group)["sum"]}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from oxistep.numpy._base import Group, Params
 from oxistep.numpy._hyper import LearningRate
+from oxistep.numpy._types import Group, Params
 from oxistep.numpy.adam import Adam
 
 
@@ -23,15 +23,21 @@ class AdamW(Adam):
         x <- x - lr (m / (1 - b1^t)) / (sqrt(s / (1 - b2^t)) + eps)
 
     Args:
-        params: what to update, in place: a list of arrays, a dict from name to array, or a list of group
-            dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
+        params: what to update, in place: arrays in a list, a dict, or containers of these at any depth, or a list of
+            group dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
             float64 or float16 arrays of any shape and any layout that does not overlap.
-        lr: learning rate, a number or a function of the number of steps done, counted from 0 (default: 1e-3).
+        lr: learning rate, a number or a function of the number of steps done, counted from 0, such as those of
+            `oxistep.schedules` (default: 1e-3).
         betas: b1 and b2, how slowly the averages of gradient and square forget (default: (0.9, 0.999)).
         eps: added to the denominator, outside the root (default: 1e-8).
         weight_decay: w (default: 1e-2).
         amsgrad: divide by the largest average of squares seen so far (default: False).
         maximize: ascend instead of descend (default: False).
+        max_grad_norm: clip the norm of all gradients to this number as the step takes them; they stay as they are
+            (default: None, no clipping).
+        skip_nonfinite: leave out the whole step if a gradient holds NaN or infinity (default: False).
+        follow: train an array that has been put in the place of another in the dict or list that was given, if it
+            has the same shape and dtype (default: False, which raises).
 
     State:
         step: t, 0-dimensional float32, as in torch.
@@ -71,8 +77,23 @@ class AdamW(Adam):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        follow: bool = False,
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, decoupled_weight_decay=True)
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            maximize=maximize,
+            decoupled_weight_decay=True,
+            max_grad_norm=max_grad_norm,
+            skip_nonfinite=skip_nonfinite,
+            follow=follow,
+        )
 
     def _oxistep_checked(self, given: Group, where: str = "") -> Group:
         checked = super()._oxistep_checked(given, where)

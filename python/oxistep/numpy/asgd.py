@@ -6,8 +6,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from oxistep.numpy._base import Array, Group, Optimizer, Params, State, new_scalar, new_step
+from oxistep.numpy._base import Optimizer
+from oxistep.numpy._checkpoints import new_scalar, new_step
 from oxistep.numpy._hyper import Check, LearningRate, flag, learning_rate, number
+from oxistep.numpy._types import Array, Group, Params, State
 
 
 class ASGD(Optimizer):
@@ -23,15 +25,21 @@ class ASGD(Optimizer):
         e <- lr / (1 + lambd lr t)^alpha;  k <- 1 / max(1, t - t0)
 
     Args:
-        params: what to update, in place: a list of arrays, a dict from name to array, or a list of group
-            dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
+        params: what to update, in place: arrays in a list, a dict, or containers of these at any depth, or a list of
+            group dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
             float64 or float16 arrays of any shape and any layout that does not overlap.
-        lr: learning rate, a number or a function of the number of steps done, counted from 0 (default: 1e-2).
+        lr: learning rate, a number or a function of the number of steps done, counted from 0, such as those of
+            `oxistep.schedules` (default: 1e-2).
         lambd: decay of the parameter and of the rate (default: 1e-4).
         alpha: power with which the rate falls (default: 0.75).
         t0: when averaging starts (default: 1e6).
         weight_decay: w, L2 penalty (default: 0).
         maximize: ascend instead of descend (default: False).
+        max_grad_norm: clip the norm of all gradients to this number as the step takes them; they stay as they are
+            (default: None, no clipping).
+        skip_nonfinite: leave out the whole step if a gradient holds NaN or infinity (default: False).
+        follow: train an array that has been put in the place of another in the dict or list that was given, if it
+            has the same shape and dtype (default: False, which raises).
 
     State:
         step: t, 0-dimensional float32, as in torch.
@@ -85,6 +93,9 @@ class ASGD(Optimizer):
         weight_decay: float = 0,
         *,
         maximize: bool = False,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        follow: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -96,6 +107,9 @@ class ASGD(Optimizer):
                 "weight_decay": weight_decay,
                 "maximize": maximize,
             },
+            max_grad_norm=max_grad_norm,
+            skip_nonfinite=skip_nonfinite,
+            follow=follow,
         )
 
     def _oxistep_new_state(self, array: Array, group: Group) -> State:
@@ -105,3 +119,7 @@ class ASGD(Optimizer):
             "mu": new_scalar(1.0),
             "ax": np.zeros_like(array, subok=False),
         }
+
+    def _oxistep_begun(self, new: Array, group: Group, state: State, old: Array) -> State:
+        # The average of what has just come is what it is.
+        return {**super()._oxistep_begun(new, group, state, old), "ax": np.array(new, copy=True, subok=False)}

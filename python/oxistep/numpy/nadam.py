@@ -6,8 +6,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from oxistep.numpy._base import Array, Group, Optimizer, Params, State, new_scalar, new_step
+from oxistep.numpy._base import Optimizer
+from oxistep.numpy._checkpoints import new_scalar, new_step
 from oxistep.numpy._hyper import Check, LearningRate, betas, flag, learning_rate, number
+from oxistep.numpy._types import Array, Group, Params, State
 
 # The argument's name hides the checker's inside __init__.
 _betas = betas
@@ -29,16 +31,22 @@ class NAdam(Optimizer):
         x <- x - lr (1 - mu(t)) / (1 - P) * g / d - lr mu(t + 1) / (1 - P mu(t + 1)) * m / d
 
     Args:
-        params: what to update, in place: a list of arrays, a dict from name to array, or a list of group
-            dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
+        params: what to update, in place: arrays in a list, a dict, or containers of these at any depth, or a list of
+            group dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
             float64 or float16 arrays of any shape and any layout that does not overlap.
-        lr: learning rate, a number or a function of the number of steps done, counted from 0 (default: 2e-3).
+        lr: learning rate, a number or a function of the number of steps done, counted from 0, such as those of
+            `oxistep.schedules` (default: 2e-3).
         betas: b1 and b2, how slowly the averages of gradient and square forget (default: (0.9, 0.999)).
         eps: added to the denominator, outside the root (default: 1e-8).
         weight_decay: w (default: 0).
         momentum_decay: c (default: 4e-3).
         decoupled_weight_decay: shrink the parameter itself instead of adding to the gradient (default: False).
         maximize: ascend instead of descend (default: False).
+        max_grad_norm: clip the norm of all gradients to this number as the step takes them; they stay as they are
+            (default: None, no clipping).
+        skip_nonfinite: leave out the whole step if a gradient holds NaN or infinity (default: False).
+        follow: train an array that has been put in the place of another in the dict or list that was given, if it
+            has the same shape and dtype (default: False, which raises).
 
     State:
         step: t, 0-dimensional float32, as in torch.
@@ -94,6 +102,9 @@ class NAdam(Optimizer):
         decoupled_weight_decay: bool = False,
         *,
         maximize: bool = False,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        follow: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -106,6 +117,9 @@ class NAdam(Optimizer):
                 "decoupled_weight_decay": decoupled_weight_decay,
                 "maximize": maximize,
             },
+            max_grad_norm=max_grad_norm,
+            skip_nonfinite=skip_nonfinite,
+            follow=follow,
         )
 
     def _oxistep_new_state(self, array: Array, group: Group) -> State:

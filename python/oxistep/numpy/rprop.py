@@ -6,8 +6,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from oxistep.numpy._base import Array, Group, Optimizer, Params, State, new_step
+from oxistep.numpy._base import Optimizer
+from oxistep.numpy._checkpoints import new_step
 from oxistep.numpy._hyper import Check, LearningRate, flag, learning_rate, two
+from oxistep.numpy._types import Array, Group, Params, State
 
 
 def _two_etas(value: Any) -> tuple[float, float]:
@@ -29,14 +31,19 @@ class Rprop(Optimizer):
         h <- g
 
     Args:
-        params: what to update, in place: a list of arrays, a dict from name to array, or a list of group
-            dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
+        params: what to update, in place: arrays in a list, a dict, or containers of these at any depth, or a list of
+            group dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
             float64 or float16 arrays of any shape and any layout that does not overlap.
         lr: what the step sizes start with, a number or a function of the number of steps done, counted from 0
             (default: 1e-2).
         etas: by what a step size shrinks and grows (default: (0.5, 1.2)).
         step_sizes: the smallest and the largest step size (default: (1e-6, 50)).
         maximize: ascend instead of descend (default: False).
+        max_grad_norm: clip the norm of all gradients to this number as the step takes them; they stay as they are
+            (default: None, no clipping).
+        skip_nonfinite: leave out the whole step if a gradient holds NaN or infinity (default: False).
+        follow: train an array that has been put in the place of another in the dict or list that was given, if it
+            has the same shape and dtype (default: False, which raises).
 
     State:
         step: t, 0-dimensional float32, as in torch.
@@ -84,6 +91,9 @@ class Rprop(Optimizer):
         step_sizes: tuple[float, float] = (1e-6, 50),
         *,
         maximize: bool = False,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        follow: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -93,6 +103,9 @@ class Rprop(Optimizer):
                 "step_sizes": step_sizes,
                 "maximize": maximize,
             },
+            max_grad_norm=max_grad_norm,
+            skip_nonfinite=skip_nonfinite,
+            follow=follow,
         )
 
     def _oxistep_new_state(self, array: Array, group: Group) -> State:
@@ -101,3 +114,9 @@ class Rprop(Optimizer):
             "prev": np.zeros_like(array, subok=False),
             "step_size": np.full_like(array, self._oxistep_rate(group), subok=False),
         }
+
+    def _oxistep_begun(self, new: Array, group: Group, state: State, old: Array) -> State:
+        k = next(k for k, other in enumerate(self.param_groups) if other is group)
+        rate = self._oxistep_learning_rate(group["lr"], k)
+        begun = super()._oxistep_begun(new, group, state, old)
+        return {**begun, "step_size": np.full_like(new, rate, subok=False)}

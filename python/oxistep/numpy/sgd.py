@@ -6,8 +6,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from oxistep.numpy._base import Array, Group, Optimizer, Params, State
+from oxistep.numpy._base import Optimizer
 from oxistep.numpy._hyper import Check, LearningRate, flag, learning_rate, number
+from oxistep.numpy._types import Array, Group, Params, State
 
 
 class SGD(Optimizer):
@@ -27,15 +28,21 @@ class SGD(Optimizer):
     speed at once.
 
     Args:
-        params: what to update, in place: a list of arrays, a dict from name to array, or a list of group
-            dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
+        params: what to update, in place: arrays in a list, a dict, or containers of these at any depth, or a list of
+            group dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
             float64 or float16 arrays of any shape and any layout that does not overlap.
-        lr: learning rate, a number or a function of the number of steps done, counted from 0 (default: 1e-3).
+        lr: learning rate, a number or a function of the number of steps done, counted from 0, such as those of
+            `oxistep.schedules` (default: 1e-3).
         momentum: mu (default: 0).
         dampening: d, weakens what a gradient adds to the velocity (default: 0).
         weight_decay: w, L2 penalty (default: 0).
         nesterov: take Nesterov's momentum; needs momentum > 0 and dampening 0 (default: False).
         maximize: ascend instead of descend (default: False).
+        max_grad_norm: clip the norm of all gradients to this number as the step takes them; they stay as they are
+            (default: None, no clipping).
+        skip_nonfinite: leave out the whole step if a gradient holds NaN or infinity (default: False).
+        follow: train an array that has been put in the place of another in the dict or list that was given, if it
+            has the same shape and dtype (default: False, which raises).
 
     State:
         momentum_buffer: v, only if momentum is not 0; in the parameter's shape and dtype. No step counter, as
@@ -88,6 +95,9 @@ class SGD(Optimizer):
         nesterov: bool = False,
         *,
         maximize: bool = False,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        follow: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -99,6 +109,9 @@ class SGD(Optimizer):
                 "nesterov": nesterov,
                 "maximize": maximize,
             },
+            max_grad_norm=max_grad_norm,
+            skip_nonfinite=skip_nonfinite,
+            follow=follow,
         )
 
     def _oxistep_checked(self, given: Group, where: str = "") -> Group:

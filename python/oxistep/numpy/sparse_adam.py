@@ -6,8 +6,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from oxistep.numpy._base import Array, Group, Optimizer, Params, State, new_step
+from oxistep.numpy._base import Optimizer
+from oxistep.numpy._checkpoints import new_step
 from oxistep.numpy._hyper import Check, LearningRate, betas, flag, learning_rate, number
+from oxistep.numpy._types import Array, Group, Params, State
 
 # The argument's name hides the checker's inside __init__.
 _betas = betas
@@ -35,6 +37,11 @@ class SparseAdam(Optimizer):
         betas: b1 and b2, how slowly the averages of gradient and square forget (default: (0.9, 0.999)).
         eps: added to the denominator, outside the root (default: 1e-8).
         maximize: ascend instead of descend (default: False).
+        max_grad_norm: clip the norm of all gradients to this number as the step takes them; they stay as they are
+            (default: None, no clipping).
+        skip_nonfinite: leave out the whole step if a gradient holds NaN or infinity (default: False).
+        follow: train an array that has been put in the place of another in the dict or list that was given, if it
+            has the same shape and dtype (default: False, which raises).
 
     State:
         step: t, 0-dimensional float32. (torch's is a Python integer.)
@@ -81,8 +88,18 @@ class SparseAdam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         maximize: bool = False,
+        *,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        follow: bool = False,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "maximize": maximize})
+        super().__init__(
+            params,
+            {"lr": lr, "betas": betas, "eps": eps, "maximize": maximize},
+            max_grad_norm=max_grad_norm,
+            skip_nonfinite=skip_nonfinite,
+            follow=follow,
+        )
 
     def _oxistep_new_state(self, array: Array, group: Group) -> State:
         return {

@@ -24,7 +24,11 @@ SETTINGS: dict[str, Any] = {
     "max_grad_norm": None,
     "skip_nonfinite": False,
     "grad_norm_group": None,
+    "follow": False,
 }
+OF_ARRAYS = ("maximize", "max_grad_norm", "skip_nonfinite", "follow")
+"""Those of NumPy's classes; torch's have all but the last."""
+OF_TENSORS = tuple(name for name in SETTINGS if name != "follow")
 
 
 def rule(function: Callable[..., Any]) -> "Rule":
@@ -122,7 +126,7 @@ class Rule:
                 f"{self.__name__}.numpy is for NumPy arrays.",
                 name="torch",
             ) from error
-        names = [name for name in SETTINGS if name not in self._source.hyperparameters]
+        names = [name for name in OF_TENSORS if name not in self._source.hyperparameters]
         return self._class("torch", Optimizer, names, {"update": staticmethod(self.__wrapped__)})
 
     @cached_property
@@ -130,7 +134,7 @@ class Rule:
         """The class of its optimizers for NumPy's arrays: a subclass of ``oxistep.numpy.Optimizer``."""
         from oxistep.numpy._rules import RuleOptimizer
 
-        names = [] if self._source.takes_maximize else ["maximize"]
+        names = [name for name in OF_ARRAYS if name not in self._source.hyperparameters]
         return self._class("numpy", RuleOptimizer, names, {"_oxistep_source": self._source})
 
     def program(self, **hyperparameters: Any) -> Listing:
@@ -152,7 +156,7 @@ class Rule:
 
     @property
     def __signature__(self) -> inspect.Signature:
-        settings = [name for name in SETTINGS if name not in self._source.hyperparameters]
+        settings = [name for name in OF_TENSORS if name not in self._source.hyperparameters]
         shown = inspect.signature(
             constructor(self._source.name, self._source.hyperparameters.values(), settings, object)
         )
