@@ -218,7 +218,7 @@ def test_a_new_learning_rate_outlives_a_step_that_raises():
     for _ in range(2):
         optimizer.step([np.ones(1)])
     optimizer.param_groups[0]["lr"] = 0.5
-    with pytest.raises(ValueError, match="entries"):
+    with pytest.raises(ValueError, match="must have 1 entry"):
         optimizer.step([np.ones(1), np.ones(1)])
     optimizer.step([np.ones(1)])
     assert w.tolist() == [-2.5]
