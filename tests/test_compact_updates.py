@@ -101,10 +101,8 @@ def test_no_update_is_more_than_twice_the_largest_of_float32(name, gradients, re
 @pytest.mark.whole
 @pytest.mark.parametrize("gradients", GRADIENTS)
 @pytest.mark.parametrize("name", sorted(set(zoo.__all__) - {*WRAPPERS}))
-def test_nor_in_the_zoo(name, gradients, request):
+def test_nor_in_the_zoo(name, gradients):
     """Measured: up to 1.9 where a block holds all scales, 1.5 elsewhere."""
-    if (name, gradients) == ("MADGRAD", "half of them zero for a thousand steps"):
-        request.applymarker(pytest.mark.xfail(reason="measured: 2.3 times; docs/memory.md tells of it"))
     check(getattr(zoo, name), {"lr": 1e-3}, GRADIENTS[gradients])
 
 

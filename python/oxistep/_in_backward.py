@@ -20,8 +20,8 @@ class GradientRelease:
         ...     w.sum().backward()
         ...     optimizer.step()
         >>> w.sum().backward()
-        >>> w.item(), w.grad.item()
-        (2.5, 1.0)
+        >>> w.item(), w.grad
+        (2.5, tensor([1.]))
     """
 
     def __init__(self, release: Any) -> None:

@@ -68,7 +68,7 @@ def check() -> None:
 
 def timed(size: str, seconds: float) -> list[dict[str, Any]]:
     n = SIZES[size]
-    steps = {
+    steps: dict[str, Step] = {
         OURS: averaged(parameter(n)),
         ALONE: oxistep.AdamW([parameter(n)], lr=1e-4).step,
         SEPARATE: separate(parameter(n), oxistep.AdamW),

@@ -153,7 +153,7 @@ class Optimizer(Rates, Checkpoints, Containers, RightNames):
                         break
                 # A step like the last one, which nearly every step is; otherwise nothing has been changed.
                 left = plan.again(self, groups, self.state, grads, *guard)
-                if left.__class__ is not list:
+                if not isinstance(left, list):
                     if clipping is not None:
                         clipping.norm = left
                         if clipping.skipped():
@@ -183,7 +183,7 @@ class Optimizer(Rates, Checkpoints, Containers, RightNames):
                 raise better from None
             raise
         if clipping is not None:
-            clipping.norm = norm
+            clipping.norm = norm if isinstance(norm, float) else None
             if clipping.skipped():
                 return
         self.step_count += 1

@@ -17,7 +17,7 @@ from oxistep.numpy._types import Array, Grad, Grads, kind
 __all__ = ["Clipping", "clip_grad_norm", "clip_grad_value"]
 
 _NORM, _LARGEST, _NAN, _INF = (GradientStatistics.fields().index(name) for name in ("norm", "largest", "nan", "inf"))
-_SERVED = (np.float64, np.float32, np.float16)
+_SERVED: tuple[type[np.floating[Any]], ...] = (np.float64, np.float32, np.float16)
 
 
 class Clipping:

@@ -193,9 +193,10 @@ def _swap(p: Tensor, average: Tensor) -> Callable[[], None]:
 def _exchange(a: Tensor, b: Tensor) -> None:
     """Exchanges what two tensors hold, piece by piece."""
     if a.is_contiguous() and b.is_contiguous() and a.dim():
-        pieces = zip(a.view(-1).split(_PIECE), b.view(-1).split(_PIECE), strict=True)
+        a, b = a.view(-1), b.view(-1)
+        pieces = [(a[k : k + _PIECE], b[k : k + _PIECE]) for k in range(0, a.numel(), _PIECE)]
     else:
-        pieces = zip([a], [b], strict=True)
+        pieces = [(a, b)]
     for one, other in pieces:
         held = one.clone()
         one.copy_(other)

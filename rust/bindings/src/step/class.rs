@@ -4,6 +4,7 @@ use numpy::PyReadwriteArray2;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
+use pyo3::types::PyList;
 
 use crate::optimizer::dicts::FOREIGN_DICT;
 use crate::optimizer::rule::ClassRule;
@@ -84,8 +85,8 @@ impl Plan {
     }
 
     /// Notes what parameters are now: somebody changed them, and changed them back.
-    fn note(&mut self, params: Vec<Py<PyAny>>, py: Python<'_>) {
-        self.note_again(py, &params);
+    fn note(&mut self, params: &Bound<'_, PyList>) {
+        self.note_again(params);
     }
 
     /// Why the next step is torch's as a whole, if it is.

@@ -4,7 +4,7 @@ use oxistep_kernels::StateKind;
 use oxistep_kernels::compact::{Compact, Kept, Weights};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyList};
 
 use crate::memory::dtype::DType;
 use crate::memory::stream::{Described, layout};
@@ -240,11 +240,10 @@ impl Plan {
     }
 
     /// Notes what these parameters are now.
-    pub(super) fn note_again(&mut self, py: Python<'_>, params: &[Py<PyAny>]) {
+    pub(super) fn note_again(&mut self, params: &Bound<'_, PyList>) {
         for param in params {
-            let address = param.as_ptr() as usize;
-            let version = param.bind(py).getattr(pyo3::intern!(py, "_version")).and_then(|version| version.extract());
-            if let (Ok(version), Some(known)) = (version, self.seen.get_mut(&address)) {
+            let version = param.getattr(pyo3::intern!(param.py(), "_version")).and_then(|version| version.extract());
+            if let (Ok(version), Some(known)) = (version, self.seen.get_mut(&(param.as_ptr() as usize))) {
                 known.0 = version;
             }
         }

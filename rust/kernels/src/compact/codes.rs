@@ -17,10 +17,7 @@
 //! quotient, which is what moves a parameter, is never larger than the largest of the block. Second moments move by a
 //! thousandth in a step, less than half a code: rounded to nearest they would stick.
 
-use super::noise::{Bits, Words};
-
-/// Elements of a block, which has a header.
-pub const BLOCK: usize = 256;
+use super::noise::{BLOCK, Bits, Words};
 
 /// The largest finite number.
 const LARGEST: u32 = 0x7f7f_ffff;

@@ -5,8 +5,7 @@ mod noise;
 pub(crate) mod streams;
 mod weights;
 
-pub use codes::BLOCK;
-pub use noise::Noise;
+pub use noise::{BLOCK, Noise};
 
 use codes::{
     filled_up, in_order, read_magnitudes, read_relative, read_signed, write_magnitudes, write_relative, write_signed,

@@ -1,7 +1,8 @@
 //! Random bits for rounding with fair odds: a function of a key and an element's number, so that they depend on neither
 //! threads nor SIMD level nor what was drawn before.
 
-use super::codes::BLOCK;
+/// Elements of a block, whose random bits are made together, and whose codes have a header.
+pub const BLOCK: usize = 256;
 
 /// Words for the elements of a block.
 #[derive(Clone, Copy)]

@@ -2,18 +2,17 @@
 
 use super::Weights;
 use super::codes::{
-    BLOCK, filled_up, in_order, read_magnitudes, read_relative, read_signed, write_magnitudes, write_relative,
-    write_signed,
+    filled_up, in_order, read_magnitudes, read_relative, read_signed, write_magnitudes, write_relative, write_signed,
 };
-use super::noise::{Bits, Words};
+use super::noise::{BLOCK, Bits, Words};
 use super::weights::{join, read_kahan, read_master, read_master_bf16, round_fairly, split8, split16, write_kahan};
 use crate::arithmetic::Real;
 use crate::formats::{Decode, Encode, Slice, SliceMut, bf16, decode, encode};
 use crate::rule::StateKind;
 use crate::simd::{Level, Simd, Vectorized};
 
-/// A few blocks, so that all tiles of a parameter stay in the first-level cache, and room that keeps the elements of the
-/// next one from lying at the same place in a page: processors take such addresses for each other.
+/// A few blocks, so that all tiles of a parameter stay in the first-level cache, and room that keeps the elements of
+/// the next one from lying at the same place in a page: processors take such addresses for each other.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 pub(crate) struct Tile {

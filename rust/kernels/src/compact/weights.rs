@@ -11,8 +11,7 @@
 //! With a residual the parameter is the master rounded half up in its bits, which differs from nearest-even on exact
 //! ties only: rounded to even, a tie would need a residual of 0x8000, which 16 bits with a sign do not hold.
 
-use super::codes::BLOCK;
-use super::noise::{Bits, Words};
+use super::noise::{BLOCK, Bits, Words};
 use crate::formats::{Element, bf16};
 
 /// Whether bits are those of no number.
