@@ -236,6 +236,30 @@ def fsdp2_in_other_dtypes(dtype, _):
         assert_same(result(ours), result(other), exact=True)
 
 
+@check_each([None, "stochastic"])
+def fsdp2_draws_for_an_element_what_one_process_draws(weights, _):
+    """Second moments in bfloat16, and weights, rounded with fair odds; shards that begin anywhere."""
+    for rule in ("AdamW", "SGD-plain") if weights else ("AdamW",):
+        dtype = torch.bfloat16 if weights else torch.float32
+        settings = {"weights": weights, "state_dtype": torch.bfloat16, "seed": 3}
+        ours = make(oxistep.optim, rule, sharded(dtype).parameters(), **settings)
+        other = make(oxistep.optim, rule, net(dtype).parameters(), **settings)
+        for optimizer in (ours, other):
+            train(optimizer, 4)
+        assert_same(result(ours), result(other), exact=True)
+
+
+@check_each([None, 0.9])
+def fsdp2_keeps_averages(ema, _):
+    """Averages of shards are shards of the averages."""
+    ours, other = (make(oxistep.optim, "AdamW", model.parameters(), ema=ema) for model in (sharded(), net()))
+    for optimizer in (ours, other):
+        train(optimizer, 4)
+    assert_same(result(ours), result(other), exact=True)
+    assert_placed_alike(ours)
+    assert all(("param_ema" in state) == (ema is not None) for state in ours.state.values())
+
+
 @check_each(SOME_RULES)
 def fsdp2_trains_as_with_torchs_class(rule, _):
     """Losses and parameters of a real training, each process with data of its own."""

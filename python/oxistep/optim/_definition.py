@@ -182,6 +182,12 @@ class Definition:
         state.update(in_state_dtype(optimizer, p, state))
         return state
 
+    def first_element(self, p: Any) -> int:
+        """Which element of the whole comes first in the local shard of a DTensor."""
+        from oxistep.optim._dtensors import first_element
+
+        return first_element(p)
+
     def make_average(self, optimizer: Any, p: Tensor, is_dtensor: bool) -> Tensor:
         """The average that a parameter begins with; that of a DTensor is one, placed as it is."""
         return made_average(p)

@@ -3,15 +3,17 @@
 Imported only when a DTensor has been met.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.distributed.tensor.placement_types import _StridedShard
 
-__all__ = ["differs", "in_shards"]
+__all__ = ["differs", "first_element", "in_shards"]
 
 # Placements where each element is whole on one process at least.
 _WHOLE = (Shard, Replicate, _StridedShard)
@@ -45,6 +47,24 @@ def differs(spec: DTensorSpec, other: DTensorSpec, what: str) -> str | None:
 def in_shards(p: DTensor, grad: DTensor, state: dict[str, Any], scalars: Iterable[str]) -> dict[str, Any]:
     """States that were made for the local shards, as DTensors; all but ``scalars``. Nothing is communicated."""
     return {key: value if key in scalars else _placed(p, grad, value) for key, value in state.items()}
+
+
+def first_element(p: DTensor) -> int:
+    """Which element of the whole comes first in the local shard, where that lies in one piece in the whole.
+
+    Elsewhere (not cut along the first dimension alone) a number so far from those of other shards that no two share
+    one.
+    """
+    shape, cut = p.shape, [i for i, placement in enumerate(p.placements) if not isinstance(placement, Replicate)]
+    numel = math.prod(shape)
+    if all(type(p.placements[i]) is Shard and p.placements[i].dim == 0 for i in cut):
+        _, offset = compute_local_shape_and_global_offset(shape, p.device_mesh, p.placements)
+        return offset[0] * math.prod(shape[1:]) if offset else 0
+    coordinate = p.device_mesh.get_coordinate() or []
+    place = 0
+    for i in cut:
+        place = place * p.device_mesh.size(i) + (coordinate[i] if coordinate else 0)
+    return place * numel % 2**63
 
 
 def _placed(p: DTensor, grad: DTensor, local: Tensor) -> DTensor:

@@ -226,6 +226,32 @@ impl Plan {
         Ok(any)
     }
 
+    /// What is drawn for an element of a shard is what is drawn for it in the whole. Returns whether any was asked
+    /// where it begins: Python code has run then.
+    pub(super) fn place_shards(&mut self, py: Python<'_>) -> PyResult<bool> {
+        let mut asked = false;
+        for item in self.items.iter_mut().filter(|item| item.route == Route::Native) {
+            let (Some(of_compact), Some([of_param, ..])) = (&mut item.compact, item.shards.as_deref()) else {
+                continue;
+            };
+            if !draws(&of_compact.compact) {
+                continue;
+            }
+            let (address, spec) = (item.param.as_ptr() as usize, of_param.spec.as_ptr() as usize);
+            let first = match self.firsts.get(&address) {
+                Some((known, first)) if *known == spec => *first,
+                _ => {
+                    asked = true;
+                    let first = self.definition.call_method1(py, "first_element", (&item.param,))?.extract(py)?;
+                    self.firsts.insert(address, (spec, first));
+                    first
+                }
+            };
+            of_compact.compact.noise = of_compact.compact.noise.starting_at(first);
+        }
+        Ok(asked)
+    }
+
     /// Notes what parameters are after a step.
     pub(super) fn note_weights(&mut self, py: Python<'_>) {
         if self.fewer.weights.has_companion() {
@@ -270,6 +296,7 @@ impl Plan {
         self.fewer = Fewer { weights, fair, seed, average };
         self.kinds = kinds;
         self.seen.clear();
+        self.firsts.clear();
         Ok(())
     }
 }

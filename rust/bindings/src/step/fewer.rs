@@ -40,6 +40,10 @@ pub(crate) type KindByName = (String, Option<String>, bool);
 /// What parameters were when a step was done: version and address, by the addresses of their objects.
 pub(super) type Seen = HashMap<usize, (u64, usize)>;
 
+/// Of DTensors, by the addresses of their objects: that of their specification, and which element of the whole comes
+/// first in the local shard.
+pub(super) type Firsts = HashMap<usize, (usize, u64)>;
+
 /// How a parameter is kept.
 #[derive(Debug)]
 pub(crate) struct OfCompact {

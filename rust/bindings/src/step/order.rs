@@ -41,7 +41,8 @@ impl Plan {
         fault::point("survey")?;
         self.survey(optimizer, true)?;
         fault::point("rehearse")?;
-        let mut asked = self.rehearse(optimizer)? | self.notice_edits(optimizer)? | self.foreign;
+        let mut asked =
+            self.rehearse(optimizer)? | self.notice_edits(optimizer)? | self.place_shards(py)? | self.foreign;
         if guard.unscale.is_some() || self.items.iter().any(|item| item.route != Route::Native) {
             // what is checked further down is checked before others write
             self.check_storages(py)?;
@@ -54,7 +55,7 @@ impl Plan {
             unscale.call0()?;
             fault::point("survey again")?;
             self.survey(optimizer, true)?; // a sparse gradient was looked up as a copy
-            asked = self.foreign;
+            asked = self.place_shards(py)? | self.foreign;
         }
         if let Some(watch) = &mut self.watch {
             watch.done = false;

@@ -18,7 +18,7 @@ use crate::optimizer::group::Keys;
 use crate::optimizer::rule::{ClassRule, GroupRule};
 use crate::optimizer::state_map::StateMap;
 use crate::services::norm::Gradients;
-use crate::step::fewer::{Fewer, KindByName, Seen};
+use crate::step::fewer::{Fewer, Firsts, KindByName, Seen};
 use crate::step::guard::Guard;
 use crate::step::item::{Item, Route};
 use crate::step::known::Steady;
@@ -79,6 +79,8 @@ pub(crate) struct Plan {
     pub(super) kinds: Vec<Vec<(String, KindByName)>>,
     /// Of parameters that something stands beside: what they were when the last step was done.
     pub(super) seen: Seen,
+    /// Where the local shards of DTensors begin, as far as something of them is rounded with fair odds.
+    pub(super) firsts: Firsts,
     /// The addresses of the parameters whose averages the last step moved, if it was done.
     pub(super) averaged: Option<Vec<usize>>,
     /// Steps are to be measured.
@@ -121,6 +123,7 @@ impl Plan {
             fewer: Fewer::default(),
             kinds: Vec::new(),
             seen: Seen::default(),
+            firsts: Firsts::default(),
             averaged: None,
             watch: None,
             last: None,
