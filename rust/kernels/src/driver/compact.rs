@@ -2,6 +2,7 @@
 
 use super::source::Source;
 use super::tensors::in_layout;
+use crate::chunks::SMALL_CHUNK;
 use crate::compact::streams::{
     MoveAverage, ReadCodes, ReadWeights, Tile, WriteCodes, WriteFair, WriteWeights, read_numbers, write_numbers,
 };
@@ -68,6 +69,8 @@ pub(super) struct Unpacked<'c, 'a, const S: usize> {
     level: Level,
     /// The first of its elements in the whole of the parameter.
     first: usize,
+    /// How many elements are taken at a time.
+    at_once: usize,
     /// What is done of it, and how many elements of that are in the tiles.
     done: usize,
     held: usize,
@@ -104,14 +107,17 @@ impl<'c, 'a, const S: usize> Unpacked<'c, 'a, S> {
         let states = compact.states.len();
         let divisors = bits(states, &|k| is_divisor(compact, k));
         let direct = bits(1 + states, &|k| is_direct(compact, written, k));
+        // where all are updated where they are, as many as the innermost loop looks far ahead for
+        let in_tiles = direct != bits(1 + states, &|_| true) || grad.format() != Format::F32;
+        let at_once = if in_tiles { Tile::LEN } else { 2 * SMALL_CHUNK };
         let (tiles, words) = ([Tile::default(); S], Words::default());
-        Self { tiles, written, grad, compact, level, first, done: 0, held: 0, writes, direct, divisors, words }
+        Self { tiles, written, grad, compact, level, first, at_once, done: 0, held: 0, writes, direct, divisors, words }
     }
 
     /// Reads the next elements into tiles, but for those that are handed out where they are.
     fn read(&mut self) {
         let Self { compact, level, done, direct, .. } = *self;
-        let n = Tile::LEN.min(self.grad.len() - done);
+        let n = self.at_once.min(self.grad.len() - done);
         let Some((param, states)) = self.tiles.split_first_mut() else { return };
         if direct & 1 == 0 {
             let (p, rest) = self.written.split_at(compact.companion().min(self.written.len()));
