@@ -4,7 +4,7 @@ Imported only when a DTensor has been met.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -57,10 +57,11 @@ def first_element(p: DTensor) -> int:
     """
     shape, cut = p.shape, [i for i, placement in enumerate(p.placements) if not isinstance(placement, Replicate)]
     numel = math.prod(shape)
-    if all(type(p.placements[i]) is Shard and p.placements[i].dim == 0 for i in cut):
+    placements = [p.placements[i] for i in cut]
+    if all(type(placement) is Shard and placement.dim == 0 for placement in placements):
         _, offset = compute_local_shape_and_global_offset(shape, p.device_mesh, p.placements)
         return offset[0] * math.prod(shape[1:]) if offset else 0
-    coordinate = p.device_mesh.get_coordinate() or []
+    coordinate: Sequence[int] = p.device_mesh.get_coordinate() or ()
     place = 0
     for i in cut:
         place = place * p.device_mesh.size(i) + (coordinate[i] if coordinate else 0)
