@@ -180,6 +180,9 @@ SCENARIOS = {
     "unusual numbers": unusual,
     "large": large,
     "state_dtype": lambda: half_states(),
+    "averages, first step": lambda: stepped("AdamW", 0, ema=0.9),
+    "averages, fourth step": lambda: stepped("AdamW", 3, ema=0.9),
+    "averages, part torch's": lambda: mixed(2, ema=0.9),
 }
 
 
