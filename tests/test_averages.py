@@ -429,3 +429,116 @@ def test_averages_of_dtensors_are_dtensors(mesh, dtype):
             assert torch.equal(p.to_local(), average.to(dtype))
     for p, other in zip(params, others, strict=True):
         assert torch.equal(p.to_local(), other)
+
+
+# ---- what somebody does with them ----
+
+
+def stepped(dtype=torch.float32, **settings):
+    params = drawn(dtype, shapes=((10,), (4, 3), (5,)))
+    optimizer = optim.AdamW(params, lr=0.01, ema=DECAY, **settings)
+    for step in range(2):
+        give_gradients(params, step)
+        optimizer.step()
+    return params, optimizer
+
+
+UNFIT = {
+    "one element": lambda: torch.zeros(1),
+    "expanded": lambda: torch.zeros(1).expand(10),
+    "whole numbers": lambda: torch.zeros(10, dtype=torch.int64),
+    "float16": lambda: torch.zeros(10, dtype=torch.float16),
+    "meta": lambda: torch.zeros(10, device="meta"),
+    "more dimensions": lambda: torch.zeros(3, 10),
+    "a word": lambda: "average",
+}
+
+
+@pytest.mark.parametrize("has_gradient", [True, False])
+@pytest.mark.parametrize("kind", UNFIT)
+def test_an_average_that_does_not_fit_is_refused_before_anything_is_written(kind, has_gradient):
+    params, optimizer = stepped()
+    optimizer.state[params[0]][EMA] = UNFIT[kind]()
+    if not has_gradient:
+        params[0].grad = None
+    before = [p.detach().clone() for p in params]
+    for refused in (optimizer.step, optimizer.averaged().__enter__):
+        with pytest.raises(RuntimeError, match=r"average of .*\['params'\]\[0\] does not fit it.*delete optimizer"):
+            refused()
+    assert all(map(torch.equal, params, before))
+    assert all(optimizer.state[p]["step"] == 2 for p in params)
+    del optimizer.state[params[0]][EMA]
+    optimizer.step()
+
+
+@pytest.mark.parametrize("what", ["average", "average without gradient", "parameter without gradient"])
+def test_memory_that_was_freed_is_refused(what):
+    params, optimizer = stepped()
+    freed = params[0] if what.startswith("parameter") else optimizer.state[params[0]][EMA]
+    freed.untyped_storage().resize_(0)
+    if what.endswith("without gradient"):
+        params[0].grad = None
+    before = params[1].detach().clone()
+    with pytest.raises(RuntimeError, match=r"beyond its storage|does not fit it"):
+        optimizer.step()
+    assert torch.equal(params[1], before)
+
+
+@pytest.mark.parametrize("weights", ["kahan", "residual8", "residual16", "master"])
+@native
+def test_averages_of_masters_move_without_a_gradient(weights):
+    params, optimizer = stepped(torch.bfloat16, weights=weights)
+    wanted = optimizer.state[params[0]][EMA].clone()
+    for _ in range(3):
+        params[0].grad = None
+        optimizer.step()
+        wanted.lerp_(optimizer.master(params[0]), 1 - DECAY)
+    assert torch.equal(optimizer.state[params[0]][EMA], wanted)
+
+
+def test_steps_and_copies_inside_of_averaged_are_refused():
+    params, optimizer = stepped()
+    own = [p.detach().clone() for p in params]
+    with oxistep.step_in_backward(optimizer), optimizer.averaged():
+        optimizer.zero_grad()
+        for refused in (optimizer.step, lambda: copy.deepcopy(optimizer), lambda: pickle.dumps(optimizer)):
+            with pytest.raises(RuntimeError, match="averaged"):
+                refused()
+    assert all(map(torch.equal, params, own))
+
+
+def test_a_parameter_that_is_there_twice_or_gets_other_memory_comes_back():
+    params, optimizer = stepped()
+    own, averages = [p.detach().clone() for p in params], [optimizer.state[p][EMA].clone() for p in params]
+    optimizer.param_groups[0]["params"].append(params[0])
+    with optimizer.averaged():
+        assert all(map(torch.equal, params, averages))
+        params[0].data = params[0].data.clone()
+        params[1].data = params[1].data.double()
+    assert torch.equal(params[0], own[0]) and torch.equal(params[1].float(), own[1])
+    assert all(torch.equal(optimizer.state[p][EMA], a) for p, a in zip(params, averages, strict=True))
+
+
+def test_one_that_cannot_come_back_keeps_no_other_from_it():
+    params, optimizer = stepped()
+    own = [p.detach().clone() for p in params]
+    with pytest.raises(RuntimeError), optimizer.averaged():
+        params[1].data = torch.zeros(2)
+    assert torch.equal(params[0], own[0]) and torch.equal(params[2], own[2])
+    params[1].data = own[1]
+    optimizer.step()
+
+
+def test_averages_that_a_half_type_went_through_are_float32_again():
+    params, optimizer = stepped(torch.bfloat16)
+    saved = copy.deepcopy(optimizer.state_dict())
+    for entry in saved["state"].values():
+        entry[EMA] = entry[EMA].bfloat16()
+    other = optim.AdamW(params, ema=DECAY, ema_warmup=True)
+    other.load_state_dict(saved)
+    assert all(entry[EMA].dtype == torch.float32 for entry in other.state.values())
+    wanted = [entry[EMA].clone() for entry in other.state.values()]
+    other.step()
+    for p, average in zip(params, wanted, strict=True):
+        average.lerp_(p.detach().float(), 1 - DECAY)  # not as in a first step: it has a past
+    assert_averages(other, params, wanted)

@@ -13,13 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oxistep.optim._compact import exact
 from oxistep.optim._kept import KEY, Kept
+from oxistep.optim._storages import check_storages, place
 
 __all__ = [
     "AVERAGE",
     "COUNT",
     "averaged",
     "begin",
+    "check_all",
+    "dtype_of",
     "ema_state_dict",
     "end",
     "end_of_one",
@@ -34,16 +38,74 @@ COUNT = "ema_step"
 """In each group, with ``ema_warmup=True``: how often the averages have moved."""
 
 _HALF = (torch.float16, torch.bfloat16)
+_BESIDE = frozenset(("residual", "compensation", "master"))
 _PIECE = 1 << 18
 """Elements that are swapped at a time."""
 
 
-def made_average(p: Tensor) -> Tensor:
-    """The average that a parameter begins with: a copy of it."""
+def dtype_of(p: Tensor) -> torch.dtype:
+    """The dtype of a parameter's average."""
+    return torch.float32 if p.dtype in _HALF else p.dtype
+
+
+def made_average(p: Tensor, entry: dict[str, Any]) -> Tensor:
+    """The average that a parameter begins with: a copy of what it stands for."""
     with torch.no_grad():
-        dtype = torch.float32 if p.dtype in _HALF else p.dtype
-        like: Tensor = torch.empty_like(p.detach(), dtype=dtype, memory_format=torch.preserve_format)
-        return like.copy_(p.detach())
+        like: Tensor = torch.empty_like(p.detach(), dtype=dtype_of(p), memory_format=torch.preserve_format)
+        return like.copy_(_stands_for(p, entry))
+
+
+def _stands_for(p: Tensor, entry: dict[str, Any]) -> Tensor:
+    """A parameter, or its master where digits are kept beside it."""
+    has_master = p.dtype in _HALF and not _BESIDE.isdisjoint(entry)
+    return exact(p, entry) if has_master else p.detach().to(dtype_of(p))
+
+
+def _move(p: Tensor, entry: dict[str, Any], weight: float) -> None:
+    average = entry.get(AVERAGE)
+    if average is not None:
+        average.lerp_(_stands_for(p, entry), weight)
+
+
+def _averages_of(optimizer: Any) -> Iterator[tuple[int, Tensor, dict[str, Any]]]:
+    """The parameters that have an average, once each, with their groups and entries."""
+    seen = set()
+    for g, group in enumerate(optimizer.param_groups):
+        for p in group["params"]:
+            if id(p) not in seen and p in optimizer.state and optimizer.state[p].get(AVERAGE) is not None:
+                seen.add(id(p))
+                yield g, p, optimizer.state[p]
+
+
+def check_all(optimizer: Any) -> None:
+    """Refuses averages that torch could not move, before anything is written.
+
+    Raises:
+        RuntimeError: naming the parameter.
+    """
+    found = []
+    for g, p, entry in _averages_of(optimizer):
+        average = entry[AVERAGE]
+        fits = (
+            isinstance(average, Tensor)
+            and average.shape == p.shape
+            and average.dtype == dtype_of(p)
+            and average.device == p.device
+            and average.layout == torch.strided
+            and hasattr(average, "_local_tensor") == hasattr(p, "_local_tensor")
+            and getattr(average, "placements", None) == getattr(p, "placements", None)
+            and (torch.is_inference_mode_enabled() or not average.is_inference())
+            and not any(stride == 0 < size - 1 for stride, size in zip(average.stride(), average.shape, strict=True))
+        )
+        if not fits:
+            told = f"{tuple(average.shape)}, {average.dtype}" if isinstance(average, Tensor) else repr(average)[:40]
+            raise RuntimeError(
+                f"ema: the average of {place(optimizer, g, p)} does not fit it: expected a {dtype_of(p)} tensor of "
+                f"shape {tuple(p.shape)}, placed as the parameter is, got {told}; delete "
+                f"optimizer.state[p]['{AVERAGE}'] to begin anew; nothing was updated"
+            )
+        found.append((g, p))
+    check_storages(optimizer, found)
 
 
 def _weight(optimizer: Any, kept: Kept) -> float:
@@ -65,6 +127,10 @@ def begin(optimizer: Any, plan: Any, kept: Kept) -> None:
     """
     if kept.swapped:
         refuse_while_swapped()
+    if kept.torn is not None:
+        return
+    if (plan.averaged() or 0) < sum(len(group["params"]) for group in optimizer.param_groups):
+        check_all(optimizer)  # some will be moved here, after the step
     if kept.ema_warmup:
         plan.average(_weight(optimizer, kept))
 
@@ -80,10 +146,8 @@ def refuse_while_swapped() -> None:
 def end_of_one(optimizer: Any, plan: Any, p: Tensor, kept: Kept) -> None:
     """As ``end``, where one parameter is stepped for itself, by a stand-in for its optimizer."""
     if plan.averaged() == 0:
-        average = optimizer.state[p].get(AVERAGE)
-        if average is not None:
-            with torch.no_grad():
-                average.lerp_(p.detach().to(average.dtype), _weight(optimizer, kept))
+        with torch.no_grad():
+            _move(p, optimizer.state[p], _weight(optimizer, kept))
 
 
 def end(optimizer: Any, plan: Any, kept: Kept) -> None:
@@ -104,12 +168,9 @@ def move_all(optimizer: Any, moved: Iterable[int] = ()) -> None:
         return
     weight, moved = _weight(optimizer, kept), set(moved)
     with torch.no_grad():
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                if id(p) not in moved and p in optimizer.state:
-                    average = optimizer.state[p].get(AVERAGE)
-                    if average is not None:
-                        average.lerp_(p.detach().to(average.dtype), weight)
+        for _, p, entry in _averages_of(optimizer):
+            if id(p) not in moved:
+                _move(p, entry, weight)
     if kept.ema_warmup:
         _count(optimizer)
 
@@ -129,7 +190,7 @@ def left_to_torch(optimizer: Any, params: Iterable[Tensor]) -> Callable[[], None
     if kept is None or kept.ema is None:
         return lambda: None
     lack = [p for p in params if p.grad is not None and not (p in optimizer.state and AVERAGE in optimizer.state[p])]
-    made = [made_average(p) for p in lack]
+    made = [made_average(p, optimizer.state[p] if p in optimizer.state else {}) for p in lack]
 
     def store() -> None:
         for p, average in zip(lack, made, strict=True):
@@ -147,26 +208,32 @@ def averaged(optimizer: Any) -> Iterator[None]:
     kept = _with_averages(optimizer, "averaged")
     if kept.swapped:
         raise RuntimeError("averaged: the parameters are their averages already")
+    check_all(optimizer)
     undo: list[Callable[[], None]] = []
     handle = optimizer.register_state_dict_pre_hook(_refuse_to_save)
-    params = [p for group in optimizer.param_groups for p in group["params"]]
     kept.swapped = True
     try:
         with torch.no_grad():
-            for p in params:
-                average = optimizer.state[p].get(AVERAGE) if p in optimizer.state else None
-                if average is not None:
-                    undo.append(_swap(_local(p.detach()), _local(average)))
+            for _, p, entry in _averages_of(optimizer):
+                _swap(p, _local(entry[AVERAGE]), undo)
         yield
     finally:
+        failed: list[BaseException] = []
         with torch.no_grad():
             for back in reversed(undo):
-                back()
+                try:
+                    back()
+                except Exception as error:  # the others shall come back
+                    failed.append(error)
+        params = [p for group in optimizer.param_groups for p in group["params"]]
         parts = () if kept.release is None else kept.release.plans()
         for plan in (*kept.plans.values(), *parts):
-            plan.note(params)
+            if kept.torn is None:
+                plan.note(params)
         handle.remove()
         kept.swapped = False
+        if failed:
+            raise failed[0]
 
 
 def _local(tensor: Any) -> Tensor:
@@ -175,32 +242,48 @@ def _local(tensor: Any) -> Tensor:
     return local
 
 
-def _swap(p: Tensor, average: Tensor) -> Callable[[], None]:
-    """Puts an average in the place of its parameter; what is returned puts both back."""
-    if p.dtype != average.dtype:
+def _swap(p: Tensor, average: Tensor, undo: list[Callable[[], None]]) -> None:
+    """Puts an average in the place of its parameter; what puts both back is added to ``undo`` before it is needed."""
+    before = _local(p.detach())
+
+    def follow() -> None:
+        """Somebody may have given the parameter other memory meanwhile."""
+        now = _local(p.detach())
+        if now.data_ptr() != before.data_ptr() or now.dtype != before.dtype:
+            now.copy_(before)
+
+    undo.append(follow)  # is called last
+    if before.dtype != average.dtype:
         # rounded, the average would not come back
-        own = p.clone()
-        p.copy_(average)
-
-        def back() -> None:
-            p.copy_(own)
-
-        return back
-    _exchange(p, average)
-    return lambda: _exchange(p, average)
-
-
-def _exchange(a: Tensor, b: Tensor) -> None:
-    """Exchanges what two tensors hold, piece by piece."""
-    if a.is_contiguous() and b.is_contiguous() and a.dim():
-        a, b = a.view(-1), b.view(-1)
-        pieces = [(a[k : k + _PIECE], b[k : k + _PIECE]) for k in range(0, a.numel(), _PIECE)]
-    else:
-        pieces = [(a, b)]
-    for one, other in pieces:
+        own = before.clone()
+        undo.append(lambda: _write(before, own))
+        before.copy_(average)
+        return
+    for one, other in _pieces(before, average):
         held = one.clone()
-        one.copy_(other)
-        other.copy_(held)
+        undo.append(lambda one=one, other=other: _exchange(one, other, one.clone()))  # type: ignore[misc]
+        try:
+            _exchange(one, other, held)
+        except BaseException:
+            undo.pop()
+            raise
+
+
+def _pieces(a: Tensor, b: Tensor) -> list[tuple[Tensor, Tensor]]:
+    if not (a.is_contiguous() and b.is_contiguous() and a.dim()):
+        return [(a, b)]
+    a, b = a.view(-1), b.view(-1)
+    return [(a[k : k + _PIECE], b[k : k + _PIECE]) for k in range(0, a.numel(), _PIECE)]
+
+
+def _exchange(one: Tensor, other: Tensor, held: Tensor) -> None:
+    """Exchanges what two tensors hold; ``held`` is a copy of the first."""
+    one.copy_(other)
+    other.copy_(held)
+
+
+def _write(to: Tensor, value: Tensor) -> None:
+    to.copy_(value)
 
 
 def _refuse_to_save(optimizer: Any) -> None:

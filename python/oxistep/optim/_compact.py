@@ -22,6 +22,7 @@ __all__ = [
     "Kinds",
     "bytes_of",
     "check_parameters",
+    "exact",
     "dtype_kept",
     "forget_parameters",
     "is_compact",
@@ -310,19 +311,19 @@ def _companion(weights: str, p: Tensor, entry: Mapping[str, Any]) -> dict[str, T
         if weights == "master":
             return {name: p.detach().float()}
         return {name: torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)}
-    exact = _exact(p, entry)
+    whole = exact(p, entry)
     if weights == "master":
-        return {name: _materialised(exact.detach().clone(), p, torch.float32)}
+        return {name: _materialised(whole.detach().clone(), p, torch.float32)}
     if weights == "kahan":
-        rest = exact - p.detach().float()
+        rest = whole - p.detach().float()
         return {name: torch.where(rest.isfinite(), rest, 0.0).to(p.dtype)}
-    rest = exact.view(torch.int32) - (p.detach().view(torch.int16).to(torch.int32) << 16)
+    rest = whole.view(torch.int32) - (p.detach().view(torch.int16).to(torch.int32) << 16)
     if weights == "residual8":
         return {name: (rest >> 8).clamp(-128, 127).to(torch.int8).view(torch.uint8)}
     return {name: torch.empty_like(p, dtype=dtype, **like).copy_(rest.clamp(-32768, 32767))}  # type: ignore[arg-type]
 
 
-def _exact(p: Tensor, entry: Mapping[str, Tensor]) -> Tensor:
+def exact(p: Tensor, entry: Mapping[str, Tensor]) -> Tensor:
     """The number that a parameter and what stands beside it stand for, in float32."""
     p = p.detach()
     if p.dtype not in _HALF:
@@ -353,9 +354,11 @@ def master_of(optimizer: Any, p: Tensor) -> Tensor:
             'master: this optimizer keeps no digits beside its parameters; give weights="residual16", "residual8", '
             '"kahan" or "master" to its constructor'
         )
+    if kept.swapped:
+        raise RuntimeError("master: the parameters are their averages inside `with optimizer.averaged():`")
     if not any(p is other for group in optimizer.param_groups for other in group["params"]):
         raise ValueError("master: expected a parameter of this optimizer")
-    return _exact(p, optimizer.state.get(p, {})).clone()
+    return exact(p, optimizer.state.get(p, {})).clone()
 
 
 def weights_changed(optimizer: Any, p: Tensor) -> None:

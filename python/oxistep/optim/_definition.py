@@ -15,7 +15,7 @@ from torch import Tensor
 from oxistep import _core
 from oxistep.optim import _modes
 from oxistep.optim._all_or_nothing import refuse_if_torn
-from oxistep.optim._averages import left_to_torch, made_average, move_all
+from oxistep.optim._averages import check_all, left_to_torch, made_average, move_all
 from oxistep.optim._compact import Kinds, is_compact, keep_in, made_compact, refuse_left, weights_changed
 from oxistep.optim._kept import KEY, kept_of
 from oxistep.optim._max_grad_norm import guarded_by_torch
@@ -182,6 +182,10 @@ class Definition:
         state.update(in_state_dtype(optimizer, p, state))
         return state
 
+    def check_averages(self, optimizer: Any) -> None:
+        """Called before anything is written, where fewer averages will be moved by kernels than in the last step."""
+        check_all(optimizer)
+
     def first_element(self, p: Any) -> int:
         """Which element of the whole comes first in the local shard of a DTensor."""
         from oxistep.optim._dtensors import first_element
@@ -190,7 +194,7 @@ class Definition:
 
     def make_average(self, optimizer: Any, p: Tensor, is_dtensor: bool) -> Tensor:
         """The average that a parameter begins with; that of a DTensor is one, placed as it is."""
-        return made_average(p)
+        return made_average(p, optimizer.state[p] if p in optimizer.state else {})
 
     def weights_changed(self, optimizer: Any, p: Tensor) -> None:
         """Called where somebody changed a parameter since the last step, and something stands beside it."""

@@ -88,6 +88,11 @@ class DropIn(_Base):
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
         kept = self.__dict__.get(KEY)
+        if kept is not None and kept.swapped:
+            raise RuntimeError(
+                "inside `with optimizer.averaged():` the optimizer holds the parameters in place of their averages; "
+                "copy and pickle it outside"
+            )
         if kept is not None and kept.is_worth_keeping:
             state[KEY] = copy.copy(kept)
         return state

@@ -20,7 +20,7 @@ from oxistep import _core
 from oxistep._names import name_of
 from oxistep.optim import _modes
 from oxistep.optim._all_or_nothing import tear
-from oxistep.optim._averages import begin, end_of_one, move_all, refuse_while_swapped
+from oxistep.optim._averages import begin, check_all, end_of_one, move_all, refuse_while_swapped
 from oxistep.optim._compact import is_compact
 from oxistep.optim._definition import Rows, definition_of, plan_of
 from oxistep.optim._kept import KEY, Kept
@@ -127,6 +127,10 @@ class Release:
         kept: Kept = optimizer.__dict__[KEY]
         if kept.torn is not None:
             kept.torn.step()
+        if kept.swapped:
+            refuse_while_swapped()
+        if kept.ema is not None:
+            check_all(optimizer)
         left = []
         for group in optimizer.param_groups:
             for p in group["params"]:

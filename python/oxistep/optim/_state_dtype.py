@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oxistep.optim._averages import AVERAGE
+from oxistep.optim._averages import AVERAGE, COUNT, dtype_of
 from oxistep.optim._compact import Kinds, is_compact, is_in_another_form, reformed
 from oxistep.optim._kept import KEY, Kept, kept_of
 from oxistep.optim._storages import place
@@ -110,6 +110,9 @@ def restore_dtypes(
     loading, kept.loading = kept.loading, None
     ids = chain.from_iterable(group["params"] for group in loading["param_groups"])
     params = ((group, p) for group in optimizer.param_groups for p in group["params"])
+    if kept.ema_warmup and any(AVERAGE in entry for entry in loading["state"].values()):
+        for group in optimizer.param_groups:
+            group.setdefault(COUNT, 1 << 30)  # what was averaged without a warm-up has a past
     for saved_id, (group, p) in zip(ids, params, strict=True):
         saved = loading["state"].get(saved_id, {})
         if AVERAGE in saved:
@@ -133,8 +136,9 @@ def _with_its_average(kept: Kept, p: Tensor, saved: dict[str, Any], loaded: dict
         loaded.pop(AVERAGE, None)
         return {name: value for name, value in saved.items() if name != AVERAGE}
     average, now = saved[AVERAGE], loaded.get(AVERAGE)
-    if isinstance(average, Tensor) and (not isinstance(now, Tensor) or now.dtype != average.dtype):
-        loaded[AVERAGE] = average.detach().clone().to(p.device)
+    dtype = dtype_of(p)
+    if isinstance(average, Tensor) and (not isinstance(now, Tensor) or not average.dtype == now.dtype == dtype):
+        loaded[AVERAGE] = average.detach().clone().to(device=p.device, dtype=dtype)
     return {**saved, AVERAGE: loaded.get(AVERAGE, average)}
 
 

@@ -21,7 +21,7 @@ impl Plan {
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let py = optimizer.py();
         self.measuring = guard.measures();
-        self.averaged = None;
+        let averaged_before = self.averaged.take().map_or(0, |moved| moved.len());
         if self.is_overridden(optimizer)? {
             return self.leave_everything(optimizer, guard);
         }
@@ -43,6 +43,11 @@ impl Plan {
         fault::point("rehearse")?;
         let mut asked =
             self.rehearse(optimizer)? | self.notice_edits(optimizer)? | self.place_shards(py)? | self.foreign;
+        if self.fewer.average.is_some() && self.averages_to_move() < averaged_before {
+            // Python will move the others after the step
+            self.definition.call_method1(py, "check_averages", (optimizer,))?;
+            asked = true;
+        }
         if guard.unscale.is_some() || self.items.iter().any(|item| item.route != Route::Native) {
             // what is checked further down is checked before others write
             self.check_storages(py)?;
@@ -101,6 +106,12 @@ impl Plan {
             watch.done = true;
         }
         Ok(norm)
+    }
+
+    /// How many averages this step will move.
+    fn averages_to_move(&self) -> usize {
+        let moves = |item: &&Item| item.compact.as_ref().is_some_and(|kept| kept.has_average());
+        self.items.iter().filter(|item| item.route == Route::Native).filter(moves).count()
     }
 
     /// Lets torch update what is left to it, and updates the rest. `asked`: Python code has run since all was
