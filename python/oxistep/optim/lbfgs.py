@@ -30,7 +30,7 @@ _increment_version = torch._C._increment_version
 
 
 class LBFGS(DropIn, _LBFGS):
-    r"""A quasi-Newton method that knows the curvature from its last steps.
+    r"""A quasi-Newton method: it estimates the curvature from the last steps.
 
     .. math::
         d_t = -H_t g_t, \qquad \theta \leftarrow \theta + t\, d_t
