@@ -71,8 +71,9 @@ impl Fewer {
         }
         let unfit = || {
             PyRuntimeError::new_err(format!(
-                "ema: the average of param_groups[{}]['params'][{}] does not fit it: expected a float32 tensor laid out \
-                 as the parameter is; delete optimizer.state[p]['{AVERAGE}'] to begin anew; nothing was updated",
+                "ema: the average of param_groups[{}]['params'][{}] does not fit it: expected a float32 tensor \
+                 laid out as the parameter is; delete optimizer.state[p]['{AVERAGE}'] to begin anew; nothing \
+                 was updated",
                 place.0, place.1
             ))
         };
