@@ -235,6 +235,29 @@ impl Plan {
         Ok(any)
     }
 
+    /// The parameters whose averages this step moves.
+    fn with_averages(&self) -> impl Iterator<Item = &Item> {
+        let moves = |item: &&Item| item.compact.as_ref().is_some_and(|kept| kept.has_average());
+        self.items.iter().filter(|item| item.route == Route::Native).filter(moves)
+    }
+
+    /// Has the averages checked that Python will move after the step, if kernels move fewer than in the last one.
+    /// Returns whether Python code has run.
+    pub(super) fn check_averages(&self, optimizer: &Bound<'_, PyAny>, last: usize) -> PyResult<bool> {
+        let fewer = self.fewer.average.is_some() && self.with_averages().count() < last;
+        if fewer {
+            self.definition.call_method1(optimizer.py(), "check_averages", (optimizer,))?;
+        }
+        Ok(fewer)
+    }
+
+    /// Notes which averages were moved.
+    pub(super) fn note_averages(&mut self) {
+        if self.fewer.average.is_some() {
+            self.averaged = Some(self.with_averages().map(|item| item.param.as_ptr() as usize).collect());
+        }
+    }
+
     /// What is drawn for an element of a shard is what is drawn for it in the whole. Returns whether any was asked
     /// where it begins: Python code has run then.
     pub(super) fn place_shards(&mut self, py: Python<'_>) -> PyResult<bool> {

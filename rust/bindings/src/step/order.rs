@@ -43,11 +43,7 @@ impl Plan {
         fault::point("rehearse")?;
         let mut asked =
             self.rehearse(optimizer)? | self.notice_edits(optimizer)? | self.place_shards(py)? | self.foreign;
-        if self.fewer.average.is_some() && self.averages_to_move() < averaged_before {
-            // Python will move the others after the step
-            self.definition.call_method1(py, "check_averages", (optimizer,))?;
-            asked = true;
-        }
+        asked |= self.check_averages(optimizer, averaged_before)?;
         if guard.unscale.is_some() || self.items.iter().any(|item| item.route != Route::Native) {
             // what is checked further down is checked before others write
             self.check_storages(py)?;
@@ -98,20 +94,11 @@ impl Plan {
             }
         }
         self.update(optimizer, asked, rests)?;
-        if self.fewer.average.is_some() {
-            let moved = self.items.iter().filter(|item| item.compact.as_ref().is_some_and(|kept| kept.has_average()));
-            self.averaged = Some(moved.map(|item| item.param.as_ptr() as usize).collect());
-        }
+        self.note_averages();
         if let Some(watch) = &mut self.watch {
             watch.done = true;
         }
         Ok(norm)
-    }
-
-    /// How many averages this step will move.
-    fn averages_to_move(&self) -> usize {
-        let moves = |item: &&Item| item.compact.as_ref().is_some_and(|kept| kept.has_average());
-        self.items.iter().filter(|item| item.route == Route::Native).filter(moves).count()
     }
 
     /// Lets torch update what is left to it, and updates the rest. `asked`: Python code has run since all was
