@@ -529,6 +529,54 @@ def test_one_that_cannot_come_back_keeps_no_other_from_it():
     optimizer.step()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_memory_that_is_freed_inside_of_averaged_is_not_written(dtype):
+    params, optimizer = stepped(dtype)
+    own = [p.detach().clone() for p in params]
+    with pytest.raises(RuntimeError, match=r"averaged: the memory of .*\['params'\]\[1\]"), optimizer.averaged():
+        params[1].untyped_storage().resize_(0)
+    assert torch.equal(params[0], own[0]) and torch.equal(params[2], own[2])
+
+
+class Named(rules.Optimizer):
+    """A state under a name that stands beside parameters where `weights=` is given."""
+
+    def __init__(self, params, lr=0.1, **settings):
+        super().__init__(params, {"lr": lr}, **settings)
+
+    @staticmethod
+    def update(p, g, s, lr):
+        s.master = 0.5 * s.master + g
+        return p - lr * s.master
+
+
+def test_a_state_of_a_users_rule_is_no_master():
+    params = drawn(torch.bfloat16)
+    optimizer = Named(params, ema=DECAY)
+    wanted = [wide(p) for p in params]
+    for step in range(4):
+        give_gradients(params, step)
+        if step == 2:
+            params[0].grad = None
+        optimizer.step()
+        for average, p in zip(wanted, params, strict=True):
+            average.lerp_(p.detach().float(), 1 - DECAY)
+    assert_averages(optimizer, params, wanted)
+
+
+def test_a_gradient_of_rows_that_torch_could_not_add_is_native_and_averaged():
+    base = torch.ones(13)
+    p = base[1:].detach().requires_grad_()
+    other = torch.ones(12).requires_grad_()
+    optimizer, separate = optim.SGD([p], lr=0.1, ema=DECAY), Separate(optim.SGD([other], lr=0.1), [other])
+    for _ in range(3):
+        for one in (p, other):
+            one.grad = torch.sparse_coo_tensor([[2, 5]], torch.ones(2), (12,)).coalesce()
+        optimizer.step()
+        separate.step()
+    assert_averages(optimizer, [p], separate.averages)
+
+
 def test_averages_that_a_half_type_went_through_are_float32_again():
     params, optimizer = stepped(torch.bfloat16)
     saved = copy.deepcopy(optimizer.state_dict())

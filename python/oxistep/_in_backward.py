@@ -12,12 +12,6 @@ __all__ = ["GradientRelease", "accumulating", "step_in_backward"]
 class GradientRelease:
     """What :func:`step_in_backward` returns: takes back what it did, by ``remove()`` or at the end of a ``with``.
 
-    Args:
-        release: what steps the parameters; only :func:`step_in_backward` makes one.
-
-    Raises:
-        Nothing of itself; what it undoes may be undone already.
-
     Example:
         >>> import torch, oxistep
         >>> w = torch.tensor([3.0], requires_grad=True)

@@ -8,14 +8,15 @@ moved here by torch's ``lerp_``.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from oxistep.optim._compact import exact
+from oxistep.optim._compact import COMPANIONS, exact
 from oxistep.optim._kept import KEY, Kept
-from oxistep.optim._storages import check_storages, place
+from oxistep.optim._storages import local_of, missing_bytes, place, refuse_freed
 
 __all__ = [
     "AVERAGE",
@@ -38,7 +39,6 @@ COUNT = "ema_step"
 """In each group, with ``ema_warmup=True``: how often the averages have moved."""
 
 _HALF = (torch.float16, torch.bfloat16)
-_BESIDE = frozenset(("residual", "compensation", "master"))
 _PIECE = 1 << 18
 """Elements that are swapped at a time."""
 
@@ -48,23 +48,25 @@ def dtype_of(p: Tensor) -> torch.dtype:
     return torch.float32 if p.dtype in _HALF else p.dtype
 
 
-def made_average(p: Tensor, entry: dict[str, Any]) -> Tensor:
+def made_average(optimizer: Any, p: Tensor) -> Tensor:
     """The average that a parameter begins with: a copy of what it stands for."""
+    entry = optimizer.state[p] if p in optimizer.state else {}
     with torch.no_grad():
-        like: Tensor = torch.empty_like(p.detach(), dtype=dtype_of(p), memory_format=torch.preserve_format)
-        return like.copy_(_stands_for(p, entry))
+        average: Tensor = torch.empty_like(p.detach(), dtype=dtype_of(p), memory_format=torch.preserve_format)
+        return average.copy_(exact(p, entry) if _has_master(optimizer) else p.detach())
 
 
-def _stands_for(p: Tensor, entry: dict[str, Any]) -> Tensor:
-    """A parameter, or its master where digits are kept beside it."""
-    has_master = p.dtype in _HALF and not _BESIDE.isdisjoint(entry)
-    return exact(p, entry) if has_master else p.detach().to(dtype_of(p))
+def _has_master(optimizer: Any) -> bool:
+    """Whether digits are kept beside parameters. (A rule of a user's may have states of the same names.)"""
+    return optimizer.__dict__[KEY].weights in COMPANIONS
 
 
-def _move(p: Tensor, entry: dict[str, Any], weight: float) -> None:
+def _move(optimizer: Any, p: Tensor, weight: float) -> None:
+    """Moves an average, if there is one, towards what its parameter stands for."""
+    entry = optimizer.state[p] if p in optimizer.state else {}
     average = entry.get(AVERAGE)
     if average is not None:
-        average.lerp_(_stands_for(p, entry), weight)
+        average.lerp_(exact(p, entry) if _has_master(optimizer) else p.detach().to(average.dtype), weight)
 
 
 def _averages_of(optimizer: Any) -> Iterator[tuple[int, Tensor, dict[str, Any]]]:
@@ -83,7 +85,6 @@ def check_all(optimizer: Any) -> None:
     Raises:
         RuntimeError: naming the parameter.
     """
-    found = []
     for g, p, entry in _averages_of(optimizer):
         average = entry[AVERAGE]
         fits = (
@@ -104,8 +105,7 @@ def check_all(optimizer: Any) -> None:
                 f"shape {tuple(p.shape)}, placed as the parameter is, got {told}; delete "
                 f"optimizer.state[p]['{AVERAGE}'] to begin anew; nothing was updated"
             )
-        found.append((g, p))
-    check_storages(optimizer, found)
+        refuse_freed(optimizer, g, p)
 
 
 def _weight(optimizer: Any, kept: Kept) -> float:
@@ -147,7 +147,7 @@ def end_of_one(optimizer: Any, plan: Any, p: Tensor, kept: Kept) -> None:
     """As ``end``, where one parameter is stepped for itself, by a stand-in for its optimizer."""
     if plan.averaged() == 0:
         with torch.no_grad():
-            _move(p, optimizer.state[p], _weight(optimizer, kept))
+            _move(optimizer, p, _weight(optimizer, kept))
 
 
 def end(optimizer: Any, plan: Any, kept: Kept) -> None:
@@ -168,9 +168,9 @@ def move_all(optimizer: Any, moved: Iterable[int] = ()) -> None:
         return
     weight, moved = _weight(optimizer, kept), set(moved)
     with torch.no_grad():
-        for _, p, entry in _averages_of(optimizer):
+        for _, p, _ in _averages_of(optimizer):
             if id(p) not in moved:
-                _move(p, entry, weight)
+                _move(optimizer, p, weight)
     if kept.ema_warmup:
         _count(optimizer)
 
@@ -190,7 +190,7 @@ def left_to_torch(optimizer: Any, params: Iterable[Tensor]) -> Callable[[], None
     if kept is None or kept.ema is None:
         return lambda: None
     lack = [p for p in params if p.grad is not None and not (p in optimizer.state and AVERAGE in optimizer.state[p])]
-    made = [made_average(p, optimizer.state[p] if p in optimizer.state else {}) for p in lack]
+    made = [made_average(optimizer, p) for p in lack]
 
     def store() -> None:
         for p, average in zip(lack, made, strict=True):
@@ -214,8 +214,8 @@ def averaged(optimizer: Any) -> Iterator[None]:
     kept.swapped = True
     try:
         with torch.no_grad():
-            for _, p, entry in _averages_of(optimizer):
-                _swap(p, _local(entry[AVERAGE]), undo)
+            for g, p, entry in _averages_of(optimizer):
+                _swap(p, local_of(entry[AVERAGE]), place(optimizer, g, p), undo)
         yield
     finally:
         failed: list[BaseException] = []
@@ -236,37 +236,47 @@ def averaged(optimizer: Any) -> Iterator[None]:
             raise failed[0]
 
 
-def _local(tensor: Any) -> Tensor:
-    """The local shard of a DTensor, or the tensor itself."""
-    local: Tensor = getattr(tensor, "_local_tensor", tensor)
-    return local
-
-
-def _swap(p: Tensor, average: Tensor, undo: list[Callable[[], None]]) -> None:
+def _swap(p: Tensor, average: Tensor, name: str, undo: list[Callable[[], None]]) -> None:
     """Puts an average in the place of its parameter; what puts both back is added to ``undo`` before it is needed."""
-    before = _local(p.detach())
+    before = local_of(p.detach())
 
     def follow() -> None:
         """Somebody may have given the parameter other memory meanwhile."""
-        now = _local(p.detach())
+        now = local_of(p.detach())
         if now.data_ptr() != before.data_ptr() or now.dtype != before.dtype:
             now.copy_(before)
+
+    def exchange(one: Tensor, other: Tensor, held: Tensor) -> None:
+        one.copy_(other)
+        other.copy_(held)
+
+    def write_back(one: Tensor, other: Tensor) -> None:
+        _refuse_freed_inside(name, one, other)
+        exchange(one, other, one.clone())
+
+    def write_own(own: Tensor) -> None:
+        _refuse_freed_inside(name, before)
+        before.copy_(own)
 
     undo.append(follow)  # is called last
     if before.dtype != average.dtype:
         # rounded, the average would not come back
-        own = before.clone()
-        undo.append(lambda: _write(before, own))
+        undo.append(partial(write_own, before.clone()))
         before.copy_(average)
         return
     for one, other in _pieces(before, average):
         held = one.clone()
-        undo.append(lambda one=one, other=other: _exchange(one, other, one.clone()))  # type: ignore[misc]
-        try:
-            _exchange(one, other, held)
-        except BaseException:
-            undo.pop()
-            raise
+        undo.append(partial(write_back, one, other))
+        exchange(one, other, held)
+
+
+def _refuse_freed_inside(name: str, *tensors: Tensor) -> None:
+    """torch would write beyond memory that was freed."""
+    if any(map(missing_bytes, tensors)):
+        raise RuntimeError(
+            f"averaged: the memory of {name} or of its average was freed or resized inside `with "
+            "optimizer.averaged():`, so the parameter cannot come back; load it from a checkpoint"
+        )
 
 
 def _pieces(a: Tensor, b: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -274,16 +284,6 @@ def _pieces(a: Tensor, b: Tensor) -> list[tuple[Tensor, Tensor]]:
         return [(a, b)]
     a, b = a.view(-1), b.view(-1)
     return [(a[k : k + _PIECE], b[k : k + _PIECE]) for k in range(0, a.numel(), _PIECE)]
-
-
-def _exchange(one: Tensor, other: Tensor, held: Tensor) -> None:
-    """Exchanges what two tensors hold; ``held`` is a copy of the first."""
-    one.copy_(other)
-    other.copy_(held)
-
-
-def _write(to: Tensor, value: Tensor) -> None:
-    to.copy_(value)
 
 
 def _refuse_to_save(optimizer: Any) -> None:

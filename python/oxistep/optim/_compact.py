@@ -17,6 +17,7 @@ from oxistep.optim._new_states import lean_states, zero_step
 from oxistep.optim._storages import place
 
 __all__ = [
+    "COMPANIONS",
     "EXACT",
     "LEAST",
     "Kinds",
@@ -41,7 +42,7 @@ LEAST = 4096
 """A tensor of fewer elements keeps its states as numbers."""
 
 CODES, HEADERS = "_codes", "_headers"
-_COMPANIONS = {"kahan": "compensation", "residual8": "residual", "residual16": "residual", "master": "master"}
+COMPANIONS = {"kahan": "compensation", "residual8": "residual", "residual16": "residual", "master": "master"}
 _HALF = (torch.float16, torch.bfloat16)
 _BLOCK = _core.block_of_codes()
 
@@ -151,13 +152,13 @@ def made_compact(
     with lean_states():  # states of zeros take no memory until it is known how they are kept
         state = make()
     weights = kept_of(optimizer).weights
-    if weights is not None and _COMPANIONS.get(weights) in kinds:
-        name = _COMPANIONS[weights]
+    if weights is not None and COMPANIONS.get(weights) in kinds:
+        name = COMPANIONS[weights]
         raise RuntimeError(
             f"weights={weights!r} keeps {name!r} beside each parameter, and this rule has a state of that name: give "
             "the state another one; nothing was updated"
         )
-    if of_shard and weights in _COMPANIONS:
+    if of_shard and weights in COMPANIONS:
         raise RuntimeError(
             f"weights={weights!r}: expected plain tensors, got a DTensor, beside whose shards nothing is kept yet; "
             'give weights="stochastic", or float32 parameters; nothing was updated'
@@ -233,7 +234,7 @@ def _names(entry: Mapping[str, Any], kinds: Kinds, weights: str | None) -> list[
         if base != key and base in kinds:
             if key.endswith(CODES):
                 names.append(base)
-        elif key in kinds or weights is None or key not in _COMPANIONS.values():
+        elif key in kinds or weights is None or key not in COMPANIONS.values():
             names.append(key)
     return names
 
@@ -292,7 +293,7 @@ def _numbers(entry: Mapping[str, Any], name: str, kinds: Kinds, p: Tensor) -> Te
 
 def _companion(weights: str, p: Tensor, entry: Mapping[str, Any]) -> dict[str, Tensor]:
     """What stands beside a parameter, from what stood beside it or, if nothing did, from itself."""
-    name = _COMPANIONS.get(weights)
+    name = COMPANIONS.get(weights)
     if name is None:
         return {}
     if p.dtype not in _HALF:
@@ -306,7 +307,7 @@ def _companion(weights: str, p: Tensor, entry: Mapping[str, Any]) -> dict[str, T
     if own is not None and own.dtype == dtype and own.shape == p.shape:
         # the parameter that it belongs to may be loaded later
         return {name: torch.empty_like(p, dtype=dtype, **like).copy_(own)}  # type: ignore[arg-type]
-    if not any(entry.get(other) is not None for other in _COMPANIONS.values()):
+    if not any(entry.get(other) is not None for other in COMPANIONS.values()):
         # nothing is lost yet: no temporary, since a first step must not need more memory than all others
         if weights == "master":
             return {name: p.detach().float()}
@@ -349,7 +350,7 @@ def exact(p: Tensor, entry: Mapping[str, Tensor]) -> Tensor:
 def master_of(optimizer: Any, p: Tensor) -> Tensor:
     """What ``optimizer.master(p)`` returns."""
     kept = optimizer.__dict__.get(KEY)
-    if kept is None or kept.weights not in _COMPANIONS:
+    if kept is None or kept.weights not in COMPANIONS:
         raise RuntimeError(
             'master: this optimizer keeps no digits beside its parameters; give weights="residual16", "residual8", '
             '"kahan" or "master" to its constructor'

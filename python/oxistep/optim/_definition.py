@@ -194,7 +194,7 @@ class Definition:
 
     def make_average(self, optimizer: Any, p: Tensor, is_dtensor: bool) -> Tensor:
         """The average that a parameter begins with; that of a DTensor is one, placed as it is."""
-        return made_average(p, optimizer.state[p] if p in optimizer.state else {})
+        return made_average(optimizer, p)
 
     def weights_changed(self, optimizer: Any, p: Tensor) -> None:
         """Called where somebody changed a parameter since the last step, and something stands beside it."""

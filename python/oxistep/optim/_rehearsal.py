@@ -20,7 +20,7 @@ from torch import Tensor
 
 from oxistep.optim._compact import is_compact, plain_names
 from oxistep.optim._kept import kept_of
-from oxistep.optim._storages import place
+from oxistep.optim._storages import local_of, place
 
 __all__ = ["rehearse_numbers", "rehearse_tensors"]
 
@@ -73,8 +73,8 @@ def rehearse_tensors(optimizer: Any, definition: Any, g: int, p: Tensor) -> None
     group, grad, named = optimizer.param_groups[g], p.grad, p
     if hasattr(p, "_local_tensor"):
         # torch's step of DTensors may communicate, and the other ranks need not rehearse it
-        p, grad = _local(p), _local(grad)
-        entry = {key: _local(value) for key, value in entry.items()} if isinstance(entry, Mapping) else entry
+        p, grad = local_of(p), local_of(grad)
+        entry = {key: local_of(value) for key, value in entry.items()} if isinstance(entry, Mapping) else entry
     looks = (definition.rule, _look(p), _look(grad), _looks(entry), _looks(group))
     tried = kept_of(optimizer).tried
     if looks in tried:
@@ -121,11 +121,6 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.dim() == 0
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _local(value: Any) -> Any:
-    """The local shard of a DTensor."""
-    return getattr(value, "_local_tensor", value)
 
 
 class _Copies:

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from oxistep import _core
 from oxistep.optim._averages import AVERAGE
-from oxistep.optim._compact import EXACT, Kinds, dtype_kept, plain_names
+from oxistep.optim._compact import COMPANIONS, EXACT, Kinds, dtype_kept, plain_names
 from oxistep.optim._definition import definition_of
 from oxistep.optim._kept import KEY, WEIGHTS, StateDType, Weights, kept_of
+from oxistep.optim._storages import local_of
 
 __all__ = [
     "Setting",
@@ -22,9 +23,6 @@ __all__ = [
     "kept_now",
     "settings_for",
 ]
-
-_COMPANIONS = ("residual", "compensation", "master")
-"""What stands beside a parameter, by its name among the states."""
 
 _BESIDE = {"residual16": 2, "residual8": 1, "kahan": 2, "master": 4}
 """How many bytes for each element that is."""
@@ -54,7 +52,7 @@ class Sizes:
         """Bytes of the states of a parameter, and of what stands beside it."""
         group = self._optimizer.param_groups[g]
         of_shard = hasattr(p, "_local_tensor")
-        local = _local(p)
+        local = local_of(p)
         kinds: Kinds = self._definition.kinds(self._optimizer, group) if self._is_element_wise else {}
         applies = local.device.type == "cpu" and local.dtype in (torch.float32, *_HALF)
         states, draws = 0, setting.weights in ("stochastic", "residual8")
@@ -98,7 +96,7 @@ class Sizes:
 
     def _plain(self, g: int, group: dict[str, Any], p: Tensor) -> dict[str, tuple[int, torch.dtype | None, bool]]:
         """How many elements each state has, of which dtype, and whether it has the parameter's shape."""
-        local = _local(p)
+        local = local_of(p)
         key = (g, (tuple(local.shape), local.dtype, local.stride()))
         if key not in self._known:
             self._known[key] = dict(self._told(group, local))
@@ -139,7 +137,7 @@ def kept_now(optimizer: Any, p: Tensor) -> tuple[int, int] | None:
     if not entry:
         return None
     kept = optimizer.__dict__.get(KEY)
-    beside = _COMPANIONS if kept is not None and kept.weights is not None else ()
+    beside = COMPANIONS.values() if kept is not None and kept.weights is not None else ()
     residuals = sum(bytes_of_tensor(value) for name, value in entry.items() if name in beside)
     averages = _bytes_of_value(entry.get(AVERAGE))
     return sum(map(_bytes_of_value, entry.values())) - residuals - averages, residuals
@@ -153,14 +151,14 @@ def bytes_of_average(optimizer: Any, p: Tensor) -> int:
     average = (optimizer.state.get(p) or {}).get(AVERAGE)
     if average is not None:
         return bytes_of_tensor(average)
-    local = _local(p)
+    local = local_of(p)
     return local.numel() * (4 if local.dtype in _HALF else local.element_size()) if p.requires_grad else 0
 
 
 def settings_for(optimizer: Any) -> Iterator[Setting]:
     """Every setting that an optimizer's constructor would take for its parameters; the one it has is among them."""
     definition = definition_of(type(optimizer))
-    dtypes = {_local(p).dtype for group in optimizer.param_groups for p in group["params"]}
+    dtypes = {local_of(p).dtype for group in optimizer.param_groups for p in group["params"]}
     kept = kept_of(optimizer)
     now = Setting(kept.state_dtype, kept.weights)
     if definition.rule == "lbfgs":
@@ -194,7 +192,7 @@ def default_state_dtype(optimizer: Any) -> StateDType:
 
 def bytes_of_tensor(t: Any) -> int:
     """What a tensor takes in memory on this rank."""
-    t = _local(t)
+    t = local_of(t)
     if t.layout in (torch.sparse_coo,):
         return bytes_of_tensor(t._indices()) + bytes_of_tensor(t._values())
     return int(t.numel() * t.element_size())
@@ -205,11 +203,6 @@ def bytes_of_gradient(p: Tensor) -> int:
     if p.grad is not None:
         return bytes_of_tensor(p.grad)
     return bytes_of_tensor(p) if p.requires_grad else 0
-
-
-def _local(t: Any) -> Any:
-    """A tensor, or the shard of it that this rank has."""
-    return getattr(t, "_local_tensor", t)
 
 
 def _bytes_of_value(value: Any) -> int:

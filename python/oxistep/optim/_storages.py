@@ -23,22 +23,32 @@ def check_storages(optimizer: Any, left: Iterable[tuple[int, Tensor]]) -> None:
         RuntimeError: naming the group and the parameter.
     """
     for g, p in left:
-        entry = optimizer.state[p] if p in optimizer.state else {}
-        states = entry.values() if isinstance(entry, Mapping) else ()
-        for whole in (p, getattr(p, "grad", None), *states):
-            tensor: Any = getattr(whole, "_local_tensor", whole)  # of a DTensor
-            if type(tensor) in _PLAIN and (missing := _missing_bytes(tensor)):
-                raise RuntimeError(
-                    f"a tensor of {place(optimizer, g, p)} (the parameter, its gradient or a state) reaches "
-                    f"{missing} bytes beyond its storage of {tensor.untyped_storage().nbytes()} bytes, which was freed "
-                    "or resized; nothing was updated"
-                )
+        refuse_freed(optimizer, g, p)
         if _is_added_elsewhere(p):
             raise RuntimeError(
                 f"torch would add the sparse gradient of {place(optimizer, g, p)}, which has no dense dimensions, "
                 "to memory that is not the parameter's, since this begins inside its storage: clone it, or give "
                 "the gradient a dense dimension; nothing was updated"
             )
+
+
+def refuse_freed(optimizer: Any, g: int, p: Tensor) -> None:
+    """Refuses a parameter whose own, gradient's or states' storage was freed or shrunk, as ``check_storages`` says."""
+    entry = optimizer.state[p] if p in optimizer.state else {}
+    states = entry.values() if isinstance(entry, Mapping) else ()
+    for whole in (p, getattr(p, "grad", None), *states):
+        tensor = local_of(whole)
+        if type(tensor) in _PLAIN and (missing := missing_bytes(tensor)):
+            raise RuntimeError(
+                f"a tensor of {place(optimizer, g, p)} (the parameter, its gradient or a state) reaches "
+                f"{missing} bytes beyond its storage of {tensor.untyped_storage().nbytes()} bytes, which was freed "
+                "or resized; nothing was updated"
+            )
+
+
+def local_of(value: Any) -> Any:
+    """The local shard of a DTensor; anything else itself."""
+    return getattr(value, "_local_tensor", value)
 
 
 def place(optimizer: Any, g: int, p: Tensor) -> str:
@@ -48,7 +58,8 @@ def place(optimizer: Any, g: int, p: Tensor) -> str:
     return f"param_groups[{g}]['params'][{i}]"
 
 
-def _missing_bytes(tensor: Tensor) -> int:
+def missing_bytes(tensor: Tensor) -> int:
+    """How many bytes a tensor on the CPU reaches beyond its storage."""
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or not tensor.numel():
         return 0
     try:

@@ -2,7 +2,7 @@
 
 use oxistep_kernels::StateKind;
 use oxistep_kernels::compact::{Compact, Kept, Weights};
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
@@ -13,7 +13,7 @@ use crate::optimizer::rule::GroupRule;
 use crate::step::fewer::{AVERAGE, Beside, Fewer, KindByName, LAID_OUT, OfCompact, STEP, draws};
 use crate::step::item::{Item, Route};
 use crate::step::lists::Streams;
-use crate::step::look::{Going, Look, Stop};
+use crate::step::look::{Going, Look};
 use crate::step::matched::Names;
 use crate::step::plan::Plan;
 use crate::step::routed::served;
@@ -52,13 +52,12 @@ impl Fewer {
     pub(super) fn averaged<'t>(
         self,
         look: &Look<'_, '_>,
-        place: (u32, u32),
         described: &mut Streams<Described<'t>>,
         average: Option<&'t Bound<'_, PyAny>>,
         compact: Option<OfCompact>,
-    ) -> Going<Option<OfCompact>> {
-        let (Some(weight), Some(object)) = (self.average, average) else { return Ok(compact) };
-        let [param, grad, states @ ..] = described.as_slice() else { return Ok(compact) };
+    ) -> Option<OfCompact> {
+        let (Some(weight), Some(object)) = (self.average, average) else { return compact };
+        let [param, grad, states @ ..] = described.as_slice() else { return compact };
         let of = |described: &Described<'_>| described.memory.dtype;
         let of_states = states.first().map(of);
         let number = !matches!(of(param), DType::F64) && !described.iter().any(|stream| stream.memory.complex);
@@ -66,27 +65,18 @@ impl Fewer {
         let alike = |shape: &Described<'_>| shape.is_dense && shape.shape.same_sizes(&param.shape);
         let mut whole: Streams<Described<'_>> = described.iter().filter(|stream| alike(stream)).copied().collect();
         let is_complete = compact.is_some() || whole.len() == described.len();
-        if !number || !is_complete || layout(&whole).is_some() || (compact.is_none() && !usual) {
-            return Ok(compact);
-        }
-        let unfit = || {
-            PyRuntimeError::new_err(format!(
-                "ema: the average of param_groups[{}]['params'][{}] does not fit it: expected a float32 tensor \
-                 laid out as the parameter is; delete optimizer.state[p]['{AVERAGE}'] to begin anew; nothing \
-                 was updated",
-                place.0, place.1
-            ))
-        };
-        let now = look.torch.describe(object).map_err(|_| Stop::Raise(unfit()))?;
+        // one that does not fit is refused by `check_averages`, which knows its name
+        let Ok(now) = look.torch.describe(object) else { return compact };
         whole.push(now);
-        if of(&now) != DType::F32 || now.memory.complex || !alike(&now) || layout(&whole).is_some() {
-            return Err(Stop::Raise(unfit()));
+        let fits = of(&now) == DType::F32 && !now.memory.complex && alike(&now) && layout(&whole).is_none();
+        if !number || !is_complete || !fits || (compact.is_none() && !usual) {
+            return compact;
         }
         let nearest = || Compact { states: vec![Kept::Nearest; states.len()], ..Compact::default() };
         let mut kept = compact.unwrap_or_else(|| OfCompact { compact: nearest(), counts: false });
         kept.compact.average = Some(weight);
         described.push(now);
-        Ok(Some(kept))
+        Some(kept)
     }
 
     /// How a parameter is kept, if in fewer bytes; describes what stands beside it, behind the rest.

@@ -84,8 +84,7 @@ impl Item {
         let mut described = self.describe_states(look, pair, names.states, &plain, |k| beside.is_of(k))?;
         let mut compact = fewer.compact(look, &mut described, &beside, &companions, names)?;
         if self.rows.is_none() && self.whole == Whole::No {
-            let place = (self.group, self.index);
-            compact = fewer.averaged(look, place, &mut described, average.as_ref(), compact)?;
+            compact = fewer.averaged(look, &mut described, average.as_ref(), compact);
         }
         let (dtype, one_dtype) = match &compact {
             None => self.settle_types(look, &described)?,
