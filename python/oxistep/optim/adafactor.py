@@ -66,8 +66,8 @@ class Adafactor(NativeStep, _Adafactor):
         torch divides by zero, has nothing to update: its step is counted.
 
     Raises:
-        TypeError: if ``params`` holds something other than tensors, or if ``max_grad_norm`` or ``skip_nonfinite`` has
-            the wrong type.
+        TypeError: if ``params`` holds something other than tensors, or if ``max_grad_norm``, ``skip_nonfinite`` or
+            ``ema`` has the wrong type.
         ValueError: if ``torch.optim.Adafactor`` rejects an argument; if ``state_dtype`` is not float32; if
             ``max_grad_norm`` is not above zero.
         RuntimeError: in ``step``, for a complex parameter or a sparse gradient, before anything is updated.

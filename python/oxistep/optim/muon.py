@@ -72,8 +72,8 @@ class Muon(NativeStep, _Muon):
         Everything else falls back to torch's implementation; ``oxistep.explain(optimizer)`` says why.
 
     Raises:
-        TypeError: if ``params`` holds something other than tensors, or if ``max_grad_norm`` or ``skip_nonfinite`` has
-            the wrong type.
+        TypeError: if ``params`` holds something other than tensors, or if ``max_grad_norm``, ``skip_nonfinite`` or
+            ``ema`` has the wrong type.
         ValueError: if ``torch.optim.Muon`` rejects an argument; if ``state_dtype`` is not float32; if ``max_grad_norm``
             is not above zero; in ``step`` for ``ns_steps`` of 100 or more.
         RuntimeError: in ``step``, for complex parameters and sparse gradients.

@@ -63,10 +63,11 @@ class RAdam(NativeStep, _RAdam):
         Everything else falls back to torch's implementation; ``oxistep.explain(optimizer)`` says why.
 
     Raises:
-        TypeError: if ``params`` holds something other than tensors, or if ``max_grad_norm`` or ``skip_nonfinite`` has
-            the wrong type.
-        ValueError: if ``torch.optim.RAdam`` rejects an argument; if ``state_dtype``, ``weights`` or ``seed`` is none of
-            the above; if ``max_grad_norm`` is not above zero.
+        TypeError: if ``params`` holds something other than tensors, or if ``max_grad_norm``, ``skip_nonfinite``,
+            ``seed`` or ``ema`` has the wrong type.
+        ValueError: if ``torch.optim.RAdam`` rejects an argument; if ``state_dtype`` or ``weights`` is none of the
+            above, ``seed`` not from 0 to 2**64 - 1, ``ema`` not from 0 to below 1; if ``max_grad_norm`` is not above
+            zero.
         RuntimeError: in ``step``, for a sparse gradient, before anything is updated.
 
     Example:

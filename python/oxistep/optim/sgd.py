@@ -60,8 +60,8 @@ class SGD(NativeStep, _SGD):
         else falls back to torch's implementation; ``oxistep.explain(optimizer)`` says why.
 
     Raises:
-        TypeError: if ``params`` holds something other than tensors, or if ``max_grad_norm`` or ``skip_nonfinite`` has
-            the wrong type.
+        TypeError: if ``params`` holds something other than tensors, or if ``max_grad_norm``, ``skip_nonfinite``,
+            ``seed`` or ``ema`` has the wrong type.
         ValueError: if ``torch.optim.SGD`` rejects an argument; if ``state_dtype`` is not float32; if ``max_grad_norm``
             is not above zero.
         RuntimeError: in ``step``, for a sparse gradient with weight decay, as in torch.
