@@ -2,7 +2,8 @@
 """Checks how the sources hang together: `make lint` runs it.
 
 Files of a tree import each other in one direction only: no circle, whether at the top of a file or inside a function.
-In the bindings each floor imports from floors below it, and few files say `unsafe`. What a file imports is read from
+In the bindings each floor imports from floors below it, and few files say `unsafe`. Loops of the kernels are
+written out, so that they are compiled for the SIMD level that they run at. What a file imports is read from
 its `use` lines and paths, or from Python's own syntax tree; tests inside Rust files, comments, and imports for type
 checkers alone do not count.
 """
@@ -146,6 +147,21 @@ def upward(tree: str, imports: Imports) -> list[str]:
     ]
 
 
+def loops_outside(root: Path) -> list[str]:
+    """Loops of code for a SIMD level that the compiler may put into a function of their own.
+
+    `for_each` and `fold` are functions of the standard library, which nothing obliges the compiler to inline. Where it
+    does not, the loop is compiled for the weakest processor, and intrinsics become calls: up to ten times as slow.
+    """
+    inlined = r"^( *)#\[inline\(always\)\]\n(?: *#\[.*\n)* *[^\n]*\bfn [^;{]*\{\n((?:.*\n)*?)\1\}"
+    return [
+        f"{file.relative_to(ROOT)}: write `{call[1]}` as a loop: {call[0].strip()}"
+        for file in sorted(root.rglob("*.rs"))
+        for body in re.finditer(inlined, without_tests(file.read_text()), re.M)
+        for call in re.finditer(r"[^\n]*\.(for_each|fold|try_for_each|try_fold)\(.*", body[2])
+    ]
+
+
 def main() -> int:
     """Prints what is wrong and returns how much it is."""
     wrong = []
@@ -158,6 +174,7 @@ def main() -> int:
             unsafe = [file for file in imports if re.search(r"\bunsafe\b", without_tests((source / file).read_text()))]
             if len(unsafe) > FILES_WITH_UNSAFE:
                 wrong.append(f"rust/bindings/src: {len(unsafe)} files say unsafe: {', '.join(unsafe)}")
+    wrong += loops_outside(ROOT / "rust" / "kernels" / "src")
     wrong += circles("python/oxistep", imports_of_python(ROOT / "python" / "oxistep"))
     print("\n".join(wrong))
     return len(wrong)

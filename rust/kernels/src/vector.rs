@@ -385,8 +385,16 @@ impl<T: Scalar, F: Fn(T, T) -> T> Vectorized for Move<'_, '_, T, F> {
     fn run(self, _: impl Simd) {
         let Piece { to, from } = self.piece;
         match from {
-            Some(from) => to.iter_mut().zip(*from).for_each(|(to, &from)| *to = (self.f)(*to, from)),
-            None => to.iter_mut().for_each(|to| *to = (self.f)(*to, T::ZERO)),
+            Some(from) => {
+                for (to, &from) in to.iter_mut().zip(*from) {
+                    *to = (self.f)(*to, from);
+                }
+            }
+            None => {
+                for to in to.iter_mut() {
+                    *to = (self.f)(*to, T::ZERO);
+                }
+            }
         }
     }
 }

@@ -120,7 +120,10 @@ pub(crate) fn read_magnitudes(codes: &[u8; BLOCK], header: f32, tile: &mut [f32;
     let (low, k) = parts(header);
     // what code one stands for is `low`
     let base = low.wrapping_sub(1 << k);
-    let least = codes.iter().fold(u8::MAX, |least, &code| least.min(code));
+    let mut least = u8::MAX;
+    for &code in codes {
+        least = least.min(code);
+    }
     // nearly every block: nothing is zero, and nothing too large
     if least > 0 && u64::from(low) + (254 << k) <= u64::from(LARGEST) {
         return each_code(codes, tile, |_, code| base.wrapping_add(code << k));

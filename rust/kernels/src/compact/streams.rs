@@ -184,14 +184,18 @@ impl Vectorized for MoveAverage<'_> {
     #[inline(always)]
     fn run(self, _: impl Simd) {
         let Self { average, towards, weight } = self;
-        average.iter_mut().zip(towards).for_each(|(average, &x)| *average = average.lerp(x, weight));
+        for (average, &x) in average.iter_mut().zip(towards) {
+            *average = average.lerp(x, weight);
+        }
     }
 }
 
 /// Makes numbers of two halves.
 #[inline(always)]
 fn both<A: Copy, B: Copy>(a: &[A], b: &[B], tile: &mut [f32], read: impl Fn(A, B) -> f32) {
-    tile.iter_mut().zip(a.iter().zip(b)).for_each(|(x, (&a, &b))| *x = read(a, b));
+    for (x, (&a, &b)) in tile.iter_mut().zip(a.iter().zip(b)) {
+        *x = read(a, b);
+    }
 }
 
 /// Writes a parameter and what stands beside it.
@@ -242,7 +246,9 @@ impl Vectorized for WriteWeights<'_> {
 /// Takes numbers apart into two halves.
 #[inline(always)]
 fn apart<A, B>(tile: &[f32], a: &mut [A], b: &mut [B], write: impl Fn(f32) -> (A, B)) {
-    a.iter_mut().zip(b).zip(tile).for_each(|((a, b), &x)| (*a, *b) = write(x));
+    for ((a, b), &x) in a.iter_mut().zip(b).zip(tile) {
+        (*a, *b) = write(x);
+    }
 }
 
 #[inline(always)]

@@ -36,18 +36,26 @@ fn fair(x: f32, word: u32) -> bf16 {
     bf16::from_bits(if special { kept } else { rounded } as u16)
 }
 
+/// The bits of the largest magnitude.
+#[inline(always)]
+fn largest(tile: &[f32]) -> u32 {
+    let mut largest = 0;
+    for x in tile {
+        largest = u32::max(largest, x.to_bits() & 0x7fff_ffff);
+    }
+    largest
+}
+
 /// Whether all are numbers, infinity among them.
 #[inline(always)]
 fn numbers(tile: &[f32]) -> bool {
-    let largest = tile.iter().fold(0, |largest, x| u32::max(largest, x.to_bits() & 0x7fff_ffff));
-    largest <= 0x7f80_0000
+    largest(tile) <= 0x7f80_0000
 }
 
 /// Whether all are finite.
 #[inline(always)]
 fn finite(tile: &[f32]) -> bool {
-    let largest = tile.iter().fold(0, |largest, x| u32::max(largest, x.to_bits() & 0x7fff_ffff));
-    largest < 0x7f80_0000
+    largest(tile) < 0x7f80_0000
 }
 
 /// Rounds a tile with fair odds.
@@ -57,11 +65,13 @@ pub(crate) fn round_fairly(tile: &[f32], to: &mut [bf16], (noise, words): (Bits,
         noise.skip(b * BLOCK).words(words);
         let each = to.iter_mut().zip(tile).zip(&words.0);
         if finite(tile) {
-            each.for_each(|((to, x), word)| {
+            for ((to, x), word) in each {
                 *to = bf16::from_bits((x.to_bits().wrapping_add(word >> 16) >> 16) as u16);
-            });
+            }
         } else {
-            each.for_each(|((to, &x), &word)| *to = fair(x, word));
+            for ((to, &x), &word) in each {
+                *to = fair(x, word);
+            }
         }
     }
 }
@@ -87,7 +97,9 @@ pub(crate) fn join<R: Copy>(p: &[bf16], residuals: &[R], tile: &mut [f32], rest:
         *x = f32::from_bits(sum(p, rest(r)));
     }
     if !numbers(tile) {
-        tile.iter_mut().zip(p.iter().zip(residuals)).for_each(|(x, (&p, &r))| *x = joined(p, rest(r)));
+        for (x, (&p, &r)) in tile.iter_mut().zip(p.iter().zip(residuals)) {
+            *x = joined(p, rest(r));
+        }
     }
 }
 
@@ -104,12 +116,14 @@ fn apart16(x: f32) -> (bf16, i16) {
 pub(crate) fn split16(tile: &[f32], p: &mut [bf16], residuals: &mut [i16]) {
     let each = p.iter_mut().zip(residuals).zip(tile);
     if numbers(tile) {
-        each.for_each(|((p, r), x)| {
+        for ((p, r), x) in each {
             let bits = x.to_bits();
             (*p, *r) = (bf16::from_bits((bits.wrapping_add(0x8000) >> 16) as u16), bits as u16 as i16);
-        });
+        }
     } else {
-        each.for_each(|((p, r), &x)| (*p, *r) = apart16(x));
+        for ((p, r), &x) in each {
+            (*p, *r) = apart16(x);
+        }
     }
 }
 
@@ -131,13 +145,15 @@ pub(crate) fn split8(tile: &[f32], p: &mut [bf16], residuals: &mut [u8], (noise,
         noise.skip(b * BLOCK).words(words);
         let each = p.iter_mut().zip(residuals).zip(tile).zip(&words.0);
         if finite(tile) {
-            each.for_each(|(((p, r), x), word)| {
+            for (((p, r), x), word) in each {
                 let bits = x.to_bits().wrapping_add(word >> 24);
                 *p = bf16::from_bits(((bits & !0xff).wrapping_add(0x8000) >> 16) as u16);
                 *r = (bits >> 8) as u8;
-            });
+            }
         } else {
-            each.for_each(|(((p, r), &x), &word)| (*p, *r) = apart8(x, word));
+            for (((p, r), &x), &word) in each {
+                (*p, *r) = apart8(x, word);
+            }
         }
     }
 }

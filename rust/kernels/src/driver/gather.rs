@@ -98,5 +98,7 @@ pub(super) fn scatter<T: Copy>(tile: &[T], columns: usize, to: &mut [T], place: 
 /// Prefetches some elements that follow each other, but no more than eight cache lines: the rest follows of itself.
 #[inline(always)]
 pub(super) fn ahead<T>(x: &[T], first: usize, count: usize) {
-    (0..count).step_by(64 / size_of::<T>()).take(8).for_each(|i| prefetch(x, first.wrapping_add(i)));
+    for i in (0..count).step_by(64 / size_of::<T>()).take(8) {
+        prefetch(x, first.wrapping_add(i));
+    }
 }

@@ -56,7 +56,9 @@ pub(super) fn squares_of_rows<P: Element>(factor: P::Arith, grad: &[P], row_sums
         };
         let (grads, grad_tail) = grad.as_chunks::<C>().0.as_chunks::<LANES>();
         let (sums, sum_tail) = row_sums.as_chunks_mut::<LANES>();
-        grads.iter().zip(sums).for_each(|(grad, sums)| block(grad, sums));
+        for (grad, sums) in grads.iter().zip(sums) {
+            block(grad, sums);
+        }
         block(grad_tail, sum_tail);
         for j in 0..C {
             columns[j] += lanes.iter().map(|lane| lane[j]).sum::<f64>();
@@ -86,11 +88,15 @@ pub(super) fn for_blocks<S: Element>(
 
     let cols = col_var.len();
     let mut columns = [S::Arith::ZERO; COLS];
-    columns.iter_mut().zip(col_var).for_each(|(to, c)| *to = c.load());
+    for (to, c) in columns.iter_mut().zip(col_var) {
+        *to = c.load();
+    }
     let mut v = [S::Arith::ZERO; ROWS * COLS];
     for (b, block) in row_var.chunks(ROWS).enumerate() {
         let mut rows = [S::Arith::ZERO; ROWS];
-        rows.iter_mut().zip(block).for_each(|(to, row)| *to = rounded.row_factor(row.load(), mean));
+        for (to, row) in rows.iter_mut().zip(block) {
+            *to = rounded.row_factor(row.load(), mean);
+        }
         by_columns!(cols, products(&rows[..block.len()], &columns, &mut v));
         let start = b * ROWS * cols;
         f(start..start + block.len() * cols, &v[..block.len() * cols]);

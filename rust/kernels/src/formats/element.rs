@@ -26,10 +26,16 @@ pub trait Element: Copy + Default + Debug + PartialEq + Send + Sync + 'static {
 pub(crate) fn decode<E: Element, V: Simd>(simd: V, from: &[E], tile: &mut [E::Arith]) {
     if V::CONVERTS && E::HALF {
         let ((from, from_tail), (tile, tile_tail)) = (from.as_chunks::<UNIT>(), tile.as_chunks_mut::<UNIT>());
-        from.iter().zip(tile).for_each(|(from, to)| *to = E::widen(simd, from));
-        from_tail.iter().zip(tile_tail).for_each(|(from, to)| *to = from.load());
+        for (from, to) in from.iter().zip(tile) {
+            *to = E::widen(simd, from);
+        }
+        for (from, to) in from_tail.iter().zip(tile_tail) {
+            *to = from.load();
+        }
     } else {
-        from.iter().zip(tile).for_each(|(from, to)| *to = from.load());
+        for (from, to) in from.iter().zip(tile) {
+            *to = from.load();
+        }
     }
 }
 
@@ -38,10 +44,16 @@ pub(crate) fn decode<E: Element, V: Simd>(simd: V, from: &[E], tile: &mut [E::Ar
 pub(crate) fn encode<E: Element, V: Simd>(simd: V, tile: &[E::Arith], to: &mut [E]) {
     if V::CONVERTS && E::HALF {
         let ((tile, tile_tail), (to, to_tail)) = (tile.as_chunks::<UNIT>(), to.as_chunks_mut::<UNIT>());
-        tile.iter().zip(to).for_each(|(from, to)| *to = E::narrow(simd, from));
-        tile_tail.iter().zip(to_tail).for_each(|(&from, to)| *to = E::store(from));
+        for (from, to) in tile.iter().zip(to) {
+            *to = E::narrow(simd, from);
+        }
+        for (&from, to) in tile_tail.iter().zip(to_tail) {
+            *to = E::store(from);
+        }
     } else {
-        tile.iter().zip(to).for_each(|(&from, to)| *to = E::store(from));
+        for (&from, to) in tile.iter().zip(to) {
+            *to = E::store(from);
+        }
     }
 }
 

@@ -133,7 +133,6 @@ impl<E: Element> Vectorized for Clamp<'_, E> {
 
 #[inline(always)]
 fn sweep<E: Element, V: Simd>(simd: V, x: &mut [E], change: impl Fn(E::Arith) -> E::Arith) {
-    let each = |x: &mut E| *x = E::store(change(x.load()));
     let (blocks, tail) = x.as_chunks_mut::<BLOCK>();
     for b in 0..blocks.len() {
         let per_line = 64 / size_of::<E>();
@@ -141,16 +140,22 @@ fn sweep<E: Element, V: Simd>(simd: V, x: &mut [E], change: impl Fn(E::Arith) ->
             prefetch(blocks.as_flattened(), (b + AHEAD) * BLOCK + line * per_line);
         }
         if !(V::CONVERTS && E::HALF) {
-            blocks[b].iter_mut().for_each(each);
+            for x in &mut blocks[b] {
+                *x = E::store(change(x.load()));
+            }
             continue;
         }
         for unit in blocks[b].as_chunks_mut::<UNIT>().0 {
             let mut wide = E::widen(simd, unit);
-            wide.iter_mut().for_each(|x| *x = change(*x));
+            for x in &mut wide {
+                *x = change(*x);
+            }
             *unit = E::narrow(simd, &wide);
         }
     }
-    tail.iter_mut().for_each(each);
+    for x in tail {
+        *x = E::store(change(x.load()));
+    }
 }
 
 /// Writes zeros, cut among the threads as a step over this tensor will be: on a machine with several memories each page

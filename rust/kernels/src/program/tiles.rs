@@ -68,7 +68,9 @@ fn decode<E: Element, V: Simd, const W: usize>(
             let wide = E::widen(simd, unit);
             for (vector, wide) in vectors.iter().zip(wide.as_chunks::<W>().0) {
                 let mut wide = *wide;
-                wide.iter_mut().for_each(|x| *x = factor * *x);
+                for x in &mut wide {
+                    *x = factor * *x;
+                }
                 vector.set(wide);
             }
             (from, to) = (rest, left);
@@ -81,7 +83,9 @@ fn decode<E: Element, V: Simd, const W: usize>(
     }
     if let (Some(vector), false) = (last.first(), rest.is_empty()) {
         let mut wide = [E::Arith::default(); W];
-        wide.iter_mut().zip(rest).for_each(|(to, from)| *to = factor * from.load());
+        for (to, from) in wide.iter_mut().zip(rest) {
+            *to = factor * from.load();
+        }
         vector.set(wide);
     }
 }
@@ -104,7 +108,9 @@ fn encode<E: Element, V: Simd, const W: usize>(simd: V, mut from: &[Vector<E::Ar
         while to.len() >= UNIT && from.len() >= UNIT / W {
             let (vectors, left) = from.split_at(UNIT / W);
             let mut wide = [E::Arith::default(); UNIT];
-            wide.as_chunks_mut::<W>().0.iter_mut().zip(vectors).for_each(|(wide, vector)| *wide = vector.get());
+            for (wide, vector) in wide.as_chunks_mut::<W>().0.iter_mut().zip(vectors) {
+                *wide = vector.get();
+            }
             let (unit, rest) = to.split_at_mut(UNIT);
             unit.copy_from_slice(&E::narrow(simd, &wide));
             (from, to) = (left, rest);
@@ -112,6 +118,8 @@ fn encode<E: Element, V: Simd, const W: usize>(simd: V, mut from: &[Vector<E::Ar
     }
     for (to, vector) in to.chunks_mut(W).zip(from) {
         let wide = vector.get();
-        to.iter_mut().zip(wide).for_each(|(to, from)| *to = E::store(from));
+        for (to, from) in to.iter_mut().zip(wide) {
+            *to = E::store(from);
+        }
     }
 }

@@ -41,7 +41,9 @@ pub trait Simd: Copy {
 #[inline(always)]
 fn each<T: Copy, U: Copy + Default>(from: &[T; UNIT], f: impl Fn(T) -> U) -> [U; UNIT] {
     let mut to = [U::default(); UNIT];
-    (0..UNIT).for_each(|i| to[i] = f(from[i]));
+    for i in 0..UNIT {
+        to[i] = f(from[i]);
+    }
     to
 }
 
