@@ -7,9 +7,9 @@ use super::codes::{
 use super::noise::{BLOCK, Bits, Words};
 use super::weights::{join, read_kahan, read_master, read_master_bf16, round_fairly, split8, split16, write_kahan};
 use crate::arithmetic::Real;
-use crate::formats::{Decode, Encode, Slice, SliceMut, bf16, decode, encode};
+use crate::formats::{Slice, SliceMut, bf16, decode, encode};
 use crate::rule::StateKind;
-use crate::simd::{Level, Simd, Vectorized};
+use crate::simd::{Simd, Vectorized};
 
 /// A few blocks, so that all tiles of a parameter stay in the first-level cache, and room that keeps the elements of
 /// the next one from lying at the same place in a page: processors take such addresses for each other.
@@ -32,23 +32,25 @@ impl Default for Tile {
 }
 
 /// Widens the next numbers of a stream.
-pub(crate) fn read_numbers(level: Level, from: Slice<'_>, start: usize, tile: &mut [f32]) {
+#[inline(always)]
+pub(crate) fn read_numbers(simd: impl Simd, from: Slice<'_>, start: usize, tile: &mut [f32]) {
     let n = tile.len();
     match from {
         Slice::F32(x) => tile.copy_from_slice(&x[start..start + n]),
-        Slice::F16(x) => level.run(Decode(&x[start..start + n], tile)),
-        Slice::Bf16(x) => level.run(Decode(&x[start..start + n], tile)),
+        Slice::F16(x) => decode(simd, &x[start..start + n], tile),
+        Slice::Bf16(x) => decode(simd, &x[start..start + n], tile),
         Slice::F64(_) | Slice::U8(_) | Slice::I16(_) => unreachable!("checked when pushed"),
     }
 }
 
 /// Rounds numbers to where they belong in a stream.
-pub(crate) fn write_numbers(level: Level, to: &mut SliceMut<'_>, start: usize, tile: &[f32]) {
+#[inline(always)]
+pub(crate) fn write_numbers(simd: impl Simd, to: &mut SliceMut<'_>, start: usize, tile: &[f32]) {
     let n = tile.len();
     match to {
         SliceMut::F32(x) => x[start..start + n].copy_from_slice(tile),
-        SliceMut::F16(x) => level.run(Encode(tile, &mut x[start..start + n])),
-        SliceMut::Bf16(x) => level.run(Encode(tile, &mut x[start..start + n])),
+        SliceMut::F16(x) => encode(simd, tile, &mut x[start..start + n]),
+        SliceMut::Bf16(x) => encode(simd, tile, &mut x[start..start + n]),
         SliceMut::F64(_) | SliceMut::U8(_) | SliceMut::I16(_) => unreachable!("checked when pushed"),
     }
 }

@@ -10,6 +10,7 @@ use super::rows::RowList;
 use super::source::{Flat, Source};
 use super::strided;
 use super::types::Types;
+use crate::compact::streams::Tile;
 use crate::compact::{Compact, Weights};
 use crate::formats::{Slice, SliceMut};
 use crate::layout::Layout;
@@ -111,9 +112,11 @@ impl Chunk<'_> {
         let (factor, first) = (self.grad_factor, self.range.0);
         let mut go = |source: &mut dyn Source| update(body, level, factor, Types::F32, source, sums.take());
         if 2 + compact.states.len() <= compact::FEW {
-            go(&mut Unpacked::<{ compact::FEW }>::new(written, self.grad, (compact, writes), first, level));
+            let mut tiles = [Tile::default(); compact::FEW];
+            go(&mut Unpacked::new(&mut tiles, (written, self.grad), (compact, writes), first, level));
         } else {
-            go(&mut Unpacked::<STREAMS>::new(written, self.grad, (compact, writes), first, level));
+            let mut tiles = [Tile::default(); STREAMS];
+            go(&mut Unpacked::new(&mut tiles, (written, self.grad), (compact, writes), first, level));
         }
     }
 
@@ -162,7 +165,8 @@ impl Chunk<'_> {
         let Self { grad, layout, range, grad_factor: factor, .. } = *self;
         let double = grad.format().is_double();
         if let Some(compact) = self.compact {
-            let mut source = Unpacked::<STREAMS>::new(streams, grad, (compact, None), range.0, level);
+            let mut tiles = [Tile::default(); STREAMS];
+            let mut source = Unpacked::new(&mut tiles, (streams, grad), (compact, None), range.0, level);
             return programmed::run(program, level, factor, false, &mut source, lanes);
         }
         let mut found = |source: &mut dyn Source| programmed::run(program, level, factor, double, source, lanes);

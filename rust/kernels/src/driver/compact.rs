@@ -1,6 +1,7 @@
 //! Streams in fewer bytes: tiles of `f32` are read from them, updated, and written back in one pass over memory.
 
 use super::source::Source;
+use super::sweep::beyond_caches;
 use super::tensors::in_layout;
 use crate::chunks::SMALL_CHUNK;
 use crate::compact::streams::{
@@ -10,7 +11,7 @@ use crate::compact::{BLOCK, Compact, Kept, Weights, Words};
 use crate::formats::{Format, Refused, Slice, SliceMut};
 use crate::program::{Pass, STREAMS};
 use crate::rule::StateKind;
-use crate::simd::Level;
+use crate::simd::{Level, Simd, Vectorized, prefetch_address};
 
 /// The most streams of a parameter of nearly every rule: itself, its gradient, three states.
 pub(super) const FEW: usize = 5;
@@ -60,9 +61,9 @@ fn fits(kind: StateKind, compact: &Compact) -> bool {
 }
 
 /// A part of compact streams, handed out in tiles.
-#[repr(align(64))]
-pub(super) struct Unpacked<'c, 'a, const S: usize> {
-    tiles: [Tile; S],
+pub(super) struct Unpacked<'c, 'a> {
+    /// Of the parameter, its states and its gradient.
+    tiles: &'c mut [Tile],
     written: &'c mut [SliceMut<'a>],
     grad: Slice<'c>,
     compact: &'c Compact,
@@ -71,6 +72,9 @@ pub(super) struct Unpacked<'c, 'a, const S: usize> {
     first: usize,
     /// How many elements are taken at a time.
     at_once: usize,
+    /// Whether the next elements are prefetched: with bursts from so many streams the processor does not look far
+    /// enough ahead itself, where the parameter is read into a tile too.
+    looks_ahead: bool,
     /// What is done of it, and how many elements of that are in the tiles.
     done: usize,
     held: usize,
@@ -95,10 +99,10 @@ pub(super) fn writes(pass: Option<&Pass>, compact: &Compact) -> Option<u32> {
     Some(compact.states.iter().enumerate().map(relative).fold(writes, |bits, more| bits | more))
 }
 
-impl<'c, 'a, const S: usize> Unpacked<'c, 'a, S> {
+impl<'c, 'a> Unpacked<'c, 'a> {
     pub(super) fn new(
-        written: &'c mut [SliceMut<'a>],
-        grad: Slice<'c>,
+        tiles: &'c mut [Tile],
+        (written, grad): (&'c mut [SliceMut<'a>], Slice<'c>),
         (compact, writes): (&'c Compact, Option<u32>),
         first: usize,
         level: Level,
@@ -107,28 +111,52 @@ impl<'c, 'a, const S: usize> Unpacked<'c, 'a, S> {
         let states = compact.states.len();
         let divisors = bits(states, &|k| is_divisor(compact, k));
         let direct = bits(1 + states, &|k| is_direct(compact, written, k));
-        // where all are updated where they are, as many as the innermost loop looks far ahead for
         let in_tiles = direct != bits(1 + states, &|_| true) || grad.format() != Format::F32;
-        let at_once = if in_tiles { Tile::LEN } else { 2 * SMALL_CHUNK };
-        let (tiles, words) = ([Tile::default(); S], Words::default());
-        Self { tiles, written, grad, compact, level, first, at_once, done: 0, held: 0, writes, direct, divisors, words }
+        let is_large = beyond_caches(grad.len());
+        let at_once = match in_tiles {
+            // where all are updated where they are, as many as the innermost loop looks far ahead for
+            false => 2 * SMALL_CHUNK,
+            // while one small tile waits for memory, the arithmetic of the one before goes on; codes have too much of it
+            true if is_large && compact.headers() == 0 => BLOCK,
+            true => Tile::LEN,
+        };
+        let looks_ahead = is_large && direct & 1 == 0;
+        let words = Words::default();
+        Self {
+            tiles,
+            written,
+            grad,
+            compact,
+            level,
+            first,
+            at_once,
+            looks_ahead,
+            done: 0,
+            held: 0,
+            writes,
+            direct,
+            divisors,
+            words,
+        }
     }
 
     /// Reads the next elements into tiles, but for those that are handed out where they are.
-    fn read(&mut self) {
-        let Self { compact, level, done, direct, .. } = *self;
+    #[inline(always)]
+    fn read(&mut self, simd: impl Simd) {
+        let Self { compact, done, direct, .. } = *self;
         let n = self.at_once.min(self.grad.len() - done);
         let Some((param, states)) = self.tiles.split_first_mut() else { return };
         if direct & 1 == 0 {
             let (p, rest) = self.written.split_at(compact.companion().min(self.written.len()));
             let companion = rest.first().filter(|_| compact.weights.has_companion()).map(SliceMut::as_slice);
-            level.run(ReadWeights {
+            ReadWeights {
                 weights: compact.weights,
                 p: p[0].as_slice(),
                 companion,
                 start: done,
                 tile: &mut param.x[..n],
-            });
+            }
+            .run(simd);
         }
         // what is relative to others comes after them
         for relative in [false, true] {
@@ -140,30 +168,42 @@ impl<'c, 'a, const S: usize> Unpacked<'c, 'a, S> {
                 match (*kept, self.written[1 + k].as_slice()) {
                     (Kept::Codes(kind), Slice::U8(codes)) => {
                         let Slice::F32(headers) = self.written[compact.header_of(k)].as_slice() else { continue };
-                        level.run(ReadCodes {
-                            kind,
-                            codes: &codes[done..done + n],
-                            headers: &headers[done / BLOCK..],
-                            of,
-                            tile,
-                        });
+                        ReadCodes { kind, codes: &codes[done..done + n], headers: &headers[done / BLOCK..], of, tile }
+                            .run(simd);
                     }
                     (_, numbers) => {
-                        read_numbers(level, numbers, done, &mut tile.x[..n]);
-                        tile.x[n..].fill(0.0);
+                        read_numbers(simd, numbers, done, &mut tile.x[..n]);
+                        tile.x[n..n.next_multiple_of(BLOCK)].fill(0.0);
                     }
                 }
             }
         }
         if self.grad.format() != Format::F32 {
-            read_numbers(level, self.grad, done, &mut states[compact.states.len()].x[..n]);
+            read_numbers(simd, self.grad, done, &mut states[compact.states.len()].x[..n]);
+        }
+        if self.looks_ahead {
+            self.prefetch(done + n);
         }
         (self.done, self.held) = (done + n, n);
     }
 
+    /// Prefetches as many elements of each stream as are taken at a time.
+    fn prefetch(&self, start: usize) {
+        let tile = |address: usize, format: Format| {
+            let start = address + start * format.size();
+            (0..self.at_once * format.size()).step_by(64).for_each(|byte| prefetch_address(start.wrapping_add(byte)));
+        };
+        let companion = self.compact.weights.has_companion().then_some(self.compact.companion());
+        for k in (0..=self.compact.states.len()).chain(companion) {
+            tile(self.written[k].address(), self.written[k].format());
+        }
+        tile(self.grad.address(), self.grad.format());
+    }
+
     /// Writes the tiles back.
-    fn write(&mut self) {
-        let Self { compact, level, held: n, writes, direct, divisors, .. } = *self;
+    #[inline(always)]
+    fn write(&mut self, simd: impl Simd) {
+        let Self { compact, held: n, writes, direct, divisors, .. } = *self;
         let Some(writes) = writes.filter(|_| n > 0) else { return };
         let start = self.done - n;
         let (drawn, first) = (compact.noise, self.first + start);
@@ -173,7 +213,7 @@ impl<'c, 'a, const S: usize> Unpacked<'c, 'a, S> {
             let (p, rest) = self.written.split_at_mut(compact.companion().min(self.written.len()));
             let companion = rest.first_mut().filter(|_| compact.weights.has_companion()).map(SliceMut::whole);
             let p = p[0].whole();
-            level.run(WriteWeights {
+            WriteWeights {
                 weights: compact.weights,
                 p,
                 companion,
@@ -181,10 +221,11 @@ impl<'c, 'a, const S: usize> Unpacked<'c, 'a, S> {
                 noise: noise(0),
                 words: &mut self.words,
                 tile: &param.x[..n],
-            });
+            }
+            .run(simd);
         }
         if let Some(weight) = compact.average {
-            self.move_average(weight, start);
+            self.move_average(simd, weight, start);
         }
         let Some((_, states)) = self.tiles.split_first_mut() else { return };
         // what is relative to others comes after them
@@ -196,60 +237,73 @@ impl<'c, 'a, const S: usize> Unpacked<'c, 'a, S> {
                 }
                 let (tile, of) = with_divisor(states, k, *kept);
                 if let Kept::Codes(kind) = *kept {
-                    tile.x[n..].fill(0.0);
+                    tile.x[n..n.next_multiple_of(BLOCK)].fill(0.0);
                     let (codes, headers) = self.written.split_at_mut(compact.header_of(k));
                     let (SliceMut::U8(codes), SliceMut::F32(headers)) = (&mut codes[1 + k], &mut headers[0]) else {
                         continue;
                     };
                     let (codes, headers) = (&mut codes[start..start + n], &mut headers[start / BLOCK..]);
                     let (noise, words) = (noise(1 + k), &mut self.words);
-                    level.run(WriteCodes { kind, codes, headers, of, tile, noise, words });
+                    WriteCodes { kind, codes, headers, of, tile, noise, words }.run(simd);
                     continue;
                 }
                 match (&mut self.written[1 + k], *kept) {
                     (SliceMut::Bf16(x), Kept::Fair) => {
                         let (to, tile, words) = (&mut x[start..start + n], &tile.x[..n], &mut self.words);
-                        level.run(WriteFair { to, tile, noise: noise(1 + k), words });
+                        WriteFair { to, tile, noise: noise(1 + k), words }.run(simd);
                     }
-                    (numbers, _) => write_numbers(level, numbers, start, &tile.x[..n]),
+                    (numbers, _) => write_numbers(simd, numbers, start, &tile.x[..n]),
                 }
                 if divisors >> k & 1 == 1 {
-                    read_numbers(level, self.written[1 + k].as_slice(), start, &mut tile.x[..n]);
+                    read_numbers(simd, self.written[1 + k].as_slice(), start, &mut tile.x[..n]);
                 }
             }
         }
     }
 
     /// Moves the average of the parameter, which has been written, towards what that stands for now.
-    fn move_average(&mut self, weight: f64, start: usize) {
-        let Self { compact, level, held: n, direct, .. } = *self;
+    #[inline(always)]
+    fn move_average(&mut self, simd: impl Simd, weight: f64, start: usize) {
+        let Self { compact, held: n, direct, .. } = *self;
         let (written, average) = self.written.split_at_mut(compact.place_of_average());
         let Some(SliceMut::F32(average)) = average.first_mut() else { return };
         let average = &mut average[start..start + n];
         let weight = weight as f32;
         match (direct & 1 == 1, written[0].as_slice()) {
-            (true, Slice::F32(p)) => level.run(MoveAverage { average, towards: &p[start..start + n], weight }),
+            (true, Slice::F32(p)) => MoveAverage { average, towards: &p[start..start + n], weight }.run(simd),
             (_, p) => {
                 let tile = &mut self.tiles[0].x[..n];
                 if !matches!(compact.weights, Weights::Residual16 | Weights::Master) {
                     // rounded as it was written
                     let companion = written.get(compact.companion()).map(SliceMut::as_slice);
-                    level.run(ReadWeights { weights: compact.weights, p, companion, start, tile: &mut *tile });
+                    ReadWeights { weights: compact.weights, p, companion, start, tile: &mut *tile }.run(simd);
                 }
-                level.run(MoveAverage { average, towards: tile, weight });
+                MoveAverage { average, towards: tile, weight }.run(simd);
             }
         }
     }
 }
 
-impl<const S: usize> Source for Unpacked<'_, '_, S> {
+/// Writes what is in the tiles, and reads what comes next.
+struct Turn<'t, 'c, 'a>(&'t mut Unpacked<'c, 'a>);
+
+impl Vectorized for Turn<'_, '_, '_> {
+    #[inline(always)]
+    fn run(self, simd: impl Simd) {
+        self.0.write(simd);
+        self.0.held = 0;
+        if self.0.done < self.0.grad.len() {
+            self.0.read(simd);
+        }
+    }
+}
+
+impl Source for Unpacked<'_, '_> {
     fn next<'s>(&'s mut self, slots: &mut [SliceMut<'s>]) -> Option<Slice<'s>> {
-        self.write();
-        if self.done == self.grad.len() {
-            self.held = 0;
+        self.level.run(Turn(self));
+        if self.held == 0 {
             return None;
         }
-        self.read();
         let Self { tiles, written, grad, compact, done, held, direct, .. } = self;
         let (start, n, streams) = (*done - *held, *held, 1 + compact.states.len());
         let (tiles, of_grad) = tiles.split_at_mut(streams);

@@ -211,7 +211,7 @@ fn copying<P, G, S, A, V: Simd>(
 
 /// Whether a chunk is of a step that is too large for the caches: only those are this long.
 #[inline(always)]
-fn beyond_caches(chunk: usize) -> bool {
+pub(super) fn beyond_caches(chunk: usize) -> bool {
     chunk > SMALL_CHUNK + SMALL_CHUNK / 2
 }
 

@@ -47,6 +47,7 @@ macro_rules! storage {
 
         impl<'a> Slice<'a> {
             /// How many elements there are.
+            #[inline]
             pub fn len(&self) -> usize {
                 match self { $(Self::$Variant(x) => x.len(),)* }
             }
@@ -56,6 +57,7 @@ macro_rules! storage {
                 self.len() == 0
             }
 
+            #[inline]
             pub(crate) fn address(&self) -> usize {
                 match self { $(Self::$Variant(x) => x.as_ptr() as usize,)* }
             }
@@ -72,6 +74,7 @@ macro_rules! storage {
                 match self { $(Self::$Variant(_) => Format::$Variant,)* }
             }
 
+            #[inline]
             pub(crate) fn part(&self, start: usize, len: usize) -> Self {
                 match self { $(Self::$Variant(x) => Self::$Variant(&x[start..start + len]),)* }
             }
@@ -86,6 +89,7 @@ macro_rules! storage {
 
         impl<'a> SliceMut<'a> {
             /// How many elements there are.
+            #[inline]
             pub fn len(&self) -> usize {
                 match self { $(Self::$Variant(x) => x.len(),)* }
             }
@@ -95,6 +99,7 @@ macro_rules! storage {
                 self.len() == 0
             }
 
+            #[inline]
             pub(crate) fn address(&self) -> usize {
                 match self { $(Self::$Variant(x) => x.as_ptr() as usize,)* }
             }
@@ -121,6 +126,7 @@ macro_rules! storage {
                 match self { $(Self::$Variant(x) => SliceMut::$Variant(x),)* }
             }
 
+            #[inline]
             pub(crate) fn part(&mut self, start: usize, len: usize) -> SliceMut<'_> {
                 match self { $(Self::$Variant(x) => SliceMut::$Variant(&mut x[start..start + len]),)* }
             }
