@@ -1,5 +1,6 @@
 """Rules by kernels: the bits of compiled rules, the results of torch's operations, the same bits everywhere."""
 
+import sys
 import threading
 
 import numpy as np
@@ -219,6 +220,62 @@ def test_a_steady_step_asks_python_nothing():
         optimizer.param_groups[0]["betas"] = (0.9 - k / 100, 0.99)
         optimizer.step()
     assert len(calls) == 1
+
+
+def test_states_are_kept_under_the_very_names_that_steps_look_for():
+    """Each lookup then compares addresses; of other strings it is a hash for each state."""
+
+    @oxistep.rule
+    def two(p, g, s, lr=0.1):
+        s.first, s.second = g, s.get("second", 0.0) + 1
+        return p - lr * g
+
+    for parameters in (params(SHAPES), params(SHAPES, dtype=torch.bfloat16)):
+        optimizer = train(two(parameters), 2)
+        for entry in optimizer.state.values():
+            assert [key is sys.intern(key) for key in entry] == [True] * 3
+
+
+def test_neighbours_at_the_same_numbers_but_for_a_sign_take_their_own():
+    """What the last parameter got is taken again only for the same bits."""
+
+    @oxistep.rule
+    def signed(p, g, s, lr=0.1, sign=1.0):
+        s.a = s.get("a", 0.0) * 1.0
+        return p - lr * g / s.a
+
+    ws = [torch.zeros(3, requires_grad=True) for _ in range(4)]
+    optimizer = signed(ws)
+    for w in ws:
+        w.grad = torch.ones(3)
+    optimizer.step()
+    optimizer.step()
+    signs = [0.0, -0.0, 0.0, -0.0]
+    with torch.no_grad():
+        for w, sign in zip(ws, signs, strict=True):
+            w.zero_()
+            optimizer.state[w]["a"].fill_(sign)
+    optimizer.step()
+    assert [w[0].item() for w in ws] == [-np.inf, np.inf, -np.inf, np.inf]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 12])
+def test_rules_of_few_names_and_of_many_step_alike(count):
+    """Room for what a parameter keeps comes in two sizes: parameters of one optimizer may need either."""
+
+    @oxistep.rule
+    def several(p, g, s, lr=0.1):
+        for i in range(count if p.ndim else 1):
+            setattr(s, f"v{i}", 0.5 * getattr(s, f"v{i}") + g)
+            p = p - lr * getattr(s, f"v{i}")
+        s.n = s.get("n", 0.0) + 1
+        return p * (1 - 0.01 / s.n)
+
+    ours = everything(train(several(params(SHAPES)), 7))
+    theirs = everything(train(several(params(SHAPES)), 7, by_torch=True))
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key], value, rtol=1e-5, atol=1e-6)
 
 
 def test_numbers_of_hyperparameters_are_read_afresh_at_every_step():

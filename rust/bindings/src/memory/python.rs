@@ -198,7 +198,7 @@ pub(crate) unsafe fn values_under<const N: usize>(
         // other keys than strings may run code when they are compared with: of such a dict nothing is told
         if found < keys.len() && has_plain_keys(&entry) {
             for (value, key) in values.iter_mut().zip(keys).filter(|(value, _)| value.is_null()) {
-                *value = ffi::PyDict_GetItem(entry.as_ptr(), *key);
+                *value = ffi::PyDict_GetItemWithError(entry.as_ptr(), *key);
             }
         }
     }

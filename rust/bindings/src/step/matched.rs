@@ -2,7 +2,7 @@
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList};
+use pyo3::types::{PyDict, PyList, PyString};
 
 use crate::fault;
 use crate::memory::python::has_plain_keys;
@@ -100,6 +100,8 @@ impl Item {
             None => look.definition.call_method1(make, of_item)?,
             Some(leaf) => {
                 let (optimizer, param, grad, values) = of_item;
+                // the very objects that steps look for: see `values_under`
+                let missing: Vec<_> = missing.iter().map(|name| PyString::intern(py, name)).collect();
                 look.definition.call_method1(make, (optimizer, param, grad, values, missing, &leaf.begins))?
             }
         };

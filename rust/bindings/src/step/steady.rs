@@ -31,7 +31,7 @@ use crate::memory::torch::describe::{Torch, warns_of_missing_grad};
 use crate::memory::torch::modules::modules;
 use crate::optimizer::group::{Group, Keys, is_fused};
 use crate::optimizer::rule::GroupRule;
-use crate::optimizer::traced::{Known, Leaf, Numbers};
+use crate::optimizer::traced::Leaf;
 use crate::step::found::{find, holds};
 use crate::step::guard::Guard;
 use crate::step::lists::Counters;
@@ -233,15 +233,20 @@ impl Plan {
         if met || !p.is_dense || !alike(&p, &g) || !self.written.add_known(k, p.memory.interval()) {
             return Ok(false);
         }
-        if let GroupRule::Traced(numbers) = &one.rule {
-            let numbers = numbers.clone();
-            if !self.gather_traced(torch, (one, &numbers), k, state, (param, shard.is_some()), (&p, &g), step)? {
+        if let GroupRule::Traced(_) = &one.rule {
+            if !self.gather_names(py, one, k) {
                 return Ok(false);
             }
-            if let Some(grad) = grad {
+            let tensors = (&p, &g);
+            let done = if one.names.count() <= FEW_NAMES {
+                self.gather_traced::<FEW_NAMES>(torch, one, k, state, (param, shard.is_some()), tensors, step)?
+            } else {
+                self.gather_traced::<LARGEST_NAMES>(torch, one, k, state, (param, shard.is_some()), tensors, step)?
+            };
+            if let (true, Some(grad)) = (done, grad) {
                 self.steady.hold(grad);
             }
-            return Ok(true);
+            return Ok(done);
         }
         let names = &one.names;
         // SAFETY: described just now. No Python code of this thread runs until the step is done: the collector rests,
@@ -291,11 +296,12 @@ impl Plan {
         Ok(step.push(tensors, one.factor).is_ok())
     }
 
-    /// As [`Plan::gather_one`], where the rule is one that a user wrote; parameter and gradient have been met.
-    fn gather_traced(
+    /// As [`Plan::gather_one`], where the rule is one that a user wrote; parameter and gradient have been met. Of names
+    /// there are at most `N`.
+    fn gather_traced<const N: usize>(
         &mut self,
         torch: &Torch,
-        (one, numbers): (&mut One<'_>, &Numbers),
+        one: &mut One<'_>,
         k: usize,
         state: &Bound<'_, PyDict>,
         (param, is_dtensor): (&Bound<'_, PyAny>, bool),
@@ -303,22 +309,17 @@ impl Plan {
         step: &mut Step<'static>,
     ) -> PyResult<bool> {
         let py = state.py();
-        let Some(leaf) = self.steady.leaves.get(k).cloned() else { return Ok(false) };
-        if leaf.states.len() + leaf.counters.len() > LARGEST_NAMES || (leaf.is_whole && is_dtensor) {
+        let (Some(leaf), Some(&place)) = (&one.leaf, self.places.get(k)) else { return Ok(false) };
+        if leaf.is_whole && is_dtensor {
             return Ok(false);
         }
-        if !one.leaf.as_ref().is_some_and(|known| Arc::ptr_eq(known, &leaf)) {
-            one.names = Names::of(py, &leaf.states, &leaf.counters, &mut self.keys);
-            one.leaf = Some(leaf.clone());
-        }
-        let Some(&place) = self.places.get(k) else { return Ok(false) };
         let names = &one.names;
         // SAFETY: as in `gather_one`.
-        let objects: [_; LARGEST_NAMES] = unsafe {
+        let objects: [_; N] = unsafe {
             let Some(entry) = entry_at(state, place, param) else { return Ok(false) };
             values_under(entry, names.all())
         };
-        let mut states: [SliceMut<'static>; LARGEST_NAMES] = Default::default();
+        let mut states: [SliceMut<'static>; N] = std::array::from_fn(|_| SliceMut::default());
         let (states, known) = (&mut states[..names.states], &objects[..names.states]);
         // SAFETY: as in `gather_one`.
         let dtype = unsafe { self.gather_states(torch, py, k, known, is_dtensor, p, states) };
@@ -326,41 +327,20 @@ impl Plan {
         if !served(p.memory.dtype, g.memory.dtype, states_dtype) {
             return Ok(false);
         }
-        let (mut values, mut precisions) = ([0.0; LARGEST_NAMES], [Precision::F64; LARGEST_NAMES]);
+        let (mut values, mut precisions) = ([0.0; N], [Precision::F64; N]);
         // SAFETY: as in `gather_one`.
         let first = unsafe {
             self.read_counters(torch, py, k, &objects[names.states..names.count()], (&mut values, &mut precisions))
         };
         let Some(first_counter) = first? else { return Ok(false) };
         let values = &values[..leaf.counters.len()];
-        let of_counters = OfCounters {
-            names: &leaf.counters,
-            values,
-            group: &one.of_group,
-            asked: &leaf.asked,
-            sizes: p.shape.sizes,
-            is_complex: p.memory.complex,
-        };
-        // parameters of a group nearly always stand at the same step: conditions are computed once
-        let now = match &one.found {
-            Some((of, at, now)) if Arc::ptr_eq(of, &leaf) && at.as_slice() == values && !now.is_whole => now.clone(),
-            _ => {
-                let Some(now) = numbers.known_leaf(&of_counters) else { return Ok(false) };
-                one.found = Some((leaf.clone(), values.into(), now.clone()));
-                now
-            }
-        };
-        let same_names = now.states == leaf.states && now.counters == leaf.counters;
-        if !Arc::ptr_eq(&now, &leaf) && (!same_names || (now.is_whole && is_dtensor)) {
+        if !one.find(values, p, is_dtensor) {
             return Ok(false);
         }
-        let inputs: Inputs = numbers.inputs(&now.inputs, &of_counters);
-        if one.of_group.unreadable.get() {
-            return Ok(false);
-        }
+        let Some(Found { now, inputs, .. }) = &one.found else { return Ok(false) };
         self.steady.looks |= now.is_looked_at();
         self.steady.group_of.push(self.groups.len() - 1);
-        self.steady.counters[first_counter].1 = of_counters.step();
+        self.steady.counters[first_counter].1 = values[0] + 1.0;
         for (i, &node) in now.becomes.iter().enumerate() {
             self.steady.counters[first_counter + 1 + i].1 = values[1 + i];
             self.steady.awaited.push((first_counter + 1 + i, self.steady.programs, node));
@@ -369,17 +349,33 @@ impl Plan {
         if self.measuring {
             self.gradients.push_dense(g.memory);
         }
+        if !Arc::ptr_eq(now, &self.steady.leaves[k]) {
+            self.steady.leaves[k] = now.clone();
+        }
         // SAFETY: `leaves` holds the program until the step is done: it is the only one that this place of it holds in
         // this step.
         let program: &'static Program = unsafe { &*Arc::as_ptr(&now.program) };
-        self.steady.leaves[k] = now;
-        if step.program(program, &inputs).is_err() {
+        if step.program(program, inputs).is_err() {
             return Ok(false);
         }
         // SAFETY: as in `gather_one`.
         let (param, grad) = unsafe { (p.memory.slice_mut(), g.memory.slice()) };
         let states = states.iter_mut().map(std::mem::take);
         Ok(step.push(Tensors { param, grad, states, layout: None }, one.factor).is_ok())
+    }
+
+    /// Takes up the names of what parameter `k` keeps, where a user wrote the rule; `false` if there are too many.
+    #[inline]
+    fn gather_names(&mut self, py: Python<'_>, one: &mut One<'_>, k: usize) -> bool {
+        let Some(leaf) = self.steady.leaves.get(k) else { return false };
+        if !one.leaf.as_ref().is_some_and(|known| Arc::ptr_eq(known, leaf)) {
+            if leaf.states.len() + leaf.counters.len() > LARGEST_NAMES {
+                return false;
+            }
+            one.names = Names::of(py, &leaf.states, &leaf.counters, &mut self.keys);
+            one.leaf = Some(leaf.clone());
+        }
+        true
     }
 
     /// Checks the states of parameter `k`, and puts them into `slots`; `None` if one is not as it was, else their
@@ -569,6 +565,8 @@ fn alike(param: &Described<'_>, tensor: &Described<'_>) -> bool {
 
 /// So many states and counters are looked up in this way.
 const LARGEST_NAMES: usize = 24;
+/// Most rules have no more, and room for few is cleared in less time: for a small tensor that is seen.
+const FEW_NAMES: usize = 6;
 
 /// What the parameters of a group have in common.
 struct One<'a> {
@@ -582,8 +580,53 @@ struct One<'a> {
     last: Option<(Scalars, DType, Scalars)>,
     /// The program of the last parameter, of which `names` are the names.
     leaf: Option<Arc<Leaf>>,
-    /// With which program and at which counters the last parameter came, and which program it got.
-    found: Option<(Arc<Leaf>, Counters<f64>, Arc<Leaf>)>,
+    /// What the last parameter got, if a user wrote the rule.
+    found: Option<Found>,
+}
+
+/// With which program and at which counters a parameter came, and which program with which numbers it got.
+struct Found {
+    of: Arc<Leaf>,
+    at: Counters<f64>,
+    now: Arc<Leaf>,
+    inputs: Inputs,
+}
+
+impl Found {
+    /// Whether another parameter that comes so gets the same: it does if nothing depends on its shape.
+    #[inline]
+    fn is_for(&self, leaf: &Arc<Leaf>, values: &[f64]) -> bool {
+        let alike = |(a, b): (&f64, &f64)| a.to_bits() == b.to_bits();
+        Arc::ptr_eq(&self.of, leaf) && !self.now.is_whole && self.at.iter().zip(values).all(alike)
+    }
+}
+
+impl One<'_> {
+    /// Finds the program and the numbers of a parameter that comes with these counters; `false` if they are not known.
+    #[inline]
+    fn find(&mut self, values: &[f64], p: &Described<'_>, is_dtensor: bool) -> bool {
+        let (Some(leaf), GroupRule::Traced(numbers)) = (&self.leaf, &self.rule) else { return false };
+        // parameters of a group nearly always stand at the same step: conditions and numbers are computed once
+        if self.found.as_ref().is_some_and(|found| found.is_for(leaf, values)) {
+            return true;
+        }
+        let of_counters = OfCounters {
+            names: &leaf.counters,
+            values,
+            group: &self.of_group,
+            asked: &leaf.asked,
+            sizes: p.shape.sizes,
+            is_complex: p.memory.complex,
+        };
+        let Some(now) = numbers.known_leaf(&of_counters) else { return false };
+        let same_names = now.states == leaf.states && now.counters == leaf.counters;
+        if !Arc::ptr_eq(&now, leaf) && (!same_names || (now.is_whole && is_dtensor)) {
+            return false;
+        }
+        let inputs = numbers.inputs(&now.inputs, &of_counters);
+        self.found = Some(Found { of: leaf.clone(), at: values.into(), now, inputs });
+        !self.of_group.unreadable.get()
+    }
 }
 
 /// The names of states, then those of counters, as Python's strings, which `Keys` keeps alive.
