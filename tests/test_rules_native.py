@@ -12,6 +12,7 @@ import oxistep  # noqa: E402
 import oxistep.numpy  # noqa: E402
 import oxistep.optim  # noqa: E402
 from oxistep import _core, rules  # noqa: E402
+from oxistep.bench.rules import RULES  # noqa: E402
 from oxistep.diagnostics import UpdateMonitor  # noqa: E402
 from oxistep.optim._definition import definition_of  # noqa: E402
 from oxistep.rules._optimizer import source_of  # noqa: E402
@@ -197,6 +198,42 @@ def test_bits_do_not_depend_on_threads_or_level(rule, dtype, put_back):
     first = results(1, None)
     for threads in (2, 3):
         same_bits(results(threads, None), first)
+    for level in _core.simd_levels():
+        same_bits(results(1, level), first)
+
+
+BEYOND = 2**20 + 70_003
+"""Elements of a tensor of which chunks are longer, and are walked in tiles of other lengths with prefetching."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["Adam", "momentum", "Lion", "plain operations"])
+@pytest.mark.parametrize("settings", [{}, {"maximize": True}], ids=["plain", "maximize"])
+def test_tensors_beyond_the_caches_get_the_bits_of_small_ones(name, dtype, settings):
+    rule = RULES[name].rule
+    (start,) = draw([(BEYOND,)], dtype)
+    whole, parts = start.clone(), [part.clone() for part in start.split(9_000)]
+    steps = [rule([tensor.requires_grad_() for tensor in tensors], **settings) for tensors in ([whole], parts)]
+    for k in range(3):
+        (grad,) = draw([(BEYOND,)], dtype, seed=k + 1)
+        whole.grad = grad
+        for part, own in zip(parts, grad.split(9_000), strict=True):
+            part.grad = own
+        for optimizer in steps:
+            optimizer.step()
+    assert not torch.equal(whole, start)
+    assert torch.equal(whole, torch.cat(parts))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_norms_beyond_the_caches_do_not_depend_on_threads_or_level(dtype, put_back):
+    def results(threads, level):
+        oxistep.set_num_threads(threads)
+        _core.force_simd(level)
+        return everything(train(lamb(params([(BEYOND,)], dtype), lr=0.01), 3, late=False))
+
+    first = results(1, None)
+    same_bits(results(2, None), first)
     for level in _core.simd_levels():
         same_bits(results(1, level), first)
 

@@ -10,7 +10,7 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 
 use super::functions::{Functions, Power as Short};
-use super::reduce::{DOT, Lanes, MAX_ABS, SUM, take};
+use super::reduce::{DOT, Lanes, MAX_ABS, SQUARES, SUM, take};
 use super::vectors::Vector;
 use crate::simd::{Compile, Compiled, Kernel, Simd, compiled};
 
@@ -317,10 +317,13 @@ impl<A: Functions, const W: usize, const KIND: u8> Kernel for Reduction<A, W, KI
     fn run(Job { tile, instruction }: Job<'_, A, W>, _: impl Simd) {
         let (x, place) = (take_up!(tile, instruction, T0), (tile.at, tile.elements));
         let lanes = &tile.lanes[instruction.out as usize];
-        let mut found = lanes.get();
-        let y = if KIND == DOT { take_up!(tile, instruction, T1) } else { x };
-        take::<A, W, KIND>(x, y, place, &mut found);
-        lanes.set(found);
+        if KIND != DOT {
+            take::<A, W, KIND>(x, x, place, lanes);
+        } else if instruction.args[0] == instruction.args[1] {
+            take::<A, W, SQUARES>(x, x, place, lanes); // each element is widened once
+        } else {
+            take::<A, W, DOT>(x, take_up!(tile, instruction, T1), place, lanes);
+        }
     }
 }
 

@@ -21,9 +21,14 @@ use crate::simd::{Level, prefetch_far_address};
 pub(crate) const TILE: usize = 256;
 /// Elements of a tile where one instruction does all, where the streams lie: nothing waits in a register.
 const LONG: usize = 4096;
-/// How many bytes ahead streams are brought into the second-level cache, in steps that are too large for it: a tile of
-/// `f32`. Of 512 to 4,096 this was the fastest on Zen 3 (docs/experiments.md).
-const AHEAD: usize = 1024;
+/// Bytes of a stream in a tile where one instruction or two do all, in steps that are too large for the caches. What a
+/// tile brings near is asked for at once, and the processor waits if that is more than it can ask for.
+const SHORT: usize = 512;
+/// Of longer tiles, with more instructions, a part is asked for before each of so many.
+const PARTS: usize = 4;
+/// How many bytes ahead streams are brought into the second-level cache, in steps that are too large for it. Measured
+/// on Zen 5, with the two above (docs/experiments.md).
+const AHEAD: usize = 2048;
 
 /// A pass with what it needs while it runs.
 pub(crate) struct Machine<'m, A, const W: usize> {
@@ -74,9 +79,19 @@ impl<'v, 'a, A: Computes, const W: usize> View<'v, 'a, A, W> {
         }
     }
 
-    /// Prefetches what lies some way on of some elements.
+    /// Whether its elements take as many bytes as those of a tile.
     #[inline]
-    fn prefetch(&self, at: usize, elements: usize) {
+    fn is_full(&self) -> bool {
+        match self {
+            Self::Absent | Self::Direct(..) | Self::Shared(..) => true,
+            Self::Staged(stream) => stream.format().size() == size_of::<A>(),
+            Self::Grad(grad, _) => grad.format().size() == size_of::<A>(),
+        }
+    }
+
+    /// Prefetches what lies some way on of some elements, or one part of so many of it.
+    #[inline]
+    fn prefetch(&self, at: usize, elements: usize, (part, parts): (usize, usize)) {
         let (address, size) = match self {
             Self::Absent => return,
             Self::Direct(vectors, _) | Self::Shared(vectors, _) => (vectors.as_ptr() as usize, size_of::<A>()),
@@ -84,7 +99,9 @@ impl<'v, 'a, A: Computes, const W: usize> View<'v, 'a, A, W> {
             Self::Grad(grad, _) => (grad.address(), grad.format().size()),
         };
         let ahead = address.wrapping_add(at * size + AHEAD);
-        (0..elements * size).step_by(64).for_each(|byte| prefetch_far_address(ahead.wrapping_add(byte)));
+        let lines = (elements * size).div_ceil(64);
+        let own = lines * part / parts..lines * (part + 1) / parts;
+        own.for_each(|line| prefetch_far_address(ahead.wrapping_add(64 * line)));
     }
 }
 
@@ -157,17 +174,23 @@ impl<'m, A: Computes, const W: usize> Machine<'m, A, W> {
         let far = elements > SMALL_CHUNK + SMALL_CHUNK / 2;
         let whole = elements / W * W;
         let direct = views.iter().all(|view| matches!(view, View::Absent | View::Direct(..) | View::Shared(..)));
-        let tile = if direct && !far && self.pass.instructions.len() == 1 { LONG } else { TILE };
+        let count = self.pass.instructions.len();
+        let tile = match (far, count) {
+            (false, 1) if direct => LONG,
+            (true, ..=2) if views.iter().all(View::is_full) => SHORT / size_of::<A>(),
+            _ => TILE,
+        };
+        let parts = if tile < TILE { 1 } else { count.min(PARTS) };
         let mut at = 0;
         while at < elements {
             let n = if at < whole { tile.min(whole - at) } else { elements - at };
-            if far {
-                views.iter().for_each(|view| view.prefetch(at, n));
-            }
             self.fill(views, (at, n, whole), table);
             let (numbers, lanes) = (self.numbers, self.lanes);
             let tile = Tile { slots: &*table, numbers, lanes, count: n.div_ceil(W), at, elements: n };
-            for instruction in &self.pass.instructions {
+            for (i, instruction) in self.pass.instructions.iter().enumerate() {
+                if far && i < parts {
+                    views.iter().for_each(|view| view.prefetch(at, n, (i, parts)));
+                }
                 Table::<A, W>::ALL[instruction.code as usize].at(level)(Job { tile: &tile, instruction });
             }
             self.store(views, (at, n, whole), table);

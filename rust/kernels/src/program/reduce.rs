@@ -3,6 +3,8 @@
 //! Element i of what lies in one piece goes to lane i modulo their number, and the lanes are added pairwise: the same
 //! bits for any SIMD level and number of threads.
 
+use std::cell::Cell;
+
 use super::functions::Functions;
 use super::vectors::Vector;
 use crate::lanes::{LANES, pairwise};
@@ -20,6 +22,8 @@ pub(super) fn larger(a: f64, b: f64) -> f64 {
 pub(super) const SUM: u8 = 0;
 pub(super) const DOT: u8 = 1;
 pub(super) const MAX_ABS: u8 = 2;
+/// Sums of products of elements with themselves.
+pub(super) const SQUARES: u8 = 3;
 
 /// A lane after one more element, or pair of them. (No closure: one that is not inlined has not the SIMD level.)
 #[inline(always)]
@@ -27,6 +31,7 @@ fn add<const KIND: u8>(lane: f64, x: f64, y: f64) -> f64 {
     match KIND {
         SUM => lane + x,
         DOT => lane + x * y,
+        SQUARES => lane + x * x,
         _ => larger(lane, x.abs()),
     }
 }
@@ -47,21 +52,26 @@ pub(super) fn take<A: Functions, const W: usize, const KIND: u8>(
     x: &[Vector<A, W>],
     y: &[Vector<A, W>],
     (at, elements): (usize, usize),
-    lanes: &mut Lanes,
+    lanes: &Cell<Lanes>,
 ) {
     let rounds = if at.is_multiple_of(LANES) { elements / LANES } else { 0 };
     let per_round = LANES / W;
+    // a copy that no variable counts out, so that the compiler keeps it in registers
+    let mut found = lanes.get();
     for (x, y) in x.chunks_exact(per_round).zip(y.chunks_exact(per_round)).take(rounds) {
         // a row first, so that the loop over the lanes is long enough for the compiler to vectorise it
         let (x, y) = (row(x), row(y));
         for lane in 0..LANES {
-            lanes[lane] = add::<KIND>(lanes[lane], x[lane].wide(), y[lane].wide());
+            found[lane] = add::<KIND>(found[lane], x[lane].wide(), y[lane].wide());
         }
     }
+    lanes.set(found);
+    let lanes: &Cell<[f64]> = lanes;
+    let lanes = lanes.as_slice_of_cells();
     for i in rounds * LANES..elements {
         let (x, y) = (x[i / W].get()[i % W], y[i / W].get()[i % W]);
-        let lane = (at + i) % LANES;
-        lanes[lane] = add::<KIND>(lanes[lane], x.wide(), y.wide());
+        let lane = &lanes[(at + i) % LANES];
+        lane.set(add::<KIND>(lane.get(), x.wide(), y.wide()));
     }
 }
 
