@@ -9,8 +9,9 @@ from copy import deepcopy
 import numpy as np
 import pytest
 
+import oxistep
 from numpy_table import CLASSES, same_bits, snapshot
-from oxistep.numpy import SGD, Adam, AdamW, RMSprop
+from oxistep.numpy import SGD, Adam, AdamW, RMSprop, zoo
 
 every_class = pytest.mark.parametrize(("cls", "hyper"), CLASSES.values(), ids=CLASSES)
 
@@ -322,3 +323,327 @@ def test_every_class_takes_the_short_way():
         optimizer.step(grads)  # SGD's buffer is there from now on
         taken = optimizer._oxistep_plan.again(optimizer, optimizer.param_groups, optimizer.state, grads)
         assert taken is None, cls
+
+
+# Numbers in a row, arrays without dimensions, are updated together
+
+
+def numbers(draw, dtypes):
+    return [np.array(draw.normal(), dtype) for dtype in dtypes]
+
+
+MIXED = [np.float64] * 5 + [np.float32] * 4 + [np.float16] * 3 + [np.float64]
+
+
+@every_class
+@pytest.mark.parametrize("dtypes", [[np.float64] * 41, [np.float32] * 7, MIXED], ids=["f64", "f32", "mixed"])
+@pytest.mark.parametrize("form", ["list", "tuple", "dict", "nested", "with arrays"])
+def test_numbers_in_a_row_are_updated_as_each_alone(cls, hyper, dtypes, form):
+    draw = np.random.default_rng(0)
+    params = numbers(draw, dtypes)
+    if form == "with arrays":
+        params[3:3] = [draw.normal(size=(2, 3)), draw.normal(size=4).astype(np.float32)]
+    copies = deepcopy(params)
+
+    def given(row):
+        if form in ("dict", "nested"):
+            row = {f"x{k}": one for k, one in enumerate(row)}
+        return {"list": list, "tuple": list, "nested": lambda row: {"all": [row]}}.get(form, lambda row: row)(row)
+
+    def gradient(param, step, k):
+        if param.ndim:
+            return np.full(param.shape, 0.25 * step)
+        kinds = [float, lambda x: int(3 * x), np.float64, np.float32, lambda x: x > 0]
+        return kinds[k % 5 if step > 4 else 0](draw.normal())
+
+    short, general = cls(given(params), **hyper), cls(given(copies), **hyper)
+    for step in range(9):
+        row = [gradient(param, step, k) for k, param in enumerate(params)]
+        if step > 6:
+            row[2] = None  # and counters differ from then on
+        short.step(tuple(row) if form == "tuple" else given(row))
+        forget(general)
+        general.step(given(row))
+        assert all(map(same_bits, params, copies)), step
+        for own, others in zip(short.state[0], general.state[0], strict=True):
+            assert own.keys() == others.keys()
+            assert all(same_bits(own[key], others[key]) for key in own)
+
+
+@every_class
+@pytest.mark.parametrize("settings", [{"max_grad_norm": 0.5}, {"skip_nonfinite": True}])
+def test_numbers_in_a_row_with_a_norm(cls, hyper, settings):
+    draw = np.random.default_rng(0)
+    params = numbers(draw, [np.float64] * 9)
+    copies = deepcopy(params)
+    short, general = cls(params, **hyper, **settings), cls(copies, **hyper, **settings)
+    for step in range(6):
+        row = [float(draw.normal()) for _ in params]
+        if step == 4:
+            row[5] = float("nan") if "skip_nonfinite" in settings else row[5]
+        short.step(row)
+        forget(general)
+        general.step(row)
+        assert all(map(same_bits, params, copies))
+    assert short.step_count == general.step_count == (6 if "max_grad_norm" in settings else 5)
+
+
+@every_class
+def test_what_ends_the_short_way_of_numbers_in_a_row(cls, hyper):
+    """Each of these, between two steps, and then the same as in an optimizer that never takes the short way."""
+
+    def smaller(optimizer):
+        optimizer.param_groups[0]["lr"] *= 0.5
+
+    def another_parameter(optimizer):
+        group = optimizer.param_groups[0]
+        group["params"][2] = group["params"][2].copy()
+
+    def another_state(optimizer):
+        optimizer.state[0][2] = deepcopy(optimizer.state[0][2])
+
+    def other_arrays_in_a_state(optimizer):
+        optimizer.state[0][1].update(
+            {key: np.array(value + 1, value.dtype) for key, value in optimizer.state[0][1].items()}
+        )
+
+    def a_counter_ahead(optimizer):
+        for key, value in optimizer.state[0][1].items():
+            if key == "step":
+                value += 3
+
+    def other_memory(optimizer):
+        with pytest.warns(DeprecationWarning) if np.lib.NumpyVersion(np.__version__) >= "2.5.0" else nullcontext():
+            optimizer.param_groups[0]["params"][3].dtype = np.int64
+            optimizer.param_groups[0]["params"][3].dtype = np.float64
+
+    def with_dimensions(optimizer):
+        optimizer.param_groups[0]["params"][0].resize((1,), refcheck=False)
+        for value in optimizer.state[0][0].values():
+            if value.dtype == np.float64:
+                value.resize((1,), refcheck=False)
+
+    changes = (smaller, another_parameter, another_state, other_arrays_in_a_state, a_counter_ahead, other_memory)
+    for change in (*changes, with_dimensions):
+        params = numbers(np.random.default_rng(1), [np.float64] * 5)
+        copies = deepcopy(params)
+        short, general = cls(iter(params), **hyper), cls(iter(copies), **hyper)
+        for step in range(7):
+            if step == 3:
+                change(short)
+                change(general)
+            row = [0.5 + k - step for k in range(5)]
+            if change is with_dimensions and step >= 3:
+                row[0] = np.array([row[0]])
+            short.step(row)
+            forget(general)
+            general.step(row)
+            now = [optimizer.param_groups[0]["params"] for optimizer in (short, general)]
+            assert all(map(same_bits, *now)), change.__name__
+            for own, others in zip(short.state[0], general.state[0], strict=True):
+                assert all(same_bits(own[key], others[key]) for key in others), change.__name__
+
+
+@every_class
+def test_what_a_step_of_numbers_in_a_row_refuses_changes_nothing(cls, hyper):
+    params = numbers(np.random.default_rng(2), [np.float64] * 6)
+    optimizer = cls(params, **hyper)
+    good = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    for _ in range(3):
+        optimizer.step(good)
+    for bad, error, text in (
+        ([*good[:5], "6"], TypeError, "str"),
+        ([*good[:5], 6j], TypeError, "complex"),
+        ([*good[:5], np.ones(1)], ValueError, "shape"),
+        ([*good[:5], params[5]], ValueError, "shares memory"),
+        (good[:5], ValueError, "entries"),
+        ([*good, 7.0], ValueError, "entries"),
+    ):
+        before = snapshot(optimizer)
+        with pytest.raises(error, match=text):
+            optimizer.step(bad)
+        assert snapshot(optimizer) == before
+        optimizer.step(good)
+        optimizer.step(good)
+    params[4].flags.writeable = False
+    before = snapshot(optimizer)
+    with pytest.raises(ValueError, match="read-only"):
+        optimizer.step(good)
+    assert snapshot(optimizer) == before
+    for entry in optimizer.state[0]:
+        if "step" in entry:
+            entry["step"][...] = -1
+    params[4].flags.writeable = True
+    before = snapshot(optimizer)
+    if "step" in optimizer.state[0][0]:
+        with pytest.raises(ValueError, match="number of steps"):
+            optimizer.step(good)
+        assert snapshot(optimizer) == before
+
+
+def test_containers_are_seen_whatever_they_are():
+    """Lists and dicts of Python's own are compared natively, others by Python."""
+
+    class Mine(dict):
+        pass
+
+    made = {name: np.zeros(()) for name in "abc"}
+    for given in (dict(made), Mine(made), list(made.values()), dict(made).values(), {"deep": [dict(made)]}):
+        optimizer = SGD(given, lr=1.0)
+        inner = given["deep"][0] if isinstance(given, dict) and "deep" in given else given
+        grads = [1.0, 1.0, 1.0]
+        if isinstance(inner, dict):
+            grads = dict(zip(inner, grads, strict=True))
+        if inner is not given:
+            grads = {"deep": [grads]}
+        for _ in range(3):
+            optimizer.step(grads)
+        if hasattr(inner, "mapping"):
+            continue  # of a view one array cannot be put in the place of another
+        inner["b" if isinstance(inner, dict) else 1] = np.zeros(())
+        with pytest.raises(ValueError, match="has been replaced"):
+            optimizer.step(grads)
+
+
+# Rules that users write, and the zoo
+
+
+@oxistep.rule
+def momentum(p, g, s, lr=0.01, beta=0.9, nesterov=False):
+    s.v = beta * s.v - lr * g
+    return p + beta * s.v - lr * g if nesterov else p + s.v
+
+
+@oxistep.rule
+def by_steps(p, g, s, lr=0.01, warm=3):
+    """Another program after some steps, a state of one number, a size, a norm."""
+    s.total = s.get("total", 0.5) + lr
+    if s.step > warm:
+        s.v = 0.5 * s.v + g / oxistep.rules.norm(g)
+        return p - lr * s.v / s.total
+    return p - lr * g * p.numel()
+
+
+@oxistep.rule
+def without_rate(p, g, s, by=0.25):
+    return p - by * g
+
+
+PROGRAMS = {rule.__name__: rule for rule in (momentum, by_steps, without_rate)} | {
+    name: getattr(zoo, name) for name in zoo.__all__
+}
+every_program = pytest.mark.parametrize("cls", PROGRAMS.values(), ids=PROGRAMS)
+# what a step counts in the group makes it another group
+COUNTING = {"Adan", "LAMB", "Prodigy", "StableAdamW"}
+GENERAL = COUNTING | {name for name in zoo.__all__ if name.endswith("ScheduleFree")}
+
+
+def made(cls, params, **settings):
+    optimizer = cls(params, **settings, **({"lr": 0.01} if cls.__name__ == "StableAdamW" else {}))
+    if hasattr(optimizer, "train"):
+        optimizer.train()
+    return optimizer
+
+
+@every_program
+def test_short_and_general_steps_of_programs_agree(cls):
+    """Parameters of several shapes and types, gradients that are missing, settings that change."""
+    draw = np.random.default_rng(0)
+    params = [draw.normal(size=shape).astype(dtype) for shape, dtype in (((4, 3), "f4"), ((3,), "f8"), ((), "f8"))]
+    params.append(draw.normal(size=(6, 2)).T)
+    copies = deepcopy(params)
+    short, general = made(cls, params), made(cls, copies)
+    for step in range(12):
+        grads = [draw.normal(size=param.shape).astype(param.dtype) for param in params]
+        if step % 5 == 3:
+            grads[1] = None
+        grads[2] = float(grads[2])
+        if "lr" in short.param_groups[0] and step in (6, 9):
+            for optimizer in (short, general):
+                optimizer.param_groups[0]["lr"] = 0.02 if step == 6 else lambda t: 0.1 / (1 + t)
+        if step == 8:
+            for optimizer in (short, general):
+                optimizer.load_state_dict(deepcopy(optimizer.state_dict()))
+        short.step(grads)
+        general.step(grads)
+        forget(general)
+        for param, copy in zip(params, copies, strict=True):
+            assert same_bits(param, copy), step
+        for own, others in zip(short.state[0], general.state[0], strict=True):
+            assert own.keys() == others.keys()
+            assert all(same_bits(own[key], others[key]) for key in own)
+        if "lr" in short.param_groups[0]:
+            assert short.last_lr == general.last_lr
+    assert short.step_count == general.step_count == 12
+
+
+@every_program
+def test_programs_take_the_short_way(cls):
+    """Else what is above would compare the general step with itself."""
+    optimizer = made(cls, [np.ones((2, 2)), np.array(1.0)])
+    grads = [np.ones((2, 2)).T, 1.0]
+    for _ in range(7):
+        optimizer.step(grads)
+    live = optimizer._oxistep_live.seen
+    left = optimizer._oxistep_plan.again(optimizer, optimizer.param_groups, optimizer.state, grads, live)
+    assert (left is None) == (cls.__name__ not in GENERAL)
+
+
+@every_program
+def test_what_a_short_step_of_a_program_refuses_changes_nothing(cls):
+    a, b = np.ones((2, 2)), np.ones(3)
+    optimizer = made(cls, [a, b])
+    for _ in range(4):
+        optimizer.step([a * 0.5, b * 0.5])
+    for grads, error, text in (
+        ([np.ones((2, 3)), np.ones(3)], ValueError, "shape"),
+        ([np.ones((2, 2)), "b"], TypeError, "str"),
+        ([np.ones((2, 2)), b], ValueError, "shares memory"),
+        ([np.ones((2, 2))], ValueError, "entries"),
+    ):
+        before = snapshot(optimizer)
+        with pytest.raises(error, match=text):
+            optimizer.step(grads)
+        assert snapshot(optimizer) == before
+        optimizer.step([a * 0.5, b * 0.5])
+    if optimizer.state[0][1]:
+        optimizer.state[0][1]["step"][...] = np.nan
+        before = snapshot(optimizer)
+        with pytest.raises(ValueError, match="number of steps"):
+            optimizer.step([a * 0.5, b * 0.5])
+        assert snapshot(optimizer) == before
+
+
+def test_a_schedule_of_a_rule_is_called_once_a_step():
+    called = []
+
+    def rate(step):
+        called.append(step)
+        return 0.5
+
+    w = np.zeros(2)
+    optimizer = momentum([w], lr=rate)
+    for step in range(5):
+        optimizer.step([np.ones(2)])
+        if step == 2:
+            optimizer.param_groups[0]["label"] = "ends the short way"
+    assert called == [0, 1, 2, 3, 4]
+    assert optimizer.last_lr == 0.5
+
+
+def test_a_rule_whose_settings_change_between_steps():
+    w, own = np.ones(2), np.ones(2)
+    short, general = momentum([w], lr=0.5), momentum([own], lr=0.5)
+    for step in range(9):
+        for optimizer in (short, general):
+            if step == 3:
+                optimizer.param_groups[0]["nesterov"] = True
+            if step == 6:
+                optimizer.param_groups[0]["maximize"] = True
+            optimizer.step([np.full(2, 0.25)])
+        forget(general)
+        assert same_bits(w, own)
+    short.param_groups[0]["beta"] = "a"
+    with pytest.raises(TypeError, match="beta"):
+        short.step([np.ones(2)])
+    assert same_bits(w, own)

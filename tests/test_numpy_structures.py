@@ -543,3 +543,19 @@ def test_any_structure_with_arrays_that_are_replaced(tree, data, follow):
             plain.step(arrays_of(grads))
             assert all(map(same_bits, arrays_of(tree), flat))
             assert_same_state(optimizer, plain)
+
+
+@every_class
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_an_array_without_dimensions_is_replaced_with_its_counters(cls, hyper, dtype):
+    """Its states and counters have the same shape: only the former take after the new array."""
+    params, other = {"b": np.ones((), dtype)}, {"b": np.ones((), dtype)}
+    one, two = cls(params, **hyper), cls(other, **hyper)
+    for step in range(4):
+        if step == 2:
+            one.replace("b", params["b"].copy())
+        one.step({"b": 0.5})
+        two.step({"b": 0.5})
+    assert same_bits(params["b"], other["b"])
+    for key, value in one.state[0][0].items():
+        assert same_bits(value, two.state[0][0][key])

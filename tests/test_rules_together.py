@@ -119,6 +119,14 @@ def test_arrays_are_stepped_on_by_kernels(rule, monkeypatch):
     monkeypatch.setattr(
         RuleOptimizer, "_oxistep_stepped_natively", lambda *args: natively.append(stepped(*args)) or natively[-1]
     )
+    again = RuleOptimizer._oxistep_stepped_again
+
+    def stepped_again(*args):
+        if (left := again(*args)) is None:
+            natively.append(True)
+        return left
+
+    monkeypatch.setattr(RuleOptimizer, "_oxistep_stepped_again", stepped_again)
     optimizer = rule([np.arange(6.0), np.ones((2, 2))])
     for k in range(4):
         optimizer.step([np.full(6, k - 1.5), np.full((2, 2), 3.0 * k)])

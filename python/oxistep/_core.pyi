@@ -140,9 +140,10 @@ class ArrayPlan:
         groups: list[dict[str, Any]],
         state: list[list[dict[str, NDArray[Any]]]],
         grads: Any,
+        seen: list[Any] | None = None,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
-    ) -> float | list[float] | None: ...
+    ) -> float | list[float] | bool | None: ...
     def step(
         self,
         groups: list[dict[str, Any]],

@@ -143,16 +143,20 @@ class Optimizer(Rates, Checkpoints, Containers, RightNames):
             self._oxistep_plan = plan = ArrayPlan(self._oxistep_rule)
         clipping = self._oxistep_clipping
         guard = () if clipping is None else (clipping.max_norm, clipping.skip_nonfinite)
-        listed: list[list[Grad]] = []
+        listed: list[list[Grad]] | None = None
         try:
-            lrs: list[float] = []
+            # A step like the last one, which nearly every step is; otherwise nothing has been changed.
+            left: Any = []
             if watch is None and self._oxistep_torn is None:
-                for values, held in self._oxistep_live.seen:
-                    if len(values) != len(held) or not all(map(is_, values, held)):
-                        self._oxistep_see_containers()
-                        break
-                # A step like the last one, which nearly every step is; otherwise nothing has been changed.
-                left = plan.again(self, groups, self.state, grads, *guard)
+                if clipping is None:
+                    left = plan.again(self, groups, self.state, grads, self._oxistep_live.seen)
+                    if left is None:
+                        self.step_count += 1
+                        return
+                else:
+                    left = plan.again(self, groups, self.state, grads, self._oxistep_live.seen, *guard)
+                if left is False:
+                    left = self._oxistep_looked_again(plan, grads, guard)
                 if not isinstance(left, list):
                     if clipping is not None:
                         clipping.norm = left
@@ -160,7 +164,7 @@ class Optimizer(Rates, Checkpoints, Containers, RightNames):
                             return
                     self.step_count += 1
                     return
-                lrs = left  # what functions returned, which are called once a step
+            lrs: list[float] = left  # what functions returned, which are called once a step
             if not lrs:
                 for k, group in enumerate(groups):
                     lr = group["lr"]
@@ -343,6 +347,12 @@ class Optimizer(Rates, Checkpoints, Containers, RightNames):
         self.state.append(states)
         self._oxistep_live.given.append(given)
         self._oxistep_live.look()
+
+    def _oxistep_looked_again(self, plan: ArrayPlan, grads: Grads, guard: tuple[Any, ...]) -> Any:
+        """Tries a step like the last one where containers are others now, or of a kind that only Python looks into."""
+        if not self._oxistep_live.is_as_it_was():
+            self._oxistep_see_containers()
+        return plan.again(self, self.param_groups, self.state, grads, None, *guard)
 
     def _oxistep_clipped(self, listed: list[list[Grad]]) -> list[list[Grad]] | None:
         """The gradients as the step is to take them; none, if it is to be left out."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, ClassVar
 
@@ -133,6 +133,10 @@ class Checkpoints:
     def _oxistep_first_state(self, array: Array, group: Group) -> State:
         """Return the state of a parameter that has never had a gradient."""
         return {}
+
+    def _oxistep_numbers(self) -> Collection[str]:
+        """The names of states of one number."""
+        return self._oxistep_scalars
 
     def _oxistep_required_state(self, group: Group) -> tuple[str, ...]:
         """Return the keys that a state in `group` must have once it exists."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from operator import is_
 from typing import Any
 
 import numpy as np
 
-from oxistep.numpy._given import Given, Seen
+from oxistep.numpy._given import Given, Seen, values_of
 from oxistep.numpy._parameters import check_parameter
 from oxistep.numpy._replace import blank, carried
 from oxistep.numpy._structure import by_key, in_order
@@ -16,7 +16,7 @@ from oxistep.numpy._types import Array, Grad, Group, State, kind
 
 
 class Live:
-    """What all containers hold now, beside what they held. Copies are made of the containers, not of views of them."""
+    """All containers, beside what they held."""
 
     __slots__ = ("given", "seen")
 
@@ -30,7 +30,11 @@ class Live:
 
     def is_as_it_was(self) -> bool:
         """Whether every container holds the objects that it held."""
-        return all(len(values) == len(held) and all(map(is_, values, held)) for values, held in self.seen)
+        for container, held in self.seen:
+            values = values_of(container)
+            if len(values) != len(held) or not all(map(is_, values, held)):
+                return False
+        return True
 
     def __reduce__(self) -> tuple[type[Live], tuple[list[Given]]]:
         return Live, (self.given,)
@@ -89,7 +93,8 @@ class Containers:
         entry = self.state[k][i]
         state = {}
         if entry:
-            state = carried(entry, self._oxistep_begun(new, group, entry, before), before, new, name)
+            begun = self._oxistep_begun(new, group, entry, before)
+            state = carried(entry, begun, (before, new), name, self._oxistep_numbers())
         elif before.shape != new.shape or before.dtype != new.dtype:
             state = self._oxistep_first_state(new, group)
         group["params"][i] = new
@@ -100,7 +105,11 @@ class Containers:
 
     def _oxistep_begun(self, new: Array, group: Group, state: State, old: Array) -> State:
         """The state with which `new` would begin, for the keys of the state of `old`."""
-        return blank(new, state, old)
+        return blank(new, state, old, self._oxistep_numbers())
+
+    def _oxistep_numbers(self) -> Collection[str]:
+        """The names of states of one number."""
+        raise NotImplementedError
 
     def _oxistep_first_state(self, array: Array, group: Group) -> State:
         raise NotImplementedError
@@ -131,10 +140,8 @@ class Containers:
     def _oxistep_listed(self, grads: Any) -> list[list[Grad]]:
         """The gradients of each group, in the order of its parameters, none of which has been replaced."""
         live = self._oxistep_live
-        for values, held in live.seen:
-            if len(values) != len(held) or not all(map(is_, values, held)):
-                self._oxistep_see_containers()
-                break
+        if not live.is_as_it_was():
+            self._oxistep_see_containers()
         groups, given = self.param_groups, live.given
         if not self._oxistep_grouped:
             return [_list_of_group(grads, groups[0], given[0], "grads")]
@@ -187,10 +194,14 @@ class Containers:
         """The array in the place of another, if the optimizer is to follow it and can."""
         old, expression = given.arrays[i], given.expression(i)
         if not self._oxistep_follow:
+            old_array = f"optimizer.param_groups[{k}]['params'][{i}]"
+            which = repr(given.names[i]) if given.names else old_array
+            makes = "" if isinstance(new, np.ndarray) else f"{expression} = np.array({expression}) and "
             raise ValueError(
-                f"{expression} has been replaced by another array, which the optimizer does not train; write "
-                f"{expression}[...] = ... to change an array in place, or make the optimizer with follow=True (the old "
-                f"array is in optimizer.param_groups[{k}]['params'][{i}])"
+                f"{given.told(i)} has been replaced by another array, which the optimizer does not train; write "
+                f"{expression}[...] = ... to change an array in place, and {makes}optimizer.replace({which}, "
+                f"{expression}) once to train the one that is there now; or make the optimizer with follow=True (the "
+                f"old array is in {old_array})"
             )
         if old.ndim == 0 and isinstance(new, np.generic | float | int):
             new = np.array(new, old.dtype)  # what NumPy makes of `b - step`, without dimensions, is a number

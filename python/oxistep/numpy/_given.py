@@ -13,7 +13,7 @@ from oxistep.numpy._structure import Branch, Flat, expression_of
 from oxistep.numpy._types import Array, Params
 
 Seen = tuple[Collection[Any], list[Any]]
-"""What a container holds now, and what it held when it was last looked at."""
+"""A container (a mapping, or what stands for its values), and what it held when it was last looked at."""
 
 
 class Given:
@@ -23,7 +23,7 @@ class Given:
         arrays: the parameters, in order.
         names: for each its path; none for a plain list.
         branch: how gradients are structured; none for a plain list, and for a dict of arrays by strings.
-        seen: for each container that can be changed what it holds, live, and what it held.
+        seen: each container that can be changed, and what it held.
     """
 
     def __init__(self, params: Params) -> None:
@@ -44,12 +44,12 @@ class Given:
 
     def _look(self, flat: Flat) -> None:
         self._containers = [one for one in flat.containers if one is not self._private]
-        self._held = [list(_values(container)) for container in self._containers]
+        self._held = [list(values_of(container)) for container in self._containers]
 
     @property
     def seen(self) -> list[Seen]:
-        """For each container that can be changed what it holds, live, and what it held."""
-        return [(_values(container), held) for container, held in zip(self._containers, self._held, strict=True)]
+        """Each container that can be changed, and what it held."""
+        return list(zip(self._containers, self._held, strict=True))
 
     @property
     def keys(self) -> tuple[Any, ...] | None:
@@ -59,6 +59,11 @@ class Given:
     def expression(self, i: int) -> str:
         """How code reaches an array: ``params['layers'][0]['W']``."""
         return f"params{expression_of(self._paths[i])}"
+
+    def told(self, i: int) -> str:
+        """What errors call an array that is looked for: how code reaches it, and its name if that reads otherwise."""
+        named = self.names is not None and len(self._paths[i]) > 1
+        return self.expression(i) + (f" (named {self.names[i]!r})" if named and self.names else "")
 
     def replaced(self, known: Sequence[Array]) -> dict[int, Any]:
         """The arrays that are others now, by their place.
@@ -76,7 +81,7 @@ class Given:
         for i, path in enumerate(self._paths):
             if path not in now:
                 raise ValueError(
-                    f"{self.expression(i)} is gone from what the parameters were given in, but the optimizer still has "
+                    f"{self.told(i)} is gone from what the parameters were given in, but the optimizer still has "
                     "it; make a new optimizer without it, or give it the gradient None and leave it where it is"
                 )
         ours = set(self._paths)
@@ -124,5 +129,6 @@ class Given:
         return kept
 
 
-def _values(container: Any) -> Any:
+def values_of(container: Any) -> Any:
+    """What a container holds."""
     return container.values() if isinstance(container, dict) else container

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
 from oxistep.numpy._types import Array, State
 
 
-def carried(state: Mapping[str, Array], begun: Mapping[str, Array], old: Array, new: Array, name: str) -> State:
+def carried(
+    state: Mapping[str, Array],
+    begun: Mapping[str, Array],
+    arrays: tuple[Array, Array],
+    name: str,
+    numbers: Collection[str],
+) -> State:
     """The state of a parameter, for another array in its place.
 
     Args:
         state: that of the old array; it stays as it is.
         begun: the state with which the new one would begin: what is kept of elements that the old one had not.
-        old: the array that was the parameter.
-        new: the one that is to be.
+        arrays: the one that was the parameter, and the one that is to be.
         name: what errors call it.
+        numbers: the states of one number: those of an array without dimensions look like them.
 
     Raises:
         ValueError: for arrays of another number of dimensions, if there are states of their shape.
     """
     carried: State = {}
+    old, new = arrays
     for key, value in state.items():
-        if value.shape != old.shape or key not in begun or begun[key].shape != new.shape:
+        if key in numbers or value.shape != old.shape or key not in begun or begun[key].shape != new.shape:
             carried[key] = value.copy()  # one number
             continue
         if old.ndim != new.ndim:
@@ -38,9 +45,9 @@ def carried(state: Mapping[str, Array], begun: Mapping[str, Array], old: Array, 
     return carried
 
 
-def blank(new: Array, state: Mapping[str, Array], old: Array) -> State:
-    """Zeros for every state of the old array's shape."""
+def blank(new: Array, state: Mapping[str, Array], old: Array, numbers: Collection[str]) -> State:
+    """Zeros for every state of the old array's shape; `numbers` are states of one number."""
     return {
-        key: np.zeros_like(new, subok=False) if value.shape == old.shape else value.copy()
+        key: np.zeros_like(new, subok=False) if value.shape == old.shape and key not in numbers else value.copy()
         for key, value in state.items()
     }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-from oxistep._core import KernelError, step_arrays
+from oxistep._core import ArrayPlan, KernelError
 from oxistep._names import names_of
 from oxistep._torn import Torn, text_of
 from oxistep.numpy._accepted import accepted, gradient_of, refuse_overlaps
@@ -63,14 +63,22 @@ class RuleOptimizer(Optimizer):
         if self._oxistep_torn is not None:
             self._oxistep_torn.step()
         watch = self._oxistep_watch
+        rates: list[float] = []
+        if watch is None and self._oxistep_clipping is None:
+            again = self._oxistep_stepped_again(grads)
+            if again is None:
+                self.step_count += 1
+                return
+            rates = again
         updates = None if watch is None else watch._row()
         listed = self._oxistep_listed(grads)
+        given: Any = grads
         if self._oxistep_clipping is not None:
             clipped = self._oxistep_clipped(listed)
             if clipped is None:
                 return
-            listed = clipped
-        if self._oxistep_stepped_natively(listed, updates):
+            listed, given = clipped, None
+        if self._oxistep_stepped_natively(listed, updates, rates, given):
             self.step_count += 1
             if watch is not None:
                 watch._history.commit(None)
@@ -111,8 +119,36 @@ class RuleOptimizer(Optimizer):
         )
         return rows
 
-    def _oxistep_stepped_natively(self, listed: list[list[Any]], updates: Array | None) -> bool:
-        """Takes the step by kernels, if they have one for this rule."""
+    def _oxistep_stepped_again(self, grads: Grads) -> list[float] | None:
+        """Takes a step like the last one, if it is one; else what functions returned as learning rates, if they did."""
+        plan = self._oxistep_plan
+        if plan is None:
+            return []
+        try:
+            left = plan.again(self, self.param_groups, self.state, grads, self._oxistep_live.seen)
+            if left is False:
+                left = self._oxistep_looked_again(plan, grads, ())
+        except KernelError as panic:
+            raise self._oxistep_torn_by(panic) from None
+        return left if isinstance(left, list) else None
+
+    def _oxistep_torn_by(self, panic: KernelError) -> RuntimeError:
+        message, arrays = panic.args
+        names = names_of(self.param_groups, arrays)
+        self._oxistep_torn = Torn(text_of(f"a kernel of oxistep panicked ({message}; please report this)", names))
+        return RuntimeError(self._oxistep_torn.text)
+
+    def _oxistep_stepped_natively(
+        self, listed: list[list[Any]], updates: Array | None, rates: list[float], given: Any
+    ) -> bool:
+        """Takes the step by kernels, if they have one for this rule.
+
+        Args:
+            listed: the gradients of each group.
+            updates: where the norms of all updates go, if they are wanted.
+            rates: what functions returned as learning rates in this step; empty if none was called.
+            given: the gradients as they came.
+        """
         source = self._oxistep_source
 
         def begin(
@@ -124,28 +160,28 @@ class RuleOptimizer(Optimizer):
 
         lrs: list[float | None] = []
         for k, group in enumerate(self.param_groups):
-            checked = self._oxistep_with_rates(group, k)
+            checked = self._oxistep_with_rates(group, k, rates)
             # what is a learning rate by its default may be a function of the step in the group
             lrs.append(float(checked["lr"]) if self._oxistep_checks.get("lr") is learning_rate else None)
         self._oxistep_rates = [lr or 0.0 for lr in lrs]
+        plan = self._oxistep_plan
+        if plan is None:
+            self._oxistep_plan = plan = ArrayPlan(tree_of(source))
         try:
-            left = step_arrays(tree_of(source), self.param_groups, lrs, listed, self.state, begin, updates)
+            left = plan.step(self.param_groups, lrs, listed, self.state, begin, updates, given)
         except KernelError as panic:
-            message, arrays = panic.args
-            names = names_of(self.param_groups, arrays)
-            self._oxistep_torn = Torn(text_of(f"a kernel of oxistep panicked ({message}; please report this)", names))
-            raise RuntimeError(self._oxistep_torn.text) from None
+            raise self._oxistep_torn_by(panic) from None
         except (TypeError, ValueError) as error:
             if (better := self._oxistep_explained(error, listed)) is not error:
                 raise better from None
             raise
         return left is None
 
-    def _oxistep_with_rates(self, group: Group, k: int) -> Group:
-        """The settings of a group, checked, with a learning rate that is a number."""
+    def _oxistep_with_rates(self, group: Group, k: int, rates: Sequence[float]) -> Group:
+        """The settings of a group, checked, with a learning rate that is a number: that of `rates`, if it has any."""
         plain = group
         if self._oxistep_checks.get("lr") is learning_rate:
-            plain = {**group, "lr": self._oxistep_learning_rate(group["lr"], k)}
+            plain = {**group, "lr": rates[k] if rates else self._oxistep_learning_rate(group["lr"], k)}
         self._oxistep_checked({**self._oxistep_added_later, **plain}, f" in param_groups[{k}]")
         return plain
 
@@ -167,7 +203,9 @@ class RuleOptimizer(Optimizer):
             raise
 
     def _oxistep_reading(self, group: Group, k: int) -> Reading:
-        return self._oxistep_source.read(self._oxistep_with_rates(group, k), f" in param_groups[{k}]")
+        return self._oxistep_source.read(
+            self._oxistep_with_rates(group, k, self._oxistep_rates), f" in param_groups[{k}]"
+        )
 
     def _oxistep_add(self, param_group: Group) -> None:
         super()._oxistep_add(param_group)
@@ -183,8 +221,12 @@ class RuleOptimizer(Optimizer):
     def _oxistep_group_numbers(self, group: Group) -> Group:
         return {key: value for key, value in group.items() if key not in self._oxistep_not_counted}
 
+    def _oxistep_numbers(self) -> Collection[str]:
+        of_one = (name for name, known in self._oxistep_source.states().items() if not known.kind.has_elements)
+        return {"step", *of_one}
+
     def _oxistep_begun(self, new: Array, group: Group, state: State, old: Array) -> State:
-        begun = blank(new, state, old)
+        begun = blank(new, state, old, self._oxistep_numbers())
         for name, known in self._oxistep_source.states().items():
             if name in begun and begun[name].shape == new.shape and known.kind.has_elements:
                 begun[name][...] = new if known.initial == "p" else known.initial

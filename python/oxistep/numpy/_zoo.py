@@ -183,6 +183,7 @@ class _SophiaG(ZooOptimizer):
         grads = listed_throughout(grads)
         of_hessian: RuleOptimizer = copy.copy(self)
         of_hessian._oxistep_clipping = None
+        of_hessian._oxistep_plan = None  # another rule
         of_hessian.__class__ = _Hessian
         of_hessian.step(grads)
         self._oxistep_torn = of_hessian._oxistep_torn

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList, PyString, PyType};
 
 /// How many rest at once: several threads may be in the middle of a step.
@@ -110,6 +111,132 @@ pub(crate) fn each_entry<'py>(dict: &Bound<'py, PyDict>, mut f: impl FnMut(usize
     }
 }
 
+/// What CPython's lists begin with: the header of an object, how many items there are, where they stand, and for how
+/// many there is room.
+#[repr(C)]
+struct ListHead {
+    object: [usize; 2],
+    count: ffi::Py_ssize_t,
+    items: *const *mut ffi::PyObject,
+    room: ffi::Py_ssize_t,
+}
+
+impl ListHead {
+    /// That of a list, if lists are what CPython's are.
+    #[inline]
+    fn of(list: &Bound<'_, PyList>) -> Self {
+        // SAFETY: an object of so many bytes at least, as `prepare_lists` has asked; any bits are numbers and
+        // addresses.
+        unsafe { list.as_ptr().cast::<Self>().read() }
+    }
+}
+
+/// Whether lists are what CPython's are. The stable interface does not promise it.
+static LISTS_AS_EXPECTED: PyOnceLock<bool> = PyOnceLock::new();
+
+/// Tries, once, whether lists are what CPython's are, on some whose items are known. Until then items are asked for.
+pub(crate) fn prepare_lists(py: Python<'_>) {
+    LISTS_AS_EXPECTED.get_or_init(py, || {
+        [3, 5].into_iter().all(|n: isize| {
+            let Ok(list) = PyList::new(py, 0..n) else { return false };
+            let size = list.call_method0("__sizeof__").and_then(|size| size.extract::<usize>());
+            if !size.is_ok_and(|size| size >= size_of::<ListHead>()) {
+                return false;
+            }
+            let head = ListHead::of(&list);
+            let looks_right = head.count == n && (n..4 * n).contains(&head.room) && head.items.is_aligned();
+            // SAFETY: count and room are those of this list: between them stands where its items are.
+            let is_item = |i| unsafe { *head.items.offset(i) == ffi::PyList_GetItem(list.as_ptr(), i) };
+            looks_right && !head.items.is_null() && (0..n).all(is_item)
+        })
+    });
+}
+
+/// The items of a list where they stand: asking for each of them costs as much as updating a number. `None`: they are
+/// to be asked for.
+///
+/// # Safety
+/// The list is not changed while the items are used.
+#[inline]
+unsafe fn items_of<'l>(list: &'l Bound<'_, PyList>) -> Option<&'l [*mut ffi::PyObject]> {
+    if !LISTS_AS_EXPECTED.get(list.py()).is_some_and(|usual| *usual) {
+        return None;
+    }
+    let head = ListHead::of(list);
+    if head.count == 0 {
+        return Some(&[]);
+    }
+    // SAFETY: so many items stand there for as long as the list is not changed, as the contract says.
+    Some(unsafe { std::slice::from_raw_parts(head.items, head.count as usize) })
+}
+
+/// Whether a list holds these very objects, in this order. It runs no Python code.
+#[inline]
+pub(crate) fn are_in(list: &Bound<'_, PyList>, objects: &[Py<PyAny>]) -> bool {
+    if list.len() != objects.len() {
+        return false;
+    }
+    // SAFETY: what the list lends is only compared by address.
+    match unsafe { items_of(list) } {
+        Some(items) => items.iter().zip(objects).all(|(item, object)| *item == object.as_ptr()),
+        None => objects.iter().enumerate().all(|(i, object)| is_at(list, i, object)),
+    }
+}
+
+/// Whether two lists hold the same objects, in the same order. It runs no Python code.
+pub(crate) fn are_alike(one: &Bound<'_, PyList>, other: &Bound<'_, PyList>) -> bool {
+    // SAFETY: what the lists lend is only compared by address.
+    match unsafe { (items_of(one), items_of(other)) } {
+        (Some(one), Some(other)) => one == other,
+        _ => one.len() == other.len() && other.iter().enumerate().all(|(i, object)| is_at(one, i, object.as_unbound())),
+    }
+}
+
+/// Calls `f` with each item of a list, until it says no. Whoever calls sees to it that nothing in `f` changes the list:
+/// no Python code runs.
+#[inline]
+pub(crate) fn each_item<'py, E>(
+    list: &Bound<'py, PyList>,
+    mut f: impl FnMut(&Bound<'py, PyAny>) -> Result<bool, E>,
+) -> Result<bool, E> {
+    // SAFETY: nothing changes the list meanwhile: the rule of this function.
+    match unsafe { items_of(list) } {
+        Some(items) => {
+            for &item in items {
+                // SAFETY: an object that the list holds.
+                let item = unsafe { Borrowed::from_ptr(list.py(), item) };
+                if !f(&item)? {
+                    return Ok(false);
+                }
+            }
+        }
+        None => {
+            for item in list {
+                if !f(&item)? {
+                    return Ok(false);
+                }
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// Whether the values of a dict are those of a list, in this order. It runs no Python code.
+pub(crate) fn are_values(list: &Bound<'_, PyList>, dict: &Bound<'_, PyDict>) -> bool {
+    let (mut value, mut next, mut i) = (null_mut(), 0, 0);
+    // SAFETY: a dict, and two locals to be written (the key is not asked for). What it lends is only compared by
+    // address.
+    unsafe {
+        while ffi::PyDict_Next(dict.as_ptr(), &raw mut next, null_mut(), &raw mut value) != 0 {
+            if i >= list.len() || ffi::PyList_GetItem(list.as_ptr(), i as ffi::Py_ssize_t) != value {
+                return false;
+            }
+            i += 1;
+        }
+    }
+    i == list.len()
+}
+
 /// Whether an object is the one in this place of a list.
 #[inline]
 pub(crate) fn is_at(list: &Bound<'_, PyList>, place: usize, object: &Py<PyAny>) -> bool {
@@ -139,6 +266,9 @@ impl Entries {
     /// Whether a dict has these very objects in this order, but for the values at one place. It runs no Python code.
     #[inline]
     pub(crate) fn are_in(&self, dict: &Bound<'_, PyDict>, but_for: usize) -> bool {
+        if self.0.is_empty() {
+            return dict.is_empty();
+        }
         let (mut key, mut value, mut next, mut i) = (null_mut(), null_mut(), 0, 0);
         // SAFETY: a dict, and three locals to be written. What it lends is only compared by address.
         unsafe {

@@ -1,5 +1,7 @@
 //! A step over NumPy arrays. Everything is checked, over all groups, before the first write.
 
+use std::sync::Arc;
+
 use numpy::{PyReadwriteArray2, PyUntypedArrayMethods};
 use oxistep_kernels::driver::{Measured, Moved, Refused};
 use oxistep_kernels::norm::Norm;
@@ -16,6 +18,7 @@ use crate::memory::python::{CollectorRests, has_plain_keys};
 use crate::memory::unfit::Reason;
 use crate::optimizer::group::{Group, Keys};
 use crate::optimizer::rule::{ClassRule, GroupRule, compiled};
+use crate::optimizer::traced::Leaf;
 use crate::step::array_guard::ArrayGuard;
 use crate::step::array_item::{Item, Look, strange_keys};
 use crate::step::counters::scalars;
@@ -74,6 +77,8 @@ pub(super) struct Taken<'py> {
     /// The parameters with a gradient, each with the index of its group.
     pub(super) items: Vec<(usize, Item<'py>)>,
     pub(super) arrays: Apart,
+    /// The programs of the items, if a user wrote the rule.
+    pub(super) leaves: Vec<Option<Arc<Leaf>>>,
     /// Of each group.
     pub(super) rules: Vec<(GroupRule, f64)>,
     /// The place of each item among all parameters.
@@ -110,6 +115,7 @@ pub(super) fn take<'py>(
     let active = arrays.begin(py);
     let mut step = Step::default();
     let traced: Vec<Option<Traced>> = items.iter_mut().map(|(_, item)| item.traced.take()).collect();
+    let leaves = traced.iter().map(|traced| traced.as_ref().map(|traced| traced.leaf.clone())).collect();
     let mut gradients = asked.guard.measures().then(Norm::default);
     let filled = (&mut gradients, measuring.as_mut());
     let mut advanced = fill(&mut step, (&items, &traced), arrays.each(), &rules, filled)?;
@@ -120,7 +126,7 @@ pub(super) fn take<'py>(
             measuring.nothing();
         }
         drop((step, active));
-        return Ok(Ok(Taken { items, arrays, rules, rows, norm: verdict.norm }));
+        return Ok(Ok(Taken { items, arrays, leaves, rules, rows, norm: verdict.norm }));
     }
     if verdict.factor != 1.0 {
         step.scale_gradients(verdict.factor);
@@ -155,7 +161,7 @@ pub(super) fn take<'py>(
     advanced.iter().enumerate().for_each(|(k, after)| arrays.set_counters(k, after));
     let Err(panic) = done else {
         becomes.write(|g| &of_groups[g])?;
-        return Ok(Ok(Taken { items, arrays, rules, rows, norm: verdict.norm }));
+        return Ok(Ok(Taken { items, arrays, leaves, rules, rows, norm: verdict.norm }));
     };
     Err(panicked_over(&*panic, PyList::new(py, items.iter().map(|(_, item)| &item.param))?))
 }

@@ -4,7 +4,7 @@ use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 
-use crate::memory::python::{each_entry, has_plain_keys};
+use crate::memory::python::{each_entry, each_item, has_plain_keys};
 
 /// A structure, whose leaves are gradients.
 #[derive(Debug)]
@@ -20,6 +20,10 @@ pub(super) enum Structure {
 const DEEPEST: usize = 32;
 
 impl Structure {
+    pub(super) fn is_leaf(&self) -> bool {
+        matches!(self, Self::Leaf)
+    }
+
     /// That of `object`, if its leaves in order are these very objects. (Whatever else Python code made of it, such as
     /// taking the values of a dict in another order, is no structure.)
     pub(super) fn of<'py>(object: &Bound<'py, PyAny>, leaves: impl Iterator<Item = Bound<'py, PyAny>>) -> Option<Self> {
@@ -53,8 +57,8 @@ impl Structure {
     /// It runs no Python code.
     pub(super) fn each<'py>(
         &self,
-        object: Bound<'py, PyAny>,
-        f: &mut impl FnMut(Bound<'py, PyAny>) -> PyResult<bool>,
+        object: &Bound<'py, PyAny>,
+        f: &mut dyn FnMut(&Bound<'py, PyAny>) -> PyResult<bool>,
     ) -> PyResult<bool> {
         match self {
             Self::Leaf => f(object),
@@ -63,12 +67,8 @@ impl Structure {
                 if list.len() != parts.len() {
                     return Ok(false);
                 }
-                for (i, part) in parts.iter().enumerate() {
-                    if !part.each(list.get_item(i)?, f)? {
-                        return Ok(false);
-                    }
-                }
-                Ok(true)
+                let mut parts = parts.iter();
+                each_item(list, |item| parts.next().map_or(Ok(false), |part| part.each(item, f)))
             }
             Self::Tuple(parts) => {
                 let Ok(tuple) = object.cast_exact::<PyTuple>() else { return Ok(false) };
@@ -76,7 +76,7 @@ impl Structure {
                     return Ok(false);
                 }
                 for (i, part) in parts.iter().enumerate() {
-                    if !part.each(tuple.get_item(i)?, f)? {
+                    if !part.each(&tuple.get_item(i)?, f)? {
                         return Ok(false);
                     }
                 }
@@ -100,7 +100,7 @@ impl Structure {
                 if alike {
                     each_entry(dict, |_, value, _| {
                         if matches!(result, Ok(true)) {
-                            result = parts[place].1.each(value, f);
+                            result = parts[place].1.each(&value, f);
                         }
                         place += 1;
                     });
@@ -110,7 +110,7 @@ impl Structure {
                     // keys of a dict of strings are looked up without running Python code if they are strings, too
                     let Ok(key) = key.bind(dict.py()).cast_exact::<PyString>() else { return Ok(false) };
                     let Some(value) = dict.get_item(key)? else { return Ok(false) };
-                    if !part.each(value, f)? {
+                    if !part.each(&value, f)? {
                         return Ok(false);
                     }
                 }

@@ -58,6 +58,12 @@ pub(crate) fn forked(_py: Python<'_>) {
     COUNT.store(0, Ordering::Relaxed);
 }
 
+/// Whether there is none.
+#[inline]
+pub(crate) fn none(_py: Python<'_>) -> bool {
+    COUNT.load(Ordering::Relaxed) == 0
+}
+
 /// Refuses memory that a step of another thread uses. Ranges are given with whose they are, which `name` tells, and
 /// with whether they are only read.
 #[inline]

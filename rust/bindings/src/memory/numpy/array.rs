@@ -5,6 +5,7 @@
 //! alone lend slices, and have found that nothing that is written overlaps anything else.
 #![allow(unsafe_code)]
 
+use std::convert::Infallible;
 use std::ffi::{c_int, c_void};
 
 use numpy::npyffi::{NPY_ARRAY_ALIGNED, NPY_ARRAY_WRITEABLE};
@@ -24,7 +25,7 @@ use crate::memory::numpy::form::{Form, Number, layout};
 use crate::memory::numpy::overlaps::{GRADIENT, Way, ways};
 use crate::memory::numpy::rows::Rows;
 use crate::memory::numpy::scalar::number_of;
-use crate::memory::python::{ClassRef, is_at};
+use crate::memory::python::{ClassRef, each_item};
 use crate::memory::stream::Memory;
 
 type Streams<T> = SmallVec<[T; STREAMS]>;
@@ -574,10 +575,13 @@ impl Set {
 #[derive(Default)]
 pub(crate) struct Settled {
     sets: Vec<Set>,
+    singles: Vec<Singles>,
     /// What they write.
     account: Written,
     /// NumPy's class of arrays.
     class: Option<Py<PyType>>,
+    /// Whether a set took part in the step under way other than together with others.
+    alone: bool,
 }
 
 impl Settled {
@@ -586,7 +590,7 @@ impl Settled {
         if !apart.is_whole() {
             return None;
         }
-        let mut settled = Self { sets: apart.sets, ..Self::default() };
+        let mut settled = Self { sets: apart.sets, alone: true, ..Self::default() };
         let Self { sets, account, .. } = &mut settled;
         account.begin();
         for (k, set) in sets.iter().enumerate() {
@@ -597,13 +601,44 @@ impl Settled {
         apart.then_some(settled)
     }
 
-    pub(crate) fn sets(&self) -> &[Set] {
-        &self.sets
+    /// Takes sets together from now on, as far as they are numbers without dimensions: `run` are some in a row that a
+    /// step updates in the same way. The interpreter is not released for a step of so few elements.
+    pub(crate) fn take_together(&mut self, py: Python<'_>, run: std::ops::Range<usize>) -> Option<usize> {
+        let singles = Singles::of(py, run.start, self.sets.get(run)?)?;
+        self.singles.push(singles);
+        Some(self.singles.len() - 1)
     }
 
-    /// How many elements those have that take part.
+    /// The shape of the parameter of set `k`.
+    pub(crate) fn shape(&self, k: usize) -> &[usize] {
+        &self.sets[k].arrays[0].form.shape
+    }
+
+    /// The sets that take part alone, with their counters.
+    pub(crate) fn counters(&self) -> impl Iterator<Item = (usize, &[Array])> {
+        self.alone().iter().enumerate().filter(|(_, set)| set.takes_part).map(|(k, set)| (k, &set.counters[..]))
+    }
+
+    /// Whether set `k` may be one of those that are taken together.
+    pub(crate) fn is_single(&self, k: usize) -> bool {
+        let set = &self.sets[k];
+        set.arrays[0].form.shape.is_empty() && set.arrays[GRADIENT].form.type_num < 0
+    }
+
+    /// Whether set `k` takes part in the step under way.
+    pub(crate) fn takes_part(&self, k: usize) -> bool {
+        let in_singles = |singles: &Singles| k.checked_sub(singles.first).is_some_and(|i| singles.taking.contains(&i));
+        self.sets[k].takes_part || self.singles.iter().any(in_singles)
+    }
+
+    /// The sets among which are those that take part, but for those taken together.
+    fn alone(&self) -> &[Set] {
+        if self.alone { &self.sets } else { &[] }
+    }
+
+    /// How many elements those have that take part alone.
     pub(crate) fn elements(&self) -> usize {
-        self.sets.iter().filter(|set| set.takes_part).map(|set| set.arrays[0].form.len).sum()
+        self.alone().iter().filter(|set| set.takes_part).map(|set| set.arrays[0].form.len).sum()
     }
 
     /// All arrays, for Python's collector.
@@ -614,39 +649,55 @@ impl Settled {
 
     /// Begins a step, in which no set takes part yet.
     pub(crate) fn begin(&mut self) {
-        self.sets.iter_mut().for_each(|set| set.takes_part = false);
+        self.sets.iter_mut().filter(|_| self.alone).for_each(|set| set.takes_part = false);
+        self.alone = false;
+        self.singles.iter_mut().for_each(Singles::begin);
     }
 
-    /// Lets set `k` take part with this gradient, if the parameter is still the one in this place of a list and all its
-    /// arrays are what they were, but for where the gradient lies; else the step is to be begun again.
+    /// Lets set `k` take part with this gradient, a number, as one of the `s`-th that are taken together; `false` as
+    /// for [`Settled::take`].
     #[inline]
-    pub(crate) fn take(
-        &mut self,
-        k: usize,
-        (params, place): (&Bound<'_, PyList>, usize),
-        grad: Bound<'_, PyAny>,
-    ) -> bool {
-        let py = params.py();
-        let Self { sets, account, class } = self;
+    pub(crate) fn take_single(&mut self, (s, k): (usize, usize), grad: &Bound<'_, PyAny>) -> bool {
+        let Some(singles) = self.singles.get_mut(s) else { return false };
+        number_of(grad).is_some_and(|x| singles.take(k - singles.first, x))
+    }
+
+    /// Whether all sets, so many, are taken together.
+    pub(crate) fn is_all_together(&self, count: usize) -> bool {
+        matches!(self.singles.as_slice(), [all] if all.each > 0 && all.arrays.len() / all.each == count)
+    }
+
+    /// Lets all sets take part with these gradients, as [`Settled::take_single`] does: without anything in between.
+    #[inline]
+    pub(crate) fn take_all(&mut self, grads: &Bound<'_, PyList>) -> bool {
+        if let [all] = self.singles.as_mut_slice() { all.take_all(grads) } else { false }
+    }
+
+    /// Lets set `k` take part with this gradient, if all its arrays are what they were, but for where the gradient
+    /// lies; else the step is to be begun again. That its parameter is still the same array is for the caller to see.
+    #[inline]
+    pub(crate) fn take(&mut self, k: usize, grad: &Bound<'_, PyAny>) -> bool {
+        let py = grad.py();
+        let Self { sets, account, class, alone, .. } = self;
         let set = &mut sets[k];
+        *alone = true;
         let own = &mut set.arrays[1];
-        if ClassRef::of(&grad).is(class.get_or_insert_with(|| PyUntypedArray::type_object(py).unbind())) {
+        if ClassRef::of(grad).is(class.get_or_insert_with(|| PyUntypedArray::type_object(py).unbind())) {
             // SAFETY: that is NumPy's class of arrays.
-            let grad = unsafe { grad.cast_into_unchecked::<PyUntypedArray>() };
-            let header = header(&grad);
+            let grad = unsafe { grad.cast_unchecked::<PyUntypedArray>() };
+            let header = header(grad);
             if !own.form.is_of(&header) || !header.data.is_multiple_of(own.form.number.size()) {
                 return false;
             }
             own.data = header.data;
-            own.object = Some(grad.unbind());
+            own.object = Some(grad.clone().unbind());
         } else if own.form.type_num < 0 {
-            let (Some(x), Some(copied)) = (number_of(&grad), &mut set.copied) else { return false };
+            let (Some(x), Some(copied)) = (number_of(grad), &mut set.copied) else { return false };
             copied.buffer.set(x);
         } else {
             return false;
         }
-        let is_there = set.arrays[0].object.as_ref().is_some_and(|object| is_at(params, place, object.as_any()));
-        if !is_there || !set.rest_is_unchanged(py) {
+        if !set.rest_is_unchanged(py) {
             return false;
         }
         if set.copied.is_none() {
@@ -663,23 +714,35 @@ impl Settled {
         true
     }
 
-    /// What kernels update of each set that takes part, with its place among them and its counters.
+    /// What kernels update: of each set that takes part, with its place among them and its counters; and of those that
+    /// are taken together.
     #[inline]
     pub(crate) fn each(
         &mut self,
-    ) -> impl Iterator<Item = (usize, &[Array], Lent<'_, impl Iterator<Item = SliceMut<'_>>>)> {
-        self.sets.iter().enumerate().filter(|(_, set)| set.takes_part).map(|(k, set)| {
+    ) -> (
+        impl Iterator<Item = (usize, &[Array], Lent<'_, impl Iterator<Item = SliceMut<'_>>>)>,
+        impl Iterator<Item = Together<'_>>,
+    ) {
+        let sets = &self.sets[..if self.alone { self.sets.len() } else { 0 }];
+        let sets = sets.iter().enumerate().filter(|(_, set)| set.takes_part).map(|(k, set)| {
             // SAFETY: `take` has found the arrays what they were when they were found apart, the gradient apart from
             // all that is written, and no Python code runs from then on: the rule of this type. The sets keep the
             // arrays alive. The slices borrow from this, which lends them to one caller at a time.
             (k, &set.counters[..], unsafe { set.whole() })
-        })
+        });
+        (sets, self.singles.iter_mut().filter_map(Singles::lend))
     }
 
     /// Whether no other thread is in a step on their memory.
     #[inline]
     pub(crate) fn is_free(&self, py: Python<'_>) -> bool {
         active::check(py, ranges(&self.sets), |_| "").is_ok()
+            && (active::none(py) || self.singles.iter().all(|singles| singles.taking.is_empty()))
+    }
+
+    /// Writes what was taken together to where it is kept, when the step is done.
+    pub(crate) fn write_back(&mut self) {
+        self.singles.iter_mut().for_each(Singles::write_back);
     }
 
     /// Tells other threads that the step is under way.
@@ -694,7 +757,8 @@ impl Settled {
 
     /// Lets gradients go, and large copies of them.
     pub(crate) fn give_back(&mut self) {
-        for set in &mut self.sets {
+        let sets = if self.alone { &mut self.sets[..] } else { &mut [] };
+        for set in sets {
             set.arrays[1].object = None;
             if let Some(copied) = set.copied.as_mut().filter(|copied| copied.form.len > LARGE) {
                 copied.buffer = Buffer::new(copied.form.number.float().unwrap_or(DType::F32));
@@ -705,3 +769,266 @@ impl Settled {
 
 /// Elements of a gradient of another dtype from which on its copy is not kept.
 const LARGE: usize = 16 * 1024;
+
+/// An array without dimensions, as its header was. It is kept alive by the set that it is of.
+#[derive(Debug)]
+struct Single {
+    object: usize,
+    data: usize,
+    dtype: usize,
+    flags: c_int,
+}
+
+impl Single {
+    /// `None` if it has dimensions, or is of a dtype that others may share the address of in time.
+    fn of(py: Python<'_>, array: &Array) -> Option<Self> {
+        let object = array.object.as_ref()?.bind(py);
+        // SAFETY: an array that lives, and its dtype with it.
+        let (dims, dtype, flags) = unsafe {
+            let head = &*object.as_array_ptr();
+            (head.nd, head.descr as usize, head.flags & WHICH_FLAGS)
+        };
+        // NumPy's own, of which there is one each for all time
+        let known = match array.form.number {
+            Number::Float(DType::F64) => numpy::dtype::<f64>(py),
+            Number::Float(DType::F32) => numpy::dtype::<f32>(py),
+            _ => return None,
+        };
+        let is_plain = dims == 0 && dtype == known.as_ptr() as usize && flags == WHICH_FLAGS;
+        is_plain.then(|| Self { object: object.as_ptr() as usize, data: array.data, dtype, flags })
+    }
+
+    /// Whether the header says what it said.
+    #[inline(always)]
+    fn is_unchanged(&self) -> bool {
+        // SAFETY: an array that lives: its set keeps it.
+        let head = unsafe { &*(self.object as *const numpy::npyffi::PyArrayObject) };
+        head.nd == 0
+            && head.data as usize == self.data
+            && head.descr as usize == self.dtype
+            && head.flags & WHICH_FLAGS == self.flags
+    }
+}
+
+/// Sets in a row of numbers without dimensions, of one dtype, with gradients that are numbers: a step updates copies of
+/// them, which lie in one piece. To take each up alone costs fifty times its arithmetic.
+#[derive(Debug)]
+struct Singles {
+    /// The first of the sets, and the arrays of all: parameters with their states and counters.
+    first: usize,
+    arrays: Vec<Single>,
+    /// How many of these each set has, and how many of them, the last ones, are counters.
+    each: usize,
+    counters: SmallVec<[DType; 2]>,
+    /// The sets that take part in the step under way.
+    taking: Vec<usize>,
+    copies: Copies,
+    /// The counters, alike in all sets that take part; and what they become.
+    before: SmallVec<[f64; 2]>,
+    after: SmallVec<[f64; 2]>,
+}
+
+/// Copies of numbers in columns: parameters, gradients, states.
+#[derive(Debug)]
+enum Copies {
+    F64(Vec<Vec<f64>>),
+    F32(Vec<Vec<f32>>),
+}
+
+/// What kernels update of sets that are taken together.
+pub(crate) struct Together<'a> {
+    /// The first of them.
+    pub(crate) set: usize,
+    pub(crate) tensors: Tensors<'a, StateSlices<'a>>,
+    /// The counters with their dtypes, and where to put what they become.
+    pub(crate) before: &'a [f64],
+    pub(crate) dtypes: &'a [DType],
+    pub(crate) after: &'a mut SmallVec<[f64; 2]>,
+}
+
+impl Singles {
+    /// `None` if they cannot be taken together.
+    fn of(py: Python<'_>, first: usize, sets: &[Set]) -> Option<Self> {
+        let own = sets.first()?;
+        let dtype = own.arrays[0].form.number.float()?;
+        let counters: SmallVec<[DType; 2]> =
+            own.counters.iter().map(|counter| counter.form.number.float()).collect::<Option<_>>()?;
+        let is_alike = |set: &Set| {
+            let others = set.counters.iter().map(|counter| counter.form.number.float());
+            set.rows.is_none()
+                && set.arrays[GRADIENT].form.type_num < 0
+                && set.arrays.len() == own.arrays.len()
+                && set.arrays.iter().all(|array| array.form.number == Number::Float(dtype))
+                && set.counters.iter().zip(&own.counters).all(|(a, b)| a.number().to_bits() == b.number().to_bits())
+                && others.eq(counters.iter().map(|dtype| Some(*dtype)))
+        };
+        if !sets.iter().all(is_alike) {
+            return None;
+        }
+        let streams = own.arrays.len();
+        let of_set = |set| set_without_gradient(set).map(|array| Single::of(py, array));
+        let arrays = sets.iter().flat_map(of_set).collect::<Option<Vec<_>>>()?;
+        let copies = match dtype {
+            DType::F64 => Copies::F64(vec![Vec::with_capacity(sets.len()); streams]),
+            DType::F32 => Copies::F32(vec![Vec::with_capacity(sets.len()); streams]),
+            _ => return None,
+        };
+        let each = streams - 1 + counters.len();
+        let (before, after) = (SmallVec::new(), SmallVec::new());
+        Some(Self { first, arrays, each, counters, taking: Vec::new(), copies, before, after })
+    }
+
+    fn begin(&mut self) {
+        self.taking.clear();
+        self.before.clear();
+        match &mut self.copies {
+            Copies::F64(columns) => columns.iter_mut().for_each(Vec::clear),
+            Copies::F32(columns) => columns.iter_mut().for_each(Vec::clear),
+        }
+    }
+
+    /// Lets one take part with this gradient, if its arrays are what they were and its counters are those of the
+    /// others.
+    fn take(&mut self, place: usize, grad: f64) -> bool {
+        let Self { arrays, each, counters, taking, copies, before, .. } = self;
+        let own = &arrays[place * *each..][..*each];
+        match copies {
+            Copies::F64(columns) => take_one(own, (place, grad), taking, (counters, before), columns),
+            Copies::F32(columns) => take_one(own, (place, grad as f32), taking, (counters, before), columns),
+        }
+    }
+
+    /// Lets all take part, with a gradient for each of them; `None` is none.
+    fn take_all(&mut self, grads: &Bound<'_, PyList>) -> bool {
+        let Self { arrays, each, counters, taking, copies, before, .. } = self;
+        let kept = (arrays.as_slice(), *each);
+        match copies {
+            Copies::F64(columns) => take_each(grads, kept, taking, (counters, before), columns, |x| x),
+            Copies::F32(columns) => take_each(grads, kept, taking, (counters, before), columns, |x| x as f32),
+        }
+    }
+
+    /// `None`: none of them takes part.
+    fn lend(&mut self) -> Option<Together<'_>> {
+        let Self { first, copies, counters, before, after, taking, .. } = self;
+        if taking.is_empty() {
+            return None;
+        }
+        let tensors = match copies {
+            Copies::F64(columns) => in_columns(columns, SliceMut::F64, Slice::F64)?,
+            Copies::F32(columns) => in_columns(columns, SliceMut::F32, Slice::F32)?,
+        };
+        Some(Together { set: *first, tensors, before, dtypes: counters, after })
+    }
+
+    /// Writes copies and counters to where they are kept.
+    fn write_back(&mut self) {
+        let Self { arrays, each, counters, taking, copies, after, .. } = self;
+        match copies {
+            Copies::F64(columns) => write_columns(arrays, *each, taking, columns),
+            Copies::F32(columns) => write_columns(arrays, *each, taking, columns),
+        }
+        if counters.is_empty() {
+            return;
+        }
+        for own in taking.iter().map(|&place| &arrays[place * *each..][..*each]) {
+            let own = &own[*each - counters.len()..];
+            for ((counter, dtype), &x) in own.iter().zip(counters.iter()).zip(after.iter()) {
+                // SAFETY: an array of one number of this type, writeable, aligned and alive, said its header in this
+                // step, since when no Python code ran; nobody has a slice of it.
+                unsafe {
+                    match dtype {
+                        DType::F64 => *(counter.data as *mut f64) = x,
+                        _ => *(counter.data as *mut f32) = x as f32,
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// As [`Singles::take_all`]: there are so many `arrays` of each set.
+#[inline(always)]
+fn take_each<T: Copy>(
+    grads: &Bound<'_, PyList>,
+    (arrays, each): (&[Single], usize),
+    taking: &mut Vec<usize>,
+    (counters, before): (&[DType], &mut SmallVec<[f64; 2]>),
+    columns: &mut [Vec<T>],
+    rounded: impl Fn(f64) -> T,
+) -> bool {
+    let mut sets = arrays.chunks_exact(each).enumerate();
+    let all = each_item(grads, |grad| {
+        let Some((place, own)) = sets.next() else { return Ok::<_, Infallible>(false) };
+        let Some(x) = number_of(grad) else { return Ok(grad.is_none()) };
+        Ok(take_one(own, (place, rounded(x)), taking, (counters, before), columns))
+    });
+    all == Ok(true) && sets.next().is_none()
+}
+
+/// As [`Singles::take`]: `own` are the arrays of the set.
+#[inline(always)]
+fn take_one<T: Copy>(
+    own: &[Single],
+    (place, grad): (usize, T),
+    taking: &mut Vec<usize>,
+    (counters, before): (&[DType], &mut SmallVec<[f64; 2]>),
+    columns: &mut [Vec<T>],
+) -> bool {
+    let (streams, own_counters) = own.split_at(own.len() - counters.len());
+    let ([param, states @ ..], [params, grads, kept @ ..]) = (streams, columns) else { return false };
+    if !own.iter().all(Single::is_unchanged) {
+        return false;
+    }
+    for (i, (counter, dtype)) in own_counters.iter().zip(counters).enumerate() {
+        // SAFETY: an array of one number of this type, says its header, aligned and alive; no Python code runs before
+        // the step is done, and nobody writes to it now.
+        let count = unsafe {
+            match dtype {
+                DType::F64 => *(counter.data as *const f64),
+                _ => (*(counter.data as *const f32)).into(),
+            }
+        };
+        match before.get(i) {
+            Some(known) if known.to_bits() == count.to_bits() => {}
+            None if taking.is_empty() => before.push(count),
+            _ => return false,
+        }
+    }
+    grads.push(grad);
+    // SAFETY: as above; all are of the dtype of `T`.
+    unsafe {
+        params.push(*(param.data as *const T));
+        states.iter().zip(kept).for_each(|(state, column)| column.push(*(state.data as *const T)));
+    }
+    taking.push(place);
+    true
+}
+
+/// Writes columns of copies, but for gradients, to where they are kept.
+fn write_columns<T: Copy>(arrays: &[Single], each: usize, taking: &[usize], columns: &[Vec<T>]) {
+    for (k, column) in columns.iter().enumerate().filter(|(k, _)| *k != GRADIENT) {
+        let own = if k == 0 { 0 } else { k - 1 };
+        for (&place, &x) in taking.iter().zip(column) {
+            // SAFETY: an array of one number of this type, writeable, aligned and alive, said its header in this step,
+            // since when no Python code ran; nobody has a slice of it.
+            unsafe { *(arrays[place * each + own].data as *mut T) = x };
+        }
+    }
+}
+
+/// Columns as kernels take them: a parameter, its gradient, its states.
+fn in_columns<'a, T>(
+    columns: &'a mut [Vec<T>],
+    written: fn(&'a mut [T]) -> SliceMut<'a>,
+    read: fn(&'a [T]) -> Slice<'a>,
+) -> Option<Tensors<'a, StateSlices<'a>>> {
+    let [param, grad, states @ ..] = columns else { return None };
+    let states = states.iter_mut().map(|state| written(state)).collect();
+    Some(Tensors { param: written(param), grad: read(grad), states, layout: None })
+}
+
+/// The arrays of a set that are kept from step to step: its parameter, its states, its counters.
+fn set_without_gradient(set: &Set) -> impl Iterator<Item = &Array> {
+    set.arrays.iter().take(1).chain(&set.arrays[2..]).chain(&set.counters)
+}

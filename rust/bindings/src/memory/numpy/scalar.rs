@@ -15,10 +15,15 @@ pub(crate) fn is_scalar(object: &Bound<'_, PyAny>) -> PyResult<bool> {
 }
 
 /// The value of a number whose class is one of Python's or NumPy's own, and real. It runs no Python code.
+#[inline]
 pub(crate) fn number_of(object: &Bound<'_, PyAny>) -> Option<f64> {
-    if let Ok(float) = object.cast_exact::<PyFloat>() {
-        return Some(float.value());
+    match object.cast_exact::<PyFloat>() {
+        Ok(float) => Some(float.value()),
+        Err(_) => other_number(object),
     }
+}
+
+fn other_number(object: &Bound<'_, PyAny>) -> Option<f64> {
     let class = object.get_type();
     let plain = object.is_exact_instance_of::<PyInt>() || object.is_exact_instance_of::<PyBool>();
     if plain || classes(object.py()).iter().any(|known| class.is(known)) { object.extract().ok() } else { None }
