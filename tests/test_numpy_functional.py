@@ -136,6 +136,30 @@ def test_what_cannot_be_functions():
         Adam.functional().update([np.ones(1)], [np.ones(1)], None)
 
 
+@pytest.mark.parametrize("steps", [0, 2])
+def test_arguments_in_the_order_of_others_are_refused(steps):
+    adam = Adam.functional(lr=0.1)
+    params, grads = {"w": np.ones(2)}, {"w": np.full(2, 0.5)}
+    state = adam.init(params)
+    for k in range(steps):
+        params, state = adam.update(params, grads, state, copy=k % 2 == 0)
+    before = repr((params, grads, state))
+    optax = (grads, state, params)
+    for wrong in (optax, (state, params, grads), (grads, params, state), (params, state, grads)):
+        with pytest.raises(TypeError, match=r"the order is update\(params, grads, state\)"):
+            adam.update(*wrong)
+    assert repr((params, grads, state)) == before
+
+
+def test_a_gradient_that_is_the_parameter_is_no_mistake():
+    adam = Adam.functional(lr=0.1)
+    w = np.ones(2)
+    state = adam.init(w)
+    for _ in range(2):
+        w, state = adam.update(w, w, state, copy=True)
+    np.testing.assert_allclose(w, 0.8, atol=1e-3)
+
+
 def test_the_state_keeps_nothing_alive_but_itself():
     adam = Adam.functional()
     params = {"w": np.zeros(2)}
@@ -143,6 +167,7 @@ def test_the_state_keeps_nothing_alive_but_itself():
     again = pickle.loads(pickle.dumps(state))
     assert again.keys() == {"step_count", "group", "state"}
     assert again._bound is None
+    assert adam.init(params) == {"step_count": 0, "group": {}, "state": {"w": {}}}
     assert vars(adam).keys() == {"_class", "_hyperparameters"}
 
 
@@ -243,6 +268,72 @@ def test_a_file_that_does_not_fit_changes_nothing(target, error, text, tmp_path)
         load(tmp_path / "run", other, fresh)
     assert snapshot(fresh) == before
     assert not other["w"].any()
+
+
+FUNCTIONS = [cls.functional(**hyper) for cls, hyper in CLASSES.values()]
+FUNCTIONS += [getattr(zoo, name).functional(lr=0.1) for name in FUNCTIONAL]
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("functions", FUNCTIONS, ids=repr)
+def test_a_file_of_a_state_of_functions(functions, plain, tmp_path):
+    params = model()
+    state = functions.init(params)
+    for step in range(3):
+        params, state = functions.update(params, grads_of(params, step), state)
+    save(tmp_path / "run", params, dict(state) if plain else state)
+    other = model()
+    again = functions.init(other)
+    again = dict(again) if plain else again
+    load(tmp_path / "run", other, again)
+    assert repr(again) == repr(state)
+    for step in range(3, 6):
+        params, state = functions.update(params, grads_of(params, step), state)
+        other, again = functions.update(other, grads_of(other, step), again)
+    assert all(map(same_bits, arrays_of(params), arrays_of(other)))
+    assert repr(again) == repr(state)
+
+
+def test_a_file_of_another_kind_of_state_changes_nothing(tmp_path):
+    adam = Adam.functional()
+    params = {"w": np.ones(2)}
+    params, state = adam.update(params, {"w": np.ones(2)}, adam.init(params))
+    optimizer = Adam(params)
+    save(tmp_path / "functions", params, state)
+    save(tmp_path / "object", params, optimizer)
+    save(tmp_path / "alone", params)
+    before = repr((params, state)), snapshot(optimizer)
+    for name, what, text in (
+        ("functions", optimizer, "that of functions"),
+        ("object", state, "it is an optimizer's"),
+        ("alone", state, "parameters alone"),
+        ("functions", adam.init({"v": np.ones(2)}), "state of 'w', expected that of 'v'"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            load(tmp_path / name, params, what)
+    assert (repr((params, state)), snapshot(optimizer)) == before
+
+
+def test_a_file_of_another_class_names_both(tmp_path):
+    w = np.ones(2)
+    save(tmp_path / "run", [w], Adam([w]))
+    with pytest.raises(ValueError, match="saved by Adam, and this optimizer is SGD"):
+        load(tmp_path / "run", [w], SGD([w]))
+
+
+def test_the_arguments_of_files_in_another_order(tmp_path):
+    params, path = {"w": np.ones(2)}, tmp_path / "run"
+    optimizer, state = Adam(params), Adam.functional().init(params)
+    save(path, params, optimizer)
+    for function in (save, load):
+        order = rf"the order is {function.__name__}\(path, params, optimizer\)"
+        for wrong in ((params, path, optimizer), (optimizer, path, params), (path, optimizer, params)):
+            with pytest.raises(TypeError, match=order):
+                function(*wrong)
+        for wrong in ((path, state, params), (params, path)):
+            with pytest.raises(TypeError, match=order):
+                function(*wrong)
+    assert os.listdir(tmp_path) == ["run.npz"]
 
 
 def test_an_optimizer_that_does_not_fit_changes_nothing(tmp_path):

@@ -176,3 +176,67 @@ def test_names_that_a_class_has_are_its_own():
 def test_gradients_in_a_wrong_form(grads, text):
     with pytest.raises((TypeError, ValueError), match=text):
         SGD([np.ones(3)]).step(grads)
+
+
+@pytest.mark.parametrize("form", ["list", "dict", "nested"])
+@pytest.mark.parametrize("momentum", [0, 0.9])
+def test_the_remedy_for_a_replaced_array_ends_the_error(form, momentum):
+    """In a notebook the other array stays where it is, whatever is written into it."""
+    w = np.ones(2)
+    params = {"list": [w], "dict": {"W": w}, "nested": {"out": {"W": w}}}[form]
+    where = params["out"] if form == "nested" else params
+    key = 0 if form == "list" else "W"
+    grads = {"list": [np.ones(2)], "dict": {"W": np.ones(2)}, "nested": {"out": {"W": np.ones(2)}}}[form]
+    optimizer = SGD(params, lr=0.5, momentum=momentum)
+    optimizer.step(grads)
+    for new in (where[key] * 2, where[key] * 3):
+        where[key] = new
+        with pytest.raises(ValueError, match="has been replaced by another array") as caught:
+            optimizer.step(grads)
+        assert ("(named 'out.W')" in str(caught.value)) == (form == "nested")
+        (code,) = re.findall(r"and (optimizer\.replace\(.*\)) once to train", str(caught.value))
+        exec(code, {"optimizer": optimizer, "params": params})
+        assert where[key] is new
+        before = new.copy()
+        optimizer.step(grads)
+        assert (where[key] < before).all(), "the array that is there now has moved"
+
+
+def test_the_remedy_for_an_array_that_became_a_number():
+    params = {"b": np.zeros(())}
+    optimizer = SGD(params, lr=0.5)
+    params["b"] = params["b"] - 1.0
+    with pytest.raises(ValueError, match="has been replaced by another array") as caught:
+        optimizer.step({"b": 1.0})
+    first, second = re.findall(r"and (params\S+ = .*?) and (optimizer\.replace\(.*\)) once", str(caught.value))[0]
+    names = {"np": np, "optimizer": optimizer, "params": params}
+    exec(first, names)
+    exec(second, names)
+    optimizer.step({"b": 1.0})
+    assert params["b"] == -1.5
+
+
+@pytest.mark.parametrize("cls", [SGD, Adam, zoo.Lion])
+def test_names_of_schedules_and_of_torch_lead_on(cls):
+    for name in ("schedule", "scheduler", "lr_schedule", "lr_scheduler"):
+        with pytest.raises(TypeError, match=rf"{name}= is lr=schedules.cosine\(0.1, steps=1000\) here"):
+            cls([np.ones(1)], **{name: 1})
+        with pytest.raises(AttributeError, match=rf"no attribute '{name}': lr takes a function of the step"):
+            getattr(cls([np.ones(1)]), name)
+    optimizer = cls([np.ones(1)])
+    for name, text in (("zero_grad", "leave the call out"), ("learning_rate", "optimizer.lr"), ("update", r"step\(")):
+        with pytest.raises(AttributeError, match=f"no attribute '{name}': .*{text}"):
+            getattr(optimizer, name)
+    assert not hasattr(optimizer, "zero_grad")
+    with pytest.raises(AttributeError, match=r"no attribute 'anything'$"):
+        optimizer.anything  # noqa: B018
+    optimizer.scheduler = 1
+    assert optimizer.scheduler == 1
+
+
+def test_a_complex_gradient_is_to_be_made_real():
+    w = np.ones(2)
+    with pytest.raises(TypeError, match=r"complex128.*: give its real part, \.real$"):
+        SGD([w], lr=1.0).step([w + 1j])
+    SGD([w], lr=1.0).step([(w + 1j).real])
+    assert not w.any()

@@ -223,3 +223,17 @@ def test_a_subclass_that_sets_lr_too_early_is_told_so():
 
     with pytest.raises(AttributeError, match=r"super\(\).__init__ first"):
         Mine([np.ones(1)], 0.1)
+
+
+@pytest.mark.parametrize("name", schedules.__all__)
+def test_a_function_that_makes_schedules_is_none(name):
+    maker = getattr(schedules, name)
+    w = np.ones(1)
+    optimizer = SGD([w], lr=0.5)
+    with pytest.raises(TypeError, match=rf"call it: lr=schedules.{name}\("):
+        SGD([w], lr=maker)
+    with pytest.raises(TypeError, match=rf"call it: lr=schedules.{name}\("):
+        optimizer.lr = maker
+    with pytest.raises(TypeError, match=rf"call it: then=schedules.{name}\("):
+        schedules.warm_up(3, then=maker)
+    assert optimizer.lr == 0.5

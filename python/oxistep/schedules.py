@@ -23,6 +23,7 @@ from bisect import bisect_right as _bisect_right
 from collections.abc import Callable as _Callable
 from collections.abc import Mapping as _Mapping
 from dataclasses import dataclass as _dataclass
+from inspect import signature as _signature
 from numbers import Integral as _Integral
 from numbers import Real as _Real
 from typing import Any as _Any
@@ -240,10 +241,24 @@ def _steps(value: _Any, name: str) -> int:
 
 
 def _schedule(value: _Any, name: str) -> _Schedule:
+    _refuse_uncalled(value, name)
     if callable(value):
         function: _Schedule = value
         return function
     return constant(_rate(value, name))
+
+
+def _refuse_uncalled(value: _Any, name: str) -> None:
+    """Refuses a function of this module, which makes schedules and is none."""
+    if any(value is maker for maker in _MAKERS):
+        arguments = ", ".join(_signature(value).parameters)
+        raise TypeError(
+            f"{name}: schedules.{value.__name__} makes a schedule and is none; call it: "
+            f"{name}=schedules.{value.__name__}({arguments})"
+        )
+
+
+_MAKERS = [constant, cosine, exponential, one_cycle, piecewise, step, warm_up]
 
 
 # Classes and no closures, so that schedules can be pickled with their optimizer.

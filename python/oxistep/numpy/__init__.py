@@ -109,7 +109,8 @@ if not _TYPE_CHECKING:  # a type checker would believe that every name is there
         if name in zoo.__all__:
             made: type[Optimizer] = getattr(zoo, name)
             return made
-        raise AttributeError(f"module 'oxistep.numpy' has no attribute {name!r}")
+        told = ": learning rates are functions of the step, as oxistep.schedules makes them" * (name == "lr_scheduler")
+        raise AttributeError(f"module 'oxistep.numpy' has no attribute {name!r}{told}")
 
 
 def __dir__() -> list[str]:

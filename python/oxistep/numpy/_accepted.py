@@ -31,10 +31,8 @@ def accepted(array: Any, what: str, param: Array, name: str, *, write: bool = Fa
             f"{what} is a masked array, whose mask a step would ignore: pass its .data, or .filled(0) for a gradient"
         )
     if array.dtype != param.dtype:
-        raise TypeError(
-            f"{what} has dtype {array.dtype}, expected {param.dtype} like {name}: convert it with "
-            f".astype({param.dtype})"
-        )
+        remedy = "give its real part, .real" if array.dtype.kind == "c" else f"convert it with .astype({param.dtype})"
+        raise TypeError(f"{what} has dtype {array.dtype}, expected {param.dtype} like {name}: {remedy}")
     if array.shape != param.shape:
         raise ValueError(f"{what} has shape {array.shape}, expected {param.shape} like {name}")
     if write and not array.flags.writeable:

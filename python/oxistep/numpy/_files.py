@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from oxistep.numpy._functional import is_state
 from oxistep.numpy._structure import Flat, is_container
 from oxistep.numpy._types import Array, kind, short
 
@@ -29,10 +30,12 @@ def save(path: str | os.PathLike[str], params: Any, optimizer: Any = None) -> No
     Args:
         path: where to; ``.npz`` is appended if it is missing.
         params: arrays in a list, a dict, or containers of these at any depth; also such as are not trained.
-        optimizer: an optimizer of ``oxistep.numpy`` (default: None, parameters alone).
+        optimizer: an optimizer of ``oxistep.numpy``, or the state of one without an object, as ``init`` and ``update``
+            return it (default: None, parameters alone).
 
     Raises:
-        TypeError: for what is no array of numbers, or an entry of a param group that is no number, text or list.
+        TypeError: for what is no array of numbers, or an entry of a param group that is no number, text or list; for
+            arguments in another order.
         OSError: if the file cannot be written.
 
     Example:
@@ -48,9 +51,18 @@ def save(path: str | os.PathLike[str], params: Any, optimizer: Any = None) -> No
         >>> params["w"]
         array([-0.1, -0.1])
     """
+    _check_order(path, params, "save")
     arrays = {f"params/{name}": array for name, array in _named(params).items()}
     about: dict[str, Any] = {"format": 1}
-    if optimizer is not None:
+    if is_state(optimizer):
+        for i, entry in enumerate(optimizer["state"].values()):
+            arrays |= {f"state/{i}/{key}": np.asarray(value) for key, value in entry.items()}
+        about["functional"] = {
+            "names": list(optimizer["state"]),
+            "group": _plain_group(optimizer["group"], 0),
+            "step_count": int(optimizer["step_count"]),
+        }
+    elif optimizer is not None:
         _check_optimizer(optimizer)
         saved = optimizer.state_dict()
         for i, entry in saved["state"].items():
@@ -77,11 +89,11 @@ def load(path: str | os.PathLike[str], params: Any, optimizer: Any = None) -> No
     Args:
         path: of the file; ``.npz`` is appended if it is missing.
         params: the parameters, in a structure with the same names.
-        optimizer: an optimizer of the same class, or of another that loads its states (default: None, parameters
-            alone).
+        optimizer: an optimizer of the same class, or of another that loads its states; or the state that ``init``
+            returned for these parameters, which becomes the one that was saved (default: None, parameters alone).
 
     Raises:
-        TypeError: for what is no array.
+        TypeError: for what is no array; for arguments in another order.
         ValueError: if names, shapes or types do not fit, an array cannot be written, or the file was not written by
             `save`. Whatever is raised, nothing has been changed.
         OSError: if the file cannot be read.
@@ -97,6 +109,7 @@ def load(path: str | os.PathLike[str], params: Any, optimizer: Any = None) -> No
         >>> other
         array([0., 1., 2.])
     """
+    _check_order(path, params, "load")
     named = _named(params)
     with np.load(_with_suffix(path), allow_pickle=False) as file:
         if not isinstance(file, np.lib.npyio.NpzFile) or _ABOUT not in file:
@@ -116,16 +129,58 @@ def load(path: str | os.PathLike[str], params: Any, optimizer: Any = None) -> No
         )
     for name, array in named.items():
         _check_target(name, array, found[name])
-    if optimizer is not None:
+    if is_state(optimizer):
+        _load_functional(about, states, optimizer)
+    elif optimizer is not None:
         _check_optimizer(optimizer)
         if "optimizer" not in about:
-            raise ValueError("the file has parameters alone: it was saved without an optimizer")
+            raise ValueError(_other_kind(about, "an optimizer", "functional"))
         saved = about["optimizer"]
-        optimizer.load_state_dict(
-            {"state": states, "param_groups": saved["param_groups"], "step_count": saved["step_count"]}
-        )
+        try:
+            optimizer.load_state_dict(
+                {"state": states, "param_groups": saved["param_groups"], "step_count": saved["step_count"]}
+            )
+        except (TypeError, ValueError) as error:
+            if saved["class"] == type(optimizer).__name__:
+                raise
+            told = f"the file was saved by {saved['class']}, and this optimizer is {type(optimizer).__name__}"
+            raise type(error)(f"{error} ({told})") from None
     for name, array in named.items():
         array[...] = found[name]
+
+
+def _load_functional(about: Mapping[str, Any], states: Mapping[int, Any], state: dict[str, Any]) -> None:
+    """Makes a state of functions the one that was saved."""
+    if "functional" not in about:
+        raise ValueError(_other_kind(about, "the state of functions", "optimizer"))
+    saved = about["functional"]
+    if set(saved["names"]) != state["state"].keys():
+        raise ValueError(
+            f"the file has the state of {short(saved['names'])}, expected that of {short(state['state'])}; give load "
+            "what init returned for these parameters"
+        )
+    loaded = {name: states.get(i, {}) for i, name in enumerate(saved["names"])}
+    state["state"] = {name: loaded[name] for name in state["state"]}
+    state["group"], state["step_count"] = saved["group"], saved["step_count"]
+
+
+def _other_kind(about: Mapping[str, Any], what: str, other: str) -> str:
+    """What is said where a file does not have what is to be loaded."""
+    if other in about:
+        kinds = {"optimizer": "an optimizer's", "functional": "that of functions, as init and update return it"}
+        return f"the file has another state than that of {what}: it is {kinds[other]}; give load one of the same kind"
+    return f"the file has parameters alone: it was saved without {what}"
+
+
+def _check_order(path: Any, params: Any, what: str) -> None:
+    """Refuses arguments that stand where others should."""
+    order = f"the order is {what}(path, params, optimizer)"
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path must be a str or a path, got {kind(path)}: {order}")
+    if callable(getattr(params, "load_state_dict", None)) or is_state(params):
+        raise TypeError(f"params is an optimizer or its state, expected arrays: {order}")
+    if isinstance(params, str | os.PathLike):
+        raise TypeError(f"params is a {kind(params)}, expected arrays: {order}")
 
 
 def _named(params: Any) -> dict[str, Array]:

@@ -30,6 +30,11 @@ class FunctionalState(dict[str, Any]):
         return FunctionalState, (dict(self),)
 
 
+def is_state(value: object) -> bool:
+    """Whether it is a state of functions: as they returned it, or a plain dict with the same items."""
+    return isinstance(value, FunctionalState) or (type(value) is dict and value.keys() == set(_KEYS))
+
+
 class Functional:
     """An optimizer as two functions; made by ``Adam.functional(lr=0.01)``, and so with every class but few.
 
@@ -64,11 +69,13 @@ class Functional:
             {'step_count': 0, 'group': {}, 'state': {'w': {}}}
         """
         optimizer = self._made(params)
-        return FunctionalState(
+        state = FunctionalState(
             step_count=0,
             group=optimizer._oxistep_group_numbers(optimizer.param_groups[0]),
             state=dict(zip(_names(optimizer), optimizer.state[0], strict=True)),
         )
+        state._bound = (self, params, optimizer)
+        return state
 
     def update(self, params: Tree, grads: Any, state: dict[str, Any], *, copy: bool = False) -> tuple[Tree, Any]:
         """Take one step.
@@ -84,7 +91,7 @@ class Functional:
             tuple: parameters and state.
 
         Raises:
-            TypeError: what the ``step`` of the class raises.
+            TypeError: what the ``step`` of the class raises; if the arguments are seen to stand in another order.
             ValueError: what that raises; if the state is that of other parameters. Whatever is raised, nothing has been
                 changed.
 
@@ -98,6 +105,7 @@ class Functional:
             >>> w
             array([0.5, 1.5])
         """
+        _check_order(params, grads, state)
         _check(state)
         if copy:
             params = rebuilt(params, _copied)
@@ -149,6 +157,23 @@ class Functional:
         optimizer.param_groups[0].update(state["group"])
         optimizer.step_count = state["step_count"]
         return optimizer
+
+
+def _check_order(params: Any, grads: Any, state: Any) -> None:
+    """Refuses arguments that stand where others should, as far as that shows."""
+    for name, value in (("params", params), ("grads", grads)):
+        if isinstance(value, FunctionalState):
+            raise TypeError(
+                f"{name} is the state that init returned: the order is update(params, grads, state) (optax has "
+                "update(grads, state, params))"
+            )
+    last = getattr(state, "_bound", None)
+    # a gradient that is the parameter has a reason if the parameter is in its own place as well
+    if last is not None and grads is last[1] and params is not grads:
+        raise TypeError(
+            "grads is what the last call had as params: the order is update(params, grads, state) (optax has "
+            "update(grads, state, params))"
+        )
 
 
 def _check(state: Any) -> None:

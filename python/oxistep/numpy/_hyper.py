@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from oxistep import schedules
+
 LearningRate = float | Callable[[int], float]
 Check = Callable[[Any], Any]
 
@@ -55,6 +57,7 @@ def flag(name: str) -> Check:
 def learning_rate(value: Any) -> LearningRate:
     """A number that is not negative, also in an array without dimensions, or a function of the number of steps done."""
     if callable(value):
+        schedules._refuse_uncalled(value, "lr")
         function: Callable[[int], float] = value
         return function
     if isinstance(value, np.ndarray) and value.ndim == 0:

@@ -33,9 +33,22 @@ _NAMES = {
     "max_norm": ("max_grad_norm",),
     "clip_norm": ("max_grad_norm",),
     "grad_clip": ("max_grad_norm",),
+    **dict.fromkeys(("schedule", "scheduler"), ("lr=schedules.cosine(0.1, steps=1000)",)),
+    **dict.fromkeys(("lr_schedule", "lr_scheduler"), ("lr=schedules.cosine(0.1, steps=1000)",)),
     **{f"beta{i}": ("betas=(beta1, beta2)",) for i in "12"},
     **{f"beta_{i}": ("betas=(beta1, beta2)",) for i in "12"},
     **{f"b{i}": ("betas=(b1, b2)",) for i in "12"},
+}
+
+
+_BY_SCHEDULE = "lr takes a function of the step, lr=oxistep.schedules.cosine(0.1, steps=1000); none is stepped by hand"
+
+# What people look for on an optimizer that has a .grad to read, or comes from another library.
+_ATTRIBUTES = {
+    "zero_grad": "gradients are handed to step(grads), and nothing accumulates; leave the call out",
+    "learning_rate": "it is optimizer.lr",
+    **dict.fromkeys(("scheduler", "lr_scheduler", "schedule", "lr_schedule"), _BY_SCHEDULE),
+    **dict.fromkeys(("update", "apply_gradients", "apply", "minimize"), "step(grads) updates the parameters"),
 }
 
 
@@ -64,6 +77,11 @@ class RightNames:
         if not _NAMES.keys().isdisjoint(map(str.lower, kwargs)):
             _refuse(cls.__name__, signature(cls.__init__).parameters, kwargs)
         return super().__new__(cls)
+
+    def __getattr__(self, name: str) -> Any:
+        if (hint := _ATTRIBUTES.get(name)) is not None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}: {hint}")
+        return object.__getattribute__(self, name)  # which says what it said: a property may have its own words
 
 
 def _refuse(cls: str, known: Mapping[str, Any], given: Iterable[str]) -> None:

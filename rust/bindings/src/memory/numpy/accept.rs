@@ -108,8 +108,8 @@ fn look_at(object: &Bound<'_, PyAny>, name: &str) -> PyResult<Array> {
 }
 
 fn other_dtype(array: &Bound<'_, PyUntypedArray>, name: &str) -> PyErr {
-    PyTypeError::new_err(format!(
-        "{name} has dtype {}, expected float32, float64 or float16: convert it with .astype(np.float32)",
-        array.dtype()
-    ))
+    let dtype = array.dtype();
+    // a cast would drop the other part with a warning
+    let remedy = if dtype.kind() == b'c' { "give its real part, .real" } else { "convert it with .astype(np.float32)" };
+    PyTypeError::new_err(format!("{name} has dtype {dtype}, expected float32, float64 or float16: {remedy}"))
 }
