@@ -12,7 +12,7 @@ use oxistep_kernels::rules::adagrad::Adagrad;
 use oxistep_kernels::rules::adam::Adam;
 use oxistep_kernels::rules::sgd::Sgd;
 use oxistep_kernels::simd::Level;
-use oxistep_kernels::{AnyRule, Precision, Scalars, Slice, SliceMut, StateKind, Step, Tensors, bf16};
+use oxistep_kernels::{AnyRule, Layout, Precision, Scalars, Slice, SliceMut, StateKind, Step, Tensors, bf16};
 
 const WEIGHTS: [Weights; 6] =
     [Weights::Nearest, Weights::Fair, Weights::Kahan, Weights::Residual8, Weights::Residual16, Weights::Master];
@@ -71,6 +71,51 @@ fn the_same_bits_for_any_threads_and_level() {
                 let mut outcomes = outcomes.collect::<Vec<_>>().into_iter();
                 let first = outcomes.next().unwrap();
                 assert!(outcomes.all(|other| other == first), "{rule:?} {weights:?} {states:?}");
+            }
+        }
+    }
+}
+
+/// Gradients that are transposed, have gaps, or are one number expanded have the bits of the same ones side by side.
+#[test]
+fn a_gradient_may_lie_otherwise() {
+    let (rows, columns) = (130, 171); // several chunks, none of which ends with a row, and a block that is not full
+    let n = rows * columns;
+    let cases: [(&str, [isize; 2], usize); 4] = [
+        ("transposed", [1, rows as isize], n),
+        ("with gaps", [2 * columns as isize + 3, 2], 2 * rows * columns + 3 * rows),
+        ("a row for all", [0, 1], columns),
+        ("one number", [0, 0], 1),
+    ];
+    let values = normals(n, 1);
+    for (name, [row, column], len) in cases {
+        let layout = Layout::new(&[rows, columns], &[columns as isize, row, 1, column], &[0; 2]);
+        let at = |i: usize| ((i / columns) as isize * row + (i % columns) as isize * column) as usize;
+        for (k, weights) in WEIGHTS.into_iter().enumerate() {
+            for (j, states) in STATES.into_iter().enumerate() {
+                if brief() && (j + k) % 3 != 0 {
+                    continue;
+                }
+                let parameter = || Parameter::new(adam(1e-3), weights, states, &values);
+                let mut right = parameter();
+                let mut others: Vec<_> = levels().map(|level| (level, parameter())).collect();
+                for step in 0..2 {
+                    let x = normals(len, 20 + step);
+                    let beside = (0..n).map(|i| x[at(i)]).collect::<Vec<_>>();
+                    let of = |x: Vec<f32>| match weights {
+                        Weights::Nearest if step == 0 => Stream::F32(x),
+                        _ => Stream::bf16(x.into_iter()),
+                    };
+                    let (x, beside) = (of(x), of(beside));
+                    right.step(beside.slice(), &Serial, Level::best());
+                    for (level, other) in &mut others {
+                        let mut step = Step::default();
+                        other.push_as(&mut step, x.slice(), Some(&layout));
+                        step.run(&Rayon { threads: 3 }, *level).unwrap();
+                    }
+                }
+                let same = others.iter().all(|(_, other)| other.bytes() == right.bytes());
+                assert!(same, "{name} {weights:?} {states:?}");
             }
         }
     }
@@ -492,4 +537,15 @@ fn what_does_not_belong_together_is_refused_and_nothing_added() {
     assert_eq!(pushed(&right, &mut param(), &mut short, &grad), Err(Refused::Lengths));
     assert_eq!(pushed(&right, &mut Stream::F32(vec![0.0; n]), &mut streams(), &grad), Err(Refused::Types));
     assert_eq!(pushed(&right, &mut param(), &mut streams(), &Stream::U8(vec![0; n])), Err(Refused::Types));
+    // a layout of all streams, one with gaps in the parameter, and one that reaches beyond the gradient
+    let wrong =
+        [Layout::new(&[n], &[1; 5], &[0; 5]), Layout::new(&[n], &[2, 1], &[0; 2]), Layout::new(&[n], &[1, 2], &[0; 2])];
+    for layout in wrong {
+        let (mut param, mut streams) = (param(), streams());
+        let mut step = Step::default();
+        step.constants(adam(1e-3).constants(&mut Scalars::new([0.0; 3], [Precision::F32; 3]), true));
+        let states = streams.iter_mut().map(Stream::slice_mut);
+        let tensors = Tensors { param: param.slice_mut(), grad: grad.slice(), states, layout: Some(&layout) };
+        assert_eq!(step.push_compact(tensors, &right, 1.0), Err(Refused::Lengths), "{layout:?}");
+    }
 }

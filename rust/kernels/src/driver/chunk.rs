@@ -2,7 +2,7 @@
 
 use super::bodies::Bodies;
 use super::body::Body;
-use super::compact::{self, Unpacked};
+use super::compact::{self, Gradient, Unpacked};
 use super::decoded;
 use super::measured::{Lanes, update};
 use super::programmed::{self, Gathered};
@@ -109,14 +109,15 @@ impl Chunk<'_> {
         }
         let pass = if let Body::Program(pass, ..) = body { Some(*pass) } else { None };
         let writes = compact::writes(pass, compact);
-        let (factor, first) = (self.grad_factor, self.range.0);
+        let (factor, range) = (self.grad_factor, self.range);
+        let grad = Gradient::of(self.grad, self.layout);
         let mut go = |source: &mut dyn Source| update(body, level, factor, Types::F32, source, sums.take());
         if 2 + compact.states.len() <= compact::FEW {
             let mut tiles = [Tile::default(); compact::FEW];
-            go(&mut Unpacked::new(&mut tiles, (written, self.grad), (compact, writes), first, level));
+            go(&mut Unpacked::new(&mut tiles, (written, grad), (compact, writes), range, level));
         } else {
             let mut tiles = [Tile::default(); STREAMS];
-            go(&mut Unpacked::new(&mut tiles, (written, self.grad), (compact, writes), first, level));
+            go(&mut Unpacked::new(&mut tiles, (written, grad), (compact, writes), range, level));
         }
     }
 
@@ -166,7 +167,8 @@ impl Chunk<'_> {
         let double = grad.format().is_double();
         if let Some(compact) = self.compact {
             let mut tiles = [Tile::default(); STREAMS];
-            let mut source = Unpacked::new(&mut tiles, (streams, grad), (compact, None), range.0, level);
+            let grad = Gradient::of(grad, layout);
+            let mut source = Unpacked::new(&mut tiles, (streams, grad), (compact, None), range, level);
             return programmed::run(program, level, factor, false, &mut source, lanes);
         }
         let mut found = |source: &mut dyn Source| programmed::run(program, level, factor, double, source, lanes);

@@ -8,7 +8,8 @@ use crate::compact::streams::{
     MoveAverage, ReadCodes, ReadWeights, Tile, WriteCodes, WriteFair, WriteWeights, read_numbers, write_numbers,
 };
 use crate::compact::{BLOCK, Compact, Kept, Weights, Words};
-use crate::formats::{Format, Refused, Slice, SliceMut};
+use crate::formats::{Element, Format, Refused, Slice, SliceMut};
+use crate::layout::Layout;
 use crate::program::{Pass, STREAMS};
 use crate::rule::StateKind;
 use crate::simd::{Level, Simd, Vectorized, prefetch_address};
@@ -16,8 +17,60 @@ use crate::simd::{Level, Simd, Vectorized, prefetch_address};
 /// The most streams of a parameter of nearly every rule: itself, its gradient, three states.
 pub(super) const FEW: usize = 5;
 
-/// Whether streams are of the formats and lengths that a compact parameter has.
-pub(super) fn check(written: &[SliceMut<'_>], grad: &Slice<'_>, compact: &Compact) -> Result<(), Refused> {
+/// A gradient: beside its parameter or, with a layout, with its elements anywhere.
+#[derive(Clone, Copy)]
+pub(super) struct Gradient<'c> {
+    slice: Slice<'c>,
+    layout: Option<&'c Layout>,
+}
+
+impl<'c> Gradient<'c> {
+    pub(super) fn of(slice: Slice<'c>, layout: Option<&'c Layout>) -> Self {
+        Self { slice, layout }
+    }
+
+    /// Whether it is read where it is.
+    fn is_direct(&self) -> bool {
+        self.slice.format() == Format::F32 && self.layout.is_none()
+    }
+
+    /// Widens elements that belong together with those of the parameter from `first` on, of which the chunk's from
+    /// `start` on are the same.
+    #[inline(always)]
+    fn read(&self, simd: impl Simd, (first, start): (usize, usize), tile: &mut [f32]) {
+        match (self.layout, self.slice) {
+            (None, slice) => read_numbers(simd, slice, start, tile),
+            (Some(layout), Slice::F32(x)) => gather(layout, x, first, tile),
+            (Some(layout), Slice::F16(x)) => gather(layout, x, first, tile),
+            (Some(layout), Slice::Bf16(x)) => gather(layout, x, first, tile),
+            (Some(_), _) => unreachable!("checked when pushed"),
+        }
+    }
+}
+
+/// A few hundred elements at a time: whoever hands over such a gradient need not have room for another one.
+fn gather<E: Element<Arith = f32>>(layout: &Layout, x: &[E], first: usize, tile: &mut [f32]) {
+    layout.walk(1, first, tile.len(), |i, at| tile[i] = x[at].load());
+}
+
+/// How many elements a parameter has, given its gradient.
+pub(super) fn elements(grad: &Slice<'_>, layout: Option<&Layout>) -> Result<usize, Refused> {
+    match layout {
+        None => Ok(grad.len()),
+        Some(layout) => {
+            let is_dense = layout.streams() == 2 && layout.extent(0) == Some(layout.len());
+            let reaches = is_dense && layout.extent(1).is_some_and(|extent| extent <= grad.len());
+            if reaches { Ok(layout.len()) } else { Err(Refused::Lengths) }
+        }
+    }
+}
+
+/// Whether streams are of the formats and lengths that a compact parameter of so many elements has.
+pub(super) fn check(
+    written: &[SliceMut<'_>],
+    (grad, elements): (&Slice<'_>, usize),
+    compact: &Compact,
+) -> Result<(), Refused> {
     let states = compact.states.len();
     if written.len() != compact.streams() || 2 + states > STREAMS {
         return Err(Refused::States);
@@ -44,7 +97,7 @@ pub(super) fn check(written: &[SliceMut<'_>], grad: &Slice<'_>, compact: &Compac
     if !weights || !average || !number(grad.format()) || !compact.states.iter().enumerate().all(state) {
         return Err(Refused::Types);
     }
-    let fits = |(k, stream): (usize, &SliceMut<'_>)| stream.len() == compact.len_of(k, grad.len());
+    let fits = |(k, stream): (usize, &SliceMut<'_>)| stream.len() == compact.len_of(k, elements);
     if written.iter().enumerate().all(fits) { Ok(()) } else { Err(Refused::Lengths) }
 }
 
@@ -65,7 +118,9 @@ pub(super) struct Unpacked<'c, 'a> {
     /// Of the parameter, its states and its gradient.
     tiles: &'c mut [Tile],
     written: &'c mut [SliceMut<'a>],
-    grad: Slice<'c>,
+    grad: Gradient<'c>,
+    /// How many elements there are.
+    elements: usize,
     compact: &'c Compact,
     level: Level,
     /// The first of its elements in the whole of the parameter.
@@ -102,17 +157,18 @@ pub(super) fn writes(pass: Option<&Pass>, compact: &Compact) -> Option<u32> {
 impl<'c, 'a> Unpacked<'c, 'a> {
     pub(super) fn new(
         tiles: &'c mut [Tile],
-        (written, grad): (&'c mut [SliceMut<'a>], Slice<'c>),
+        (written, grad): (&'c mut [SliceMut<'a>], Gradient<'c>),
         (compact, writes): (&'c Compact, Option<u32>),
-        first: usize,
+        (first, end): (usize, usize),
         level: Level,
     ) -> Self {
         let bits = |n: usize, is: &dyn Fn(usize) -> bool| (0..n).fold(0, |bits, k| bits | u32::from(is(k)) << k);
         let states = compact.states.len();
         let divisors = bits(states, &|k| is_divisor(compact, k));
         let direct = bits(1 + states, &|k| is_direct(compact, written, k));
-        let in_tiles = direct != bits(1 + states, &|_| true) || grad.format() != Format::F32;
-        let is_large = beyond_caches(grad.len());
+        let in_tiles = direct != bits(1 + states, &|_| true) || !grad.is_direct();
+        let elements = end - first;
+        let is_large = beyond_caches(elements);
         let at_once = match in_tiles {
             // where all are updated where they are, as many as the innermost loop looks far ahead for
             false => 2 * SMALL_CHUNK,
@@ -126,6 +182,7 @@ impl<'c, 'a> Unpacked<'c, 'a> {
             tiles,
             written,
             grad,
+            elements,
             compact,
             level,
             first,
@@ -144,7 +201,7 @@ impl<'c, 'a> Unpacked<'c, 'a> {
     #[inline(always)]
     fn read(&mut self, simd: impl Simd) {
         let Self { compact, done, direct, .. } = *self;
-        let n = self.at_once.min(self.grad.len() - done);
+        let n = self.at_once.min(self.elements - done);
         let Some((param, states)) = self.tiles.split_first_mut() else { return };
         if direct & 1 == 0 {
             let (p, rest) = self.written.split_at(compact.companion().min(self.written.len()));
@@ -178,8 +235,8 @@ impl<'c, 'a> Unpacked<'c, 'a> {
                 }
             }
         }
-        if self.grad.format() != Format::F32 {
-            read_numbers(simd, self.grad, done, &mut states[compact.states.len()].x[..n]);
+        if !self.grad.is_direct() {
+            self.grad.read(simd, (self.first + done, done), &mut states[compact.states.len()].x[..n]);
         }
         if self.looks_ahead {
             self.prefetch(done + n);
@@ -197,7 +254,9 @@ impl<'c, 'a> Unpacked<'c, 'a> {
         for k in (0..=self.compact.states.len()).chain(companion) {
             tile(self.written[k].address(), self.written[k].format());
         }
-        tile(self.grad.address(), self.grad.format());
+        if self.grad.layout.is_none() {
+            tile(self.grad.slice.address(), self.grad.slice.format());
+        }
     }
 
     /// Writes the tiles back.
@@ -292,7 +351,7 @@ impl Vectorized for Turn<'_, '_, '_> {
     fn run(self, simd: impl Simd) {
         self.0.write(simd);
         self.0.held = 0;
-        if self.0.done < self.0.grad.len() {
+        if self.0.done < self.0.elements {
             self.0.read(simd);
         }
     }
@@ -312,7 +371,7 @@ impl Source for Unpacked<'_, '_> {
             *slot = if is_direct { stream.part(start, n) } else { SliceMut::F32(&mut tile.x[..n]) };
         }
         let grad_tile = || Slice::F32(&of_grad[0].x[..n]);
-        Some(if grad.format() == Format::F32 { grad.part(start, n) } else { grad_tile() })
+        Some(if grad.is_direct() { grad.slice.part(start, n) } else { grad_tile() })
     }
 }
 

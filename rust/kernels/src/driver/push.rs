@@ -88,7 +88,9 @@ impl<'a> Step<'a> {
     }
 
     /// Adds one parameter that is kept in fewer bytes, to be updated with what was registered last. The states are
-    /// followed by what stands beside them, as [`Compact`] says; element i of each belongs together.
+    /// followed by what stands beside them, as [`Compact`] says; element i of each belongs together. A layout, of two
+    /// streams, says where the elements of the gradient are that belong to those of the parameter, which are walked one
+    /// after the other.
     ///
     /// # Errors
     /// If the tensors do not fit together, or are not of the types that they are kept in; nothing was added.
@@ -103,8 +105,7 @@ impl<'a> Step<'a> {
     {
         let Tensors { param, grad, states, layout } = tensors;
         let first = self.write(param, states);
-        let added =
-            if layout.is_none() { self.add_compact(first, grad, compact, grad_factor) } else { Err(Refused::Lengths) };
+        let added = self.add_compact(first, (grad, layout), compact, grad_factor);
         self.unless_refused(first, added)
     }
 
@@ -205,20 +206,21 @@ impl<'a> Step<'a> {
     fn add_compact(
         &mut self,
         first: usize,
-        grad: Slice<'a>,
+        (grad, layout): (Slice<'a>, Option<&'a Layout>),
         compact: &'a Compact,
         grad_factor: f64,
     ) -> Result<(), Refused> {
         let written = &self.streams[first..];
+        let mut len = compact::elements(&grad, layout)?;
         if self.bodies.states != Some(compact.states.len()) {
             return Err(Refused::States);
         }
-        compact::check(written, &grad, compact)?;
-        let body = self.bodies.next(grad.len()).ok_or(Refused::States)?;
-        let (mut len, n) = (grad.len(), written.len());
+        compact::check(written, (&grad, len), compact)?;
+        let body = self.bodies.next(len).ok_or(Refused::States)?;
+        let n = written.len();
         let mut chunk = Chunk {
             grad,
-            layout: None,
+            layout,
             range: (0, len),
             grad_factor,
             first: first as u32,
@@ -232,7 +234,8 @@ impl<'a> Step<'a> {
         let each = if self.elements <= MEDIUM { SMALL_CHUNK } else { CHUNK };
         while len > each + each / 2 {
             cut(&mut self.streams, n, |k| compact.len_of(k, each));
-            let (grad, rest) = chunk.grad.split_at(each);
+            // one that lies otherwise is never cut
+            let (grad, rest) = if layout.is_some() { (grad, grad) } else { chunk.grad.split_at(each) };
             let start = chunk.range.0;
             self.keep(Chunk { grad, range: (start, start + each), ..chunk });
             (chunk.grad, chunk.first) = (rest, chunk.first + chunk.written);

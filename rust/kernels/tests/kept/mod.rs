@@ -4,7 +4,7 @@
 use oxistep_kernels::compact::{BLOCK, Compact, Kept, Noise, Weights};
 use oxistep_kernels::pool::Pool;
 use oxistep_kernels::simd::Level;
-use oxistep_kernels::{AnyRule, Precision, Scalars, Slice, SliceMut, StateKind, Step, Tensors, bf16, f16};
+use oxistep_kernels::{AnyRule, Layout, Precision, Scalars, Slice, SliceMut, StateKind, Step, Tensors, bf16, f16};
 
 /// A stream of any format.
 #[derive(Clone, Debug, PartialEq)]
@@ -127,11 +127,16 @@ impl Parameter {
 
     /// Begins a step.
     pub(crate) fn push<'a>(&'a mut self, step: &mut Step<'a>, grad: Slice<'a>) {
+        self.push_as(step, grad, None);
+    }
+
+    /// The same with a gradient that lies as a layout says.
+    pub(crate) fn push_as<'a>(&'a mut self, step: &mut Step<'a>, grad: Slice<'a>, layout: Option<&'a Layout>) {
         self.steps += 1;
         self.compact.noise = Noise::new(7, self.place, self.steps);
         step.constants(self.rule.constants(&mut self.scalars, self.steps == 1));
         let states = self.written.iter_mut().map(Stream::slice_mut);
-        let tensors = Tensors { param: self.param.slice_mut(), grad, states, layout: None };
+        let tensors = Tensors { param: self.param.slice_mut(), grad, states, layout };
         step.push_compact(tensors, &self.compact, 1.0).unwrap();
     }
 
