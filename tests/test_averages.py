@@ -507,6 +507,21 @@ def test_steps_and_copies_inside_of_averaged_are_refused():
     assert all(map(torch.equal, params, own))
 
 
+def test_a_subclass_with_a_state_dict_of_its_own_is_refused_inside_of_averaged():
+    class Own(optim.AdamW):
+        def state_dict(self):
+            return {"state": dict(self.state)}  # calls no hooks
+
+    w = torch.ones(3, requires_grad=True)
+    w.grad = torch.ones(3)
+    optimizer = Own([w], ema=DECAY)
+    optimizer.step()
+    with optimizer.averaged(), pytest.raises(RuntimeError, match=r"inside `with optimizer\.averaged"):
+        optimizer.state_dict()
+    assert optimizer.state_dict().keys() == {"state"}
+    assert "state_dict" not in vars(optimizer)
+
+
 def test_a_parameter_that_is_there_twice_or_gets_other_memory_comes_back():
     params, optimizer = stepped()
     own, averages = [p.detach().clone() for p in params], [optimizer.state[p][EMA].clone() for p in params]

@@ -210,7 +210,7 @@ def averaged(optimizer: Any) -> Iterator[None]:
         raise RuntimeError("averaged: the parameters are their averages already")
     check_all(optimizer)
     undo: list[Callable[[], None]] = []
-    handle = optimizer.register_state_dict_pre_hook(_refuse_to_save)
+    allow_saving = _forbid_saving(optimizer)
     kept.swapped = True
     try:
         with torch.no_grad():
@@ -230,7 +230,7 @@ def averaged(optimizer: Any) -> Iterator[None]:
         for plan in (*kept.plans.values(), *parts):
             if kept.torn is None:
                 plan.note(params)
-        handle.remove()
+        allow_saving()
         kept.swapped = False
         if failed:
             raise failed[0]
@@ -284,6 +284,21 @@ def _pieces(a: Tensor, b: Tensor) -> list[tuple[Tensor, Tensor]]:
         return [(a, b)]
     a, b = a.view(-1), b.view(-1)
     return [(a[k : k + _PIECE], b[k : k + _PIECE]) for k in range(0, a.numel(), _PIECE)]
+
+
+def _forbid_saving(optimizer: Any) -> Callable[[], None]:
+    """Lets ``state_dict`` raise. What is returned ends that."""
+    handle = optimizer.register_state_dict_pre_hook(_refuse_to_save)
+    if type(optimizer).state_dict is torch.optim.Optimizer.state_dict or "state_dict" in optimizer.__dict__:
+        return handle.remove  # type: ignore[no-any-return]
+    # a subclass's own, which may call no hooks
+    optimizer.__dict__["state_dict"] = lambda *args, **kwargs: _refuse_to_save(optimizer)
+
+    def allow() -> None:
+        handle.remove()
+        optimizer.__dict__.pop("state_dict", None)
+
+    return allow
 
 
 def _refuse_to_save(optimizer: Any) -> None:
