@@ -395,6 +395,68 @@ def test_layouts(settings):
     assert torch.allclose(p.detach().float(), flat.detach().float(), rtol=2e-2, atol=2e-3)
 
 
+def transposed(x):
+    return x.t().contiguous().t()
+
+
+def with_gaps(x):
+    wide = torch.full((*x.shape, 2), torch.nan, dtype=x.dtype)
+    wide[..., 0] = x
+    return wide[..., 0]
+
+
+def channels_last(x):
+    return x.view(8, 10, 8, 8).to(memory_format=torch.channels_last)
+
+
+GRADIENTS = {
+    "transposed": (LARGE, transposed),
+    "gaps": (LARGE, with_gaps),
+    "a row expanded": (LARGE, lambda x: x[:1].expand(x.shape)),
+    "channels last": ((8, 10, 8, 8), channels_last),
+}
+LAID_OUT = [
+    {"state_dtype": "8bit"},
+    {"state_dtype": BF16},
+    {"state_dtype": "8bit", "ema": 0.9},
+    {"weights": "residual16", "state_dtype": "8bit", "ema": 0.9},
+    {"weights": "residual8", "state_dtype": BF16, "max_grad_norm": 0.5},
+    {"weights": "stochastic"},
+    {"weights": "kahan"},
+    {"weights": "master"},
+]
+
+
+@pytest.mark.parametrize("settings", LAID_OUT, ids=str)
+@pytest.mark.parametrize("laid_out", GRADIENTS)
+def test_a_gradient_laid_out_otherwise_has_the_bits_of_a_contiguous_one(laid_out, settings):
+    dtype = BF16 if "weights" in settings else torch.float32
+    shape, lay = GRADIENTS[laid_out]
+    one, other = (optim.AdamW(params(dtype, (shape,)), **settings) for _ in "ab")
+    for step in range(3):
+        (p,), (q,) = (optimizer.param_groups[0]["params"] for optimizer in (one, other))
+        p.grad = lay(torch.randn(LARGE, generator=torch.Generator().manual_seed(step)).to(dtype))
+        q.grad = p.grad.contiguous()
+        assert p.grad.stride() != q.grad.stride() == q.stride()
+        assert [row.path for row in oxistep.explain(one)] == ["native"]
+        one.step()
+        other.step()
+    assert bits(one) == bits(other)
+    assert one.last_grad_norm is None or torch.equal(one.last_grad_norm, other.last_grad_norm)
+
+
+def test_gradients_of_a_rule_with_norms_may_lie_otherwise():
+    """LAMB reads its gradients twice."""
+    one, other = (zoo.LAMB(params(), lr=1e-2, state_dtype="8bit") for _ in "ab")
+    for optimizer in (one, other):
+        for p in optimizer.param_groups[0]["params"]:
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+    one.param_groups[0]["params"][0].grad = transposed(one.param_groups[0]["params"][0].grad)
+    one.step()
+    other.step()
+    assert bits(one) == bits(other)
+
+
 # ---- what is refused ----
 
 
@@ -438,10 +500,52 @@ def test_what_is_left_to_torch_is_refused_before_anything_is_written():
     ps[0].grad = torch.ones_like(ps[0])
     ps[1].grad = torch.ones_like(ps[1]).to_sparse()
     with pytest.raises(
-        RuntimeError, match=r"weights='stochastic': .*param_groups\[0\]\['params'\]\[1\].*nothing was updated"
+        RuntimeError, match=r"weights='stochastic' .*param_groups\[0\]\['params'\]\[1\].*nothing was updated"
     ):
         optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(values(optimizer), before, strict=True))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"state_dtype": "8bit"}, {"state_dtype": BF16}, {"weights": "residual16"}], ids=str
+)
+@pytest.mark.parametrize("name", ["SGD", "Adagrad"])
+def test_sparse_gradients_are_refused_before_anything_is_written(name, settings):
+    """torch's classes that take them do not know of these settings; with none of them such gradients are native."""
+    dtype = BF16 if "weights" in settings else torch.float32
+    embedding = torch.nn.Embedding(200, 64, sparse=True, dtype=dtype)
+    dense = torch.randn(80, 64).to(dtype).requires_grad_()
+    kwargs = {"momentum": 0.9} if name == "SGD" else {}
+    optimizer = getattr(optim, name)([dense, embedding.weight], lr=0.1, **kwargs, **settings)
+    made = {p: dict(entry) for p, entry in optimizer.state.items()}
+    before = bits_of_tensors(optimizer)
+    (embedding(torch.tensor([3, 5, 3])).sum() + dense.sum()).backward()
+    key, value = next(iter(settings.items()))
+    message = r"does not support sparse gradients: .*\['params'\]\[1\].*sparse=True.*nothing was updated"
+    with pytest.raises(RuntimeError, match=f"{key}={value!r} {message}"):
+        optimizer.step()
+    assert bits_of_tensors(optimizer) == before
+    assert {p: dict(entry) for p, entry in optimizer.state.items()} == made
+    # the remedies
+    alone = getattr(optim, name)([embedding.weight], lr=0.1)
+    if dtype == torch.float32:
+        alone.step()
+        assert [row.path for row in oxistep.explain(alone)] == ["native"]
+    embedding.weight.grad = embedding.weight.grad.to_dense()
+    optimizer.step()
+    assert bits_of_tensors(optimizer) != before
+
+
+def bits_of_tensors(optimizer):
+    return [p.detach().contiguous().view(torch.uint8).tolist() for g in optimizer.param_groups for p in g["params"]]
+
+
+def test_sparse_adam_refuses_the_settings_at_once():
+    weight = torch.nn.Embedding(200, 64, sparse=True).weight
+    with pytest.raises(ValueError, match="does not update element by element"):
+        optim.SparseAdam([weight], state_dtype="8bit")
+    with pytest.raises(TypeError):
+        optim.SparseAdam([weight], weights="residual16")
 
 
 def test_master_says_what_is_missing():

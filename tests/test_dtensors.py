@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 import oxistep
 import oxistep.optim
 from oxistep.optim import SGD, Adafactor, Adam, AdamW, SparseAdam
+from oxistep.optim._kept import WEIGHTS
 from scenarios import FORCED, each_elementwise_class, make
 from test_parity_page import OF_DTENSORS, assert_torchs
 
@@ -307,14 +308,18 @@ def test_a_norm_of_plain_and_distributed_tensors_is_plain(mesh):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"state_dtype": torch.bfloat16}, {"state_dtype": "8bit"}, {"weights": "stochastic"}], ids=str
+    "settings",
+    [
+        {"state_dtype": torch.bfloat16},
+        {"state_dtype": "8bit"},
+        *({"weights": weights, "state_dtype": "8bit"} for weights in WEIGHTS),
+    ],
+    ids=str,
 )
 def test_fewer_bytes(mesh, settings):
     dtype = torch.bfloat16 if "weights" in settings else torch.float32
     p, plain = parameter(drawn((80, 64), dtype=dtype), mesh), drawn((80, 64), dtype=dtype).requires_grad_()
-    ours = AdamW([p], lr=1e-2, **settings)
-    # states of shards are not kept in 8 bits
-    other = AdamW([plain], lr=1e-2, **({} if settings.get("state_dtype") == "8bit" else settings))
+    ours, other = AdamW([p], lr=1e-2, **settings), AdamW([plain], lr=1e-2, **settings)
     for step in range(3):
         grad = drawn((80, 64), seed=step, dtype=dtype)
         p.grad, plain.grad = placed(grad, mesh), grad
@@ -324,16 +329,54 @@ def test_fewer_bytes(mesh, settings):
     assert torch.equal(p.to_local(), plain)
     again = AdamW([parameter(plain.detach(), mesh)], lr=1e-2, **settings)
     again.load_state_dict(ours.state_dict())
-    assert [value.dtype for value in next(iter(again.state.values())).values()] == [
-        value.dtype for value in ours.state[p].values()
-    ]
+    found = next(iter(again.state.values()))
+    assert found.keys() == ours.state[p].keys()
+    for key, value in ours.state[p].items():
+        assert type(found[key]) is type(value)
+        assert found[key].dtype == value.dtype
+        assert torch.equal(getattr(found[key], "_local_tensor", found[key]), getattr(value, "_local_tensor", value))
+    plain_form = oxistep.plain_state_dict(ours)["state"][0]
+    assert {key: type(value) for key, value in plain_form.items()} == {
+        "step": torch.Tensor,
+        "exp_avg": DTensor,
+        "exp_avg_sq": DTensor,
+    }
+    for key, value in oxistep.plain_state_dict(other)["state"][0].items():
+        assert torch.equal(getattr(plain_form[key], "_local_tensor", plain_form[key]), value)
 
 
-def test_nothing_is_kept_beside_the_weights_of_shards(mesh):
+def test_the_memory_of_shards_in_codes_is_told_before_and_after(mesh):
     p = parameter(drawn((80, 64), dtype=torch.bfloat16), mesh)
-    optimizer = AdamW([p], weights="residual16")
-    p.grad = placed(drawn((80, 64), dtype=torch.bfloat16), mesh)
-    with pytest.raises(
-        RuntimeError, match=r"weights='residual16': expected plain tensors, got a DTensor.*nothing was updated"
-    ):
-        optimizer.step()
+    optimizer = AdamW([p], state_dtype="8bit", weights="residual16")
+    estimated = oxistep.memory(optimizer)
+    optimizer.step()
+    found = oxistep.memory(optimizer)
+    assert estimated.total == found.total
+    assert found.groups[0].states == 4 + 2 * (80 * 64 + 4 * (20 + 1))
+
+
+def test_a_state_that_begins_later_keeps_what_stands_beside_a_shard(mesh):
+    p, plain = (drawn((80, 64), dtype=torch.bfloat16) for _ in "ab")
+    p, plain = parameter(p, mesh), plain.requires_grad_()
+    ours, other = (SGD([x], lr=1e-3, weights="residual16") for x in (p, plain))
+    for step in range(6):
+        grad = drawn((80, 64), seed=step, dtype=torch.bfloat16)
+        p.grad, plain.grad = placed(grad, mesh), grad
+        for optimizer in (ours, other):
+            optimizer.param_groups[0]["momentum"] = 0.9 if step > 2 else 0.0
+            optimizer.step()
+    assert torch.equal(ours.master(p)._local_tensor, other.master(plain))
+
+
+def test_a_plain_tensor_is_no_state_of_a_shard_in_codes(mesh):
+    p, plain = parameter(drawn((80, 64)), mesh), drawn((80, 64)).requires_grad_()
+    ours, other = (AdamW([x], state_dtype="8bit") for x in (p, plain))
+    plain.grad = torch.ones(80, 64)
+    ours.step()
+    other.step()
+    before = ours.state_dict()
+    with pytest.raises(ValueError, match="expected a DTensor, since its parameter is one, got a plain tensor"):
+        ours.load_state_dict(other.state_dict())
+    with pytest.raises(ValueError, match=r"got a DTensor, which belong to shards.*plain_state_dict"):
+        other.load_state_dict(before)
+    assert ours.state_dict()["state"][0]["exp_avg_codes"] is before["state"][0]["exp_avg_codes"]

@@ -1,7 +1,7 @@
 """What needs two processes: FSDP2, tensor parallelism, distributed checkpoints, DDP, ZeRO, FSDP1.
 
-`checks_of_two.py` and `checks_of_norms.py` hold the checks, `two_processes.py` runs them: all that were selected, in
-one pair of processes.
+`checks_of_two.py`, `checks_of_norms.py` and `checks_of_shards.py` hold the checks, `two_processes.py` runs them: all
+that were selected, in one pair of processes.
 """
 
 import pytest
@@ -17,7 +17,7 @@ pytestmark = [
     ),
 ]
 
-MODULES = ("checks_of_two", "checks_of_norms")
+MODULES = ("checks_of_two", "checks_of_norms", "checks_of_shards")
 ON_PURPOSE = "on_purpose_one_process_fails"
 
 

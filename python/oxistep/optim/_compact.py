@@ -2,7 +2,8 @@
 
 A state in 8 bits stands under two names, ``exp_avg_codes`` (uint8, in the shape of the parameter) and
 ``exp_avg_headers`` (float32, one for each block of 256). What is kept beside a parameter of a half type is
-``residual``, ``compensation`` or ``master``. All are plain tensors, so whatever saves tensors saves them.
+``residual``, ``compensation`` or ``master``. All are plain tensors, so whatever saves tensors saves them; of a DTensor
+all are DTensors, and what is done here is done to local shards (``_dtensors`` says how headers are placed).
 """
 
 from collections.abc import Callable, Mapping
@@ -14,13 +15,14 @@ from torch import Tensor
 from oxistep import _core
 from oxistep.optim._kept import KEY, Kept, StateDType, kept_of
 from oxistep.optim._new_states import lean_states, zero_step
-from oxistep.optim._storages import place
+from oxistep.optim._storages import is_dtensor, local_of, place
 
 __all__ = [
     "COMPANIONS",
     "EXACT",
     "LEAST",
     "Kinds",
+    "blocks_of",
     "bytes_of",
     "check_parameters",
     "exact",
@@ -31,6 +33,7 @@ __all__ = [
     "keep_in",
     "made_compact",
     "master_of",
+    "names_of_headers",
     "plain_entry",
     "plain_names",
     "reformed",
@@ -129,6 +132,12 @@ def refuse_left(optimizer: Any, left: list[tuple[int, Tensor]]) -> None:
     setting = f"weights={kept.weights!r}" if kept.weights is not None else f"state_dtype={kept.state_dtype!r}"
     for g, p in left:
         if p.grad is not None and p.dtype != torch.float64 and not p.is_complex():
+            if p.grad.layout == torch.sparse_coo:
+                raise RuntimeError(
+                    f"{setting} does not support sparse gradients: expected a dense gradient for "
+                    f"{place(optimizer, g, p)}, got a sparse one. Make the embedding without sparse=True, or give its "
+                    "weight to an optimizer of its own without this setting; nothing was updated"
+                )
             raise RuntimeError(
                 f"{setting}: the {p.dtype} parameter {place(optimizer, g, p)} on {p.device} is left to torch's step, "
                 "which cannot keep it so (oxistep.explain tells why it is torch's); nothing was updated"
@@ -144,9 +153,11 @@ def made_compact(
     group: dict[str, Any],
     kinds: Kinds,
     make: Callable[[], dict[str, Any]],
-    of_shard: bool = False,
+    whole: Any = None,
 ) -> dict[str, Any]:
-    """New states of a parameter, which ``make`` makes as numbers, in the form that the settings ask for."""
+    """New states of a parameter, which ``make`` makes as numbers, in the form that the settings ask for; ``whole``: the
+    DTensor whose local shard it is.
+    """
     if not _may_be_compact(p):
         return make()
     with lean_states():  # states of zeros take no memory until it is known how they are kept
@@ -158,25 +169,38 @@ def made_compact(
             f"weights={weights!r} keeps {name!r} beside each parameter, and this rule has a state of that name: give "
             "the state another one; nothing was updated"
         )
-    if of_shard and weights in COMPANIONS:
-        raise RuntimeError(
-            f"weights={weights!r}: expected plain tensors, got a DTensor, beside whose shards nothing is kept yet; "
-            'give weights="stochastic", or float32 parameters; nothing was updated'
-        )
-    formed = _formed(optimizer, p, group, kinds, state, of_shard=of_shard)
+    key = p if whole is None else whole
+    formed = _formed(optimizer, p, group, kinds, state, blocks=_blocks_asked(optimizer, key))
     # what is there already, beside a state that begins later, stays
-    entry = optimizer.state[p] if p in optimizer.state else {}
-    return {key: value for key, value in formed.items() if entry.get(key) is None}
+    entry = optimizer.state[key] if key in optimizer.state else {}
+    return {name: value for name, value in formed.items() if entry.get(name) is None}
 
 
-def dtype_kept(state_dtype: StateDType, p: Tensor, kind: Kind, of_shard: bool) -> torch.dtype | None:
-    """The dtype that a state is kept in; ``None``: in codes. (Those of shards would have other shapes than these.)"""
+def blocks_of(p: Tensor) -> int:
+    """How many headers a state of a parameter has that is kept in codes; 0: it is kept as numbers."""
+    if is_dtensor(p):
+        from oxistep.optim._dtensors import blocks_of_shards
+
+        return blocks_of_shards(p, LEAST)  # type: ignore[arg-type]
+    return _blocks(p) if p.numel() >= LEAST and p.is_contiguous() else 0
+
+
+def _blocks_asked(optimizer: Any, p: Tensor) -> int:
+    return blocks_of(p) if kept_of(optimizer).state_dtype == "8bit" else 0
+
+
+def _blocks(p: Tensor) -> int:
+    return -(-p.numel() // _BLOCK)
+
+
+def dtype_kept(state_dtype: StateDType, p: Tensor, kind: Kind, blocks: int) -> torch.dtype | None:
+    """The dtype that a state is kept in; ``None``: in codes, with ``blocks`` headers."""
     if state_dtype is None:
         return p.dtype
     if state_dtype == torch.float32 or kind == EXACT:
         return torch.float32
     if isinstance(state_dtype, str):
-        return None if p.numel() >= LEAST and p.is_contiguous() and not of_shard else torch.float32
+        return None if blocks else torch.float32
     return state_dtype
 
 
@@ -185,11 +209,12 @@ def _formed(
     p: Tensor,
     group: dict[str, Any],
     kinds: Kinds,
-    entry: dict[str, Any],
+    entry: Mapping[str, Any],
     counts_for_noise: bool = False,
-    of_shard: bool = False,
+    *,
+    blocks: int,
 ) -> dict[str, Any]:
-    """An entry in the form that the settings ask for."""
+    """An entry in the form that the settings ask for; states in codes have ``blocks`` headers."""
     kept = kept_of(optimizer)
     formed: dict[str, Any] = {}
     draws = kept.weights in ("stochastic", "residual8")
@@ -199,7 +224,7 @@ def _formed(
         if name in entry and not _is_state(value, name, kinds, p):
             formed[name] = value
             continue
-        wanted = dtype_kept(kept.state_dtype, p, kind, of_shard)
+        wanted = dtype_kept(kept.state_dtype, p, kind, blocks)
         draws |= (wanted is None and kind[0] != "relative") or (wanted == torch.bfloat16 and kind[0] == "magnitude")
         if wanted is not None:
             value = _numbers(entry, name, kinds, p) if value is None else value
@@ -211,7 +236,7 @@ def _formed(
             value = _numbers(entry, name, kinds, p) if value is None else value
             # zeros are zeros, relative to whatever: the divisor would be a temporary of the parameter's size
             of = None if _is_zero(value) else _divisor(formed, kind, kinds, p)
-            formed.update(_packed(name, value, kind, of, p, kept.seed))
+            formed.update(_packed(name, value, kind, of, p, (kept.seed, blocks)))
     if kept.weights is not None:
         formed.update(_companion(kept.weights, p, entry))
     if draws and "step" not in formed:
@@ -257,15 +282,20 @@ def _materialised(value: Tensor, p: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _is_zero(value: Tensor) -> bool:
     """Whether it is one zero, expanded, as new states are."""
+    if not value.numel():
+        return True
     return all(stride == 0 for stride in value.stride()) and value.flatten()[0].item() == 0
 
 
-def _packed(name: str, value: Tensor, kind: Kind, of: Tensor | None, p: Tensor, seed: int) -> dict[str, Tensor]:
+def _packed(
+    name: str, value: Tensor, kind: Kind, of: Tensor | None, p: Tensor, seed_and_blocks: tuple[int, int]
+) -> dict[str, Tensor]:
+    seed, blocks = seed_and_blocks
     codes = torch.zeros(p.shape, dtype=torch.uint8, device="cpu")
-    headers = torch.zeros(-(-p.numel() // _BLOCK), dtype=torch.float32, device="cpu")
+    headers = torch.zeros(blocks, dtype=torch.float32, device="cpu")
     if not _is_zero(value):
         numbers = _materialised(value, p, torch.float32)
-        _core.pack_codes(numbers, codes, headers, kind[0], of, kind[2], seed)
+        _core.pack_codes(numbers, codes, headers[: _blocks(p)], kind[0], of, kind[2], seed)
     return {name + CODES: codes, name + HEADERS: headers}
 
 
@@ -283,6 +313,7 @@ def _numbers(entry: Mapping[str, Any], name: str, kinds: Kinds, p: Tensor) -> Te
         return state
     kind = kinds.get(name, EXACT)
     codes, headers = (entry[name + suffix].cpu().contiguous() for suffix in (CODES, HEADERS))
+    headers = headers.flatten()[: _blocks(codes)]  # those of a shard have room for more
     out = torch.empty(codes.shape, dtype=torch.float32, device="cpu")
     _core.unpack_codes(codes, headers, out, kind[0], _divisor(entry, kind, kinds, p), kind[2])
     return out
@@ -326,6 +357,9 @@ def _companion(weights: str, p: Tensor, entry: Mapping[str, Any]) -> dict[str, T
 
 def exact(p: Tensor, entry: Mapping[str, Tensor]) -> Tensor:
     """The number that a parameter and what stands beside it stand for, in float32."""
+    if is_dtensor(p):
+        of_shards = {name: entry[name] for name in COMPANIONS.values() if entry.get(name) is not None}
+        return _in_shards(p, of_shards, {}, lambda p, entry: {"master": exact(p, entry)})["master"]  # type: ignore[no-any-return]
     p = p.detach()
     if p.dtype not in _HALF:
         return p.float()
@@ -370,7 +404,7 @@ def weights_changed(optimizer: Any, p: Tensor) -> None:
     with torch.no_grad():
         for name in ("residual", "compensation"):
             if name in entry:
-                entry[name].zero_()
+                local_of(entry[name]).zero_()
 
 
 # ---- checkpoints ----
@@ -385,11 +419,63 @@ def plain_entry(
     entry: Mapping[str, Any], kinds: Kinds, p: Tensor, dtype: torch.dtype, weights: str | None
 ) -> dict[str, Any]:
     """An entry as torch's class would have it: states as numbers of that dtype."""
+    if is_dtensor(p):
+        return _in_shards(p, entry, kinds, lambda p, entry: plain_entry(entry, kinds, p, dtype, weights))
     plain: dict[str, Any] = {}
     for name in _names(entry, kinds, weights):
         value: Any = _numbers(entry, name, kinds, p)
         plain[name] = value.to(dtype=dtype, device=p.device) if _is_state(value, name, kinds, p) else value
     return plain
+
+
+def names_of_headers(kinds: Kinds) -> set[str]:
+    """The names under which headers of states in codes stand. (A state of a user's rule may be called so.)"""
+    return {name + HEADERS for name in kinds} - set(kinds)
+
+
+def _in_shards(
+    p: Any,
+    entry: Mapping[str, Any],
+    kinds: Kinds,
+    make: Callable[[Tensor, Mapping[str, Any]], dict[str, Any]],
+) -> dict[str, Any]:
+    """What ``make`` makes of the local shards of a DTensor and its entry, as DTensors."""
+    from oxistep.optim._dtensors import in_shards
+
+    local = local_of(p).detach()
+    headers = names_of_headers(kinds)
+    codes = {name + CODES for name in kinds} - set(kinds)
+    ours = {*kinds, *codes, *headers, *COMPANIONS.values()}
+    of_shards = {key: local_of(value) if key in ours else value for key, value in entry.items()}
+    made = make(local, of_shards)
+    # numbers of one element are no DTensors; everything else of ours is, whatever it was made of
+    others = {key for key, value in made.items() if key not in ours or not isinstance(value, Tensor)}
+    others |= {key for key in made if key in entry and made[key] is entry[key]}
+    return in_shards(p, p, made, others, headers)
+
+
+def _refuse_other_shards(p: Any, saved: Mapping[str, Any], kinds: Kinds) -> None:
+    """Refuses states in codes, and what else is of the parameter's shape, of other shards than the parameter has.
+
+    Raises:
+        ValueError: naming the state.
+    """
+    headers = names_of_headers(kinds)
+    for key, value in saved.items():
+        is_code = key.removesuffix(CODES) in kinds and key not in kinds
+        is_ours = key in headers or is_code or key in kinds or key in COMPANIONS.values()
+        if not is_ours or not isinstance(value, Tensor) or not (value.dim() or is_dtensor(value)):
+            continue
+        if is_dtensor(p):
+            from oxistep.optim._dtensors import refuse_cut
+
+            refuse_cut(p, key, value, key in headers)
+        elif is_dtensor(value) or (key in headers and value.shape != (_blocks(p),)):
+            raise ValueError(
+                f"load_state_dict: state {key!r}: expected what belongs to a whole tensor of shape {tuple(p.shape)}, "
+                f"got {'a DTensor' if is_dtensor(value) else f'headers of shape {tuple(value.shape)}'}, which belong "
+                "to shards. Save what oxistep.plain_state_dict(optimizer) returns, and load that"
+            )
 
 
 def reformed(
@@ -411,6 +497,7 @@ def reformed(
         counts_for_noise: ``step`` is there only where something is rounded at random.
     """
     own = {key: value.detach() if isinstance(value, Tensor) else value for key, value in saved.items()}
+    _refuse_other_shards(p, own, kinds)
     kept = optimizer.__dict__.get(KEY)
     if kept is None or not _asks(kept) or not _may_be_compact(p):
         if counts_for_noise:
@@ -418,7 +505,12 @@ def reformed(
         narrow = kept is not None and kept.state_dtype == torch.float32 and p.dtype in _HALF
         weights = None if kept is None else kept.weights
         return plain_entry(own, kinds, p, torch.float32 if narrow else p.dtype, weights)
-    return _formed(optimizer, p, group, kinds, own, counts_for_noise, of_shard=hasattr(p, "_local_tensor"))
+    blocks = _blocks_asked(optimizer, p)
+
+    def form(p: Tensor, entry: Mapping[str, Any]) -> dict[str, Any]:
+        return _formed(optimizer, p, group, kinds, entry, counts_for_noise, blocks=blocks)
+
+    return _in_shards(p, own, kinds, form) if is_dtensor(p) else form(p, own)
 
 
 def bytes_of(optimizer: Any, p: Tensor) -> float | None:

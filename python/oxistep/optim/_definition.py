@@ -16,7 +16,15 @@ from oxistep import _core
 from oxistep.optim import _modes
 from oxistep.optim._all_or_nothing import refuse_if_torn
 from oxistep.optim._averages import check_all, left_to_torch, made_average, move_all
-from oxistep.optim._compact import Kinds, is_compact, keep_in, made_compact, refuse_left, weights_changed
+from oxistep.optim._compact import (
+    Kinds,
+    is_compact,
+    keep_in,
+    made_compact,
+    names_of_headers,
+    refuse_left,
+    weights_changed,
+)
 from oxistep.optim._kept import KEY, kept_of
 from oxistep.optim._max_grad_norm import guarded_by_torch
 from oxistep.optim._ranks import Ranks, call_off, joining, refuse_unsaid_parts
@@ -172,12 +180,12 @@ class Definition:
         return None
 
     def make_state(
-        self, optimizer: Any, p: Tensor, grad: Tensor, group: dict[str, Any], of_shard: bool = False
+        self, optimizer: Any, p: Tensor, grad: Tensor, group: dict[str, Any], whole: Any = None
     ) -> dict[str, Any]:
-        """New states of a parameter, or of a DTensor's local shard, as the settings ask for them."""
+        """New states of a parameter, or of the local shard of ``whole``, a DTensor, as the settings ask for them."""
         if is_compact(optimizer):
             kinds = self.kinds(optimizer, group)
-            return made_compact(optimizer, p, group, kinds, lambda: self.new_state(optimizer, p, grad, group), of_shard)
+            return made_compact(optimizer, p, group, kinds, lambda: self.new_state(optimizer, p, grad, group), whole)
         state = self.new_state(optimizer, p, grad, group)
         state.update(in_state_dtype(optimizer, p, state))
         return state
@@ -204,8 +212,9 @@ class Definition:
         """New states of a DTensor: of its local shard, placed as it is."""
         from oxistep.optim._dtensors import in_shards
 
-        state = self.make_state(optimizer, p._local_tensor, grad._local_tensor, group, of_shard=True)
-        return in_shards(p, grad, state, ("step", *self.scalars))
+        state = self.make_state(optimizer, p._local_tensor, grad._local_tensor, group, whole=p)
+        headers = names_of_headers(self.kinds(optimizer, group)) if is_compact(optimizer) else ()
+        return in_shards(p, grad, state, ("step", *self.scalars), headers)
 
     def ranks(self, specs: list[Any]) -> Ranks:
         """Over which ranks norms are summed, given the specifications of all DTensors."""

@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from oxistep import _core
 from oxistep.optim._averages import AVERAGE
-from oxistep.optim._compact import COMPANIONS, EXACT, Kinds, dtype_kept, plain_names
+from oxistep.optim._compact import COMPANIONS, EXACT, Kinds, blocks_of, dtype_kept, plain_names
 from oxistep.optim._definition import definition_of
 from oxistep.optim._kept import KEY, WEIGHTS, StateDType, Weights, kept_of
 from oxistep.optim._storages import local_of
@@ -28,7 +27,7 @@ _BESIDE = {"residual16": 2, "residual8": 1, "kahan": 2, "master": 4}
 """How many bytes for each element that is."""
 
 _HALF = (torch.float16, torch.bfloat16)
-_BLOCK, _HEADER = _core.block_of_codes(), 4
+_HEADER = 4
 _WHOLE = ("adafactor", "muon", "sparse_adam")
 """Rules that are not element-wise, whose states have one setting."""
 
@@ -51,8 +50,7 @@ class Sizes:
     def under(self, g: int, p: Tensor, setting: Setting) -> tuple[int, int]:
         """Bytes of the states of a parameter, and of what stands beside it."""
         group = self._optimizer.param_groups[g]
-        of_shard = hasattr(p, "_local_tensor")
-        local = local_of(p)
+        local, blocks = local_of(p), blocks_of(p) if setting.state_dtype == "8bit" else 0
         kinds: Kinds = self._definition.kinds(self._optimizer, group) if self._is_element_wise else {}
         applies = local.device.type == "cpu" and local.dtype in (torch.float32, *_HALF)
         states, draws = 0, setting.weights in ("stochastic", "residual8")
@@ -62,9 +60,9 @@ class Sizes:
                 states += numel * (8 if dtype is None else dtype.itemsize)
                 continue
             kind = kinds.get(name, EXACT)
-            wanted = dtype_kept(setting.state_dtype, local, kind, of_shard) if kinds else self._narrow(dtype, setting)
+            wanted = dtype_kept(setting.state_dtype, local, kind, blocks) if kinds else self._narrow(dtype, setting)
             if wanted is None:
-                states += numel + _HEADER * -(-numel // _BLOCK)
+                states += numel + _HEADER * blocks
             else:
                 states += numel * wanted.itemsize
             draws |= (wanted is None and kind[0] != "relative") or (

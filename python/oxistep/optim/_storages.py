@@ -51,6 +51,11 @@ def local_of(value: Any) -> Any:
     return getattr(value, "_local_tensor", value)
 
 
+def is_dtensor(value: Any) -> bool:
+    """Whether it has a local shard. (Asking so imports nothing of torch.distributed.)"""
+    return hasattr(value, "_local_tensor")
+
+
 def place(optimizer: Any, g: int, p: Tensor) -> str:
     """What an error calls a parameter."""
     params = optimizer.param_groups[g]["params"]

@@ -16,7 +16,15 @@ from oxistep._names import name_of
 from oxistep.optim import _modes
 from oxistep.optim._all_or_nothing import refuse_if_torn
 from oxistep.optim._averages import AVERAGE, left_to_torch, move_all
-from oxistep.optim._compact import Kinds, is_compact, keep_in, made_compact, plain_names, refuse_left
+from oxistep.optim._compact import (
+    Kinds,
+    is_compact,
+    keep_in,
+    made_compact,
+    names_of_headers,
+    plain_names,
+    refuse_left,
+)
 from oxistep.optim._definition import Definition, Rows, define
 from oxistep.optim._kept import GradNormGroup, StateDType, Weights, keep_settings, kept_of
 from oxistep.optim._max_grad_norm import measured_by_torch
@@ -266,7 +274,7 @@ class _RuleDefinition(Definition):
         group: dict[str, Any],
         missing: Sequence[str],
         begins: Mapping[str, State],
-        of_shard: bool = False,
+        whole: Any = None,
     ) -> dict[str, Any]:
         """States that begin in this step.
 
@@ -277,16 +285,17 @@ class _RuleDefinition(Definition):
             group: its group.
             missing: the names of those that it lacks.
             begins: what all states of the rule begin as.
-            of_shard: it is the local shard of a DTensor.
+            whole: the DTensor whose local shard it is, if it is one.
         """
         source = source_of(type(optimizer))
-        entry = optimizer.state[p] if p in optimizer.state else {}
+        key = p if whole is None else whole
+        entry = optimizer.state[key] if key in optimizer.state else {}
         if is_compact(optimizer):
             entry = plain_names(entry, self.kinds(optimizer, group), kept_of(optimizer).weights)
         if kept_of(optimizer).ema is not None:
             entry = {name: value for name, value in entry.items() if name != AVERAGE}
         if (strangers := source.strangers(entry, begins)) is not None:
-            place = next((i for i, other in enumerate(group["params"]) if other is p), 0)
+            place = next((i for i, other in enumerate(group["params"]) if other is key), 0)
             g = next(k for k, other in enumerate(optimizer.param_groups) if other is group)
             name = name_of(optimizer.param_groups, g, place)
             raise RuntimeError(f"rule {source.name}: {name} {strangers}; nothing was updated")
@@ -295,7 +304,7 @@ class _RuleDefinition(Definition):
             return made_states(optimizer, p, group, {name: begins.get(name) for name in missing})
 
         if is_compact(optimizer):
-            return made_compact(optimizer, p, group, self.kinds(optimizer, group), make, of_shard)
+            return made_compact(optimizer, p, group, self.kinds(optimizer, group), make, whole)
         return make()
 
     def make_shards(  # type: ignore[override]
@@ -311,9 +320,10 @@ class _RuleDefinition(Definition):
         from oxistep.optim._dtensors import in_shards
 
         local, of_grad = p._local_tensor, grad._local_tensor
-        state = self.make_state(optimizer, local, of_grad, group, missing, begins, of_shard=True)
+        state = self.make_state(optimizer, local, of_grad, group, missing, begins, whole=p)
         numbers = [name for name, state in begins.items() if not state.kind.has_elements]
-        return in_shards(p, grad, state, ("step", *numbers))
+        headers = names_of_headers(self.kinds(optimizer, group)) if is_compact(optimizer) else ()
+        return in_shards(p, grad, state, ("step", *numbers), headers)
 
     def check_left(self, optimizer: Any, left: list[tuple[int, Tensor]]) -> None:
         """Raises what torch's operations would: what cannot be written, and what cannot be traced."""

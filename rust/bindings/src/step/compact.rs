@@ -8,6 +8,7 @@ use pyo3::types::{PyDict, PyList};
 
 use crate::memory::dtype::DType;
 use crate::memory::stream::{Described, layout};
+use crate::memory::torch::modules::modules;
 use crate::memory::unfit::{Unfit, outside};
 use crate::optimizer::rule::GroupRule;
 use crate::step::fewer::{AVERAGE, Beside, Fewer, KindByName, LAID_OUT, OfCompact, STEP, draws};
@@ -63,7 +64,10 @@ impl Fewer {
         let number = !matches!(of(param), DType::F64) && !described.iter().any(|stream| stream.memory.complex);
         let usual = served(of(param), of(grad), of_states) && states.iter().all(|state| Some(of(state)) == of_states);
         let alike = |shape: &Described<'_>| shape.is_dense && shape.shape.same_sizes(&param.shape);
-        let mut whole: Streams<Described<'_>> = described.iter().filter(|stream| alike(stream)).copied().collect();
+        // of what is in fewer bytes the gradient may lie otherwise
+        let counts = |(stream, of): &(usize, &Described<'_>)| alike(of) && (compact.is_none() || *stream != 1);
+        let whole = described.iter().enumerate().filter(counts).map(|(_, of)| *of);
+        let mut whole: Streams<Described<'_>> = whole.collect();
         let is_complete = compact.is_some() || whole.len() == described.len();
         // one that does not fit is refused by `check_averages`, which knows its name
         let Ok(now) = look.torch.describe(object) else { return compact };
@@ -152,12 +156,10 @@ impl Item {
         let [param, grad, ..] = described else { return Err(LAID_OUT.into()) };
         let compact = &of_compact.compact;
         let averages = usize::from(compact.average.is_some());
-        let is_shard_beside = self.shards.is_some() && compact.streams() > 1 + compact.states.len() + averages;
         let reason = match () {
             () if self.rows.is_some() => Some("the gradient is sparse"),
             () if self.whole != Whole::No => Some("its rule looks at tensors whole"),
             () if described.iter().any(|stream| stream.memory.complex) => Some("the parameter is complex"),
-            () if is_shard_beside => Some("it is a DTensor, beside whose shards nothing is kept"),
             () if !served(param.memory.dtype, grad.memory.dtype, None) || param.memory.dtype == DType::F64 => {
                 Some("no kernel for this combination of dtypes")
             }
@@ -191,18 +193,28 @@ impl Item {
         if needs_bf16 && param.memory.dtype != DType::Bf16 {
             return Err("these weights= are for bfloat16".into());
         }
-        of_compact.fits(described)?;
-        self.layout = None;
+        self.layout = of_compact.fits(described)?.map(Box::new);
         self.memory = described.iter().map(|d| d.memory).collect();
         Ok((param.memory.dtype, false))
     }
 }
 
+/// The version of a parameter; `None` if it has none. Asking may run Python code.
+///
+/// An operation on a DTensor counts there alone, one on its local shard counts there alone: the sum tells of either.
+fn version(param: &Bound<'_, PyAny>) -> Option<u64> {
+    let py = param.py();
+    let of = |object: &Bound<'_, PyAny>| object.getattr(pyo3::intern!(py, "_version"))?.extract::<u64>();
+    let own = of(param).ok()?;
+    match modules(py).ok()?.torch.dtensors.local(param) {
+        None => Some(own),
+        Some(local) => of(&local).ok().map(|of_local| own + of_local),
+    }
+}
+
 /// The version and the address of a parameter; `None` if it has no version. Asking may run Python code.
 fn seen(item: &Item, py: Python<'_>) -> Option<(u64, usize)> {
-    let object = item.tensor(0).unwrap_or(&item.param).bind(py);
-    let version = object.getattr(pyo3::intern!(py, "_version")).and_then(|version| version.extract()).ok()?;
-    Some((version, item.memory.first().map_or(0, |memory| memory.interval().0)))
+    Some((version(item.param.bind(py))?, item.memory.first().map_or(0, |memory| memory.interval().0)))
 }
 
 impl Plan {
@@ -290,8 +302,7 @@ impl Plan {
     /// Notes what these parameters are now.
     pub(super) fn note_again(&mut self, params: &Bound<'_, PyList>) {
         for param in params {
-            let version = param.getattr(pyo3::intern!(param.py(), "_version")).and_then(|version| version.extract());
-            if let (Ok(version), Some(known)) = (version, self.seen.get_mut(&(param.as_ptr() as usize))) {
+            if let (Some(version), Some(known)) = (version(&param), self.seen.get_mut(&(param.as_ptr() as usize))) {
                 known.0 = version;
             }
         }

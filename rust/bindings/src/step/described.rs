@@ -116,10 +116,17 @@ impl Item {
         let mut again: Streams<Described<'_>> = Streams::new();
         let mut same = self.has_its_shards(py, torch);
         let mut memories = self.memory.clone();
+        let elements = memories.first().map_or(0, |memory| memory.len);
         for (stream, memory) in memories.iter_mut().enumerate() {
             let Some(object) = self.tensor(stream) else { continue };
             let object = object.bind(py);
-            let now = if self.compact.is_some() { torch.describe_codes(object) } else { torch.describe(object) };
+            let now = match &self.compact {
+                None => torch.describe(object),
+                Some(compact) => torch.describe_codes(object).map(|now| match self.shards {
+                    None => now,
+                    Some(_) => compact.without_padding(stream, now, elements),
+                }),
+            };
             match now {
                 Ok(now) if now.memory.dtype == memory.dtype && now.memory.extent == memory.extent => {
                     *memory = now.memory;
@@ -133,7 +140,7 @@ impl Item {
             && if self.rows.is_some() {
                 all.all(|d| d.shape.is_contiguous())
             } else if let Some(compact) = &self.compact {
-                compact.fits(&again).is_ok()
+                compact.fits(&again).is_ok_and(|layout| layout.as_ref() == self.layout.as_deref())
             } else {
                 self.whole.holds(&again)
                     || all.all(|d| d.shape.sizes == again[0].shape.sizes)

@@ -2,9 +2,10 @@
 //! whether it fits.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
-use oxistep_kernels::StateKind;
 use oxistep_kernels::compact::{BLOCK, Compact, Kept, Noise, Weights};
+use oxistep_kernels::{Layout, StateKind};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use smallvec::SmallVec;
@@ -19,7 +20,8 @@ pub(super) const STEP: &[&str] = &["step"];
 /// Under which name the average of a parameter stands.
 pub(super) const AVERAGE: &str = "param_ema";
 
-pub(super) const LAID_OUT: &str = "parameter, gradient, states and what stands beside them are not all laid out alike";
+pub(super) const LAID_OUT: &str =
+    "parameter, states and what stands beside them are not all laid out alike, without gaps";
 
 /// What an optimizer's settings ask of its parameters and states.
 #[derive(Clone, Copy, Debug, Default)]
@@ -128,16 +130,37 @@ impl OfCompact {
         self
     }
 
-    /// Whether everything has the sizes that it must have, and lies alike.
-    pub(super) fn fits(&self, described: &[Described<'_>]) -> Result<(), &'static str> {
-        let [param, ..] = described else { return Err(LAID_OUT) };
+    /// Where among what is described the headers are.
+    fn headers(&self) -> Range<usize> {
+        let first = 2 + self.compact.states.len();
+        first..first + self.compact.states.iter().filter(|kept| matches!(kept, Kept::Codes(_))).count()
+    }
+
+    /// A stream of a DTensor of so many elements here. Its headers have room for as many on each process: those behind
+    /// the shard's own are left out.
+    pub(super) fn without_padding<'t>(&self, stream: usize, mut of: Described<'t>, elements: usize) -> Described<'t> {
+        let own = elements.div_ceil(BLOCK);
+        if self.headers().contains(&stream) && of.shape.is_contiguous() && of.memory.len > own {
+            (of.memory.len, of.memory.extent) = (own, own);
+        }
+        of
+    }
+
+    /// The same for all streams, of which the parameter is the first.
+    pub(super) fn leave_padding(&self, described: &mut [Described<'_>]) {
+        let elements = described.first().map_or(0, |param| param.memory.len);
+        let streams = described.iter_mut().enumerate();
+        streams.for_each(|(stream, of)| *of = self.without_padding(stream, *of, elements));
+    }
+
+    /// Whether everything has the sizes that it must have, and lies alike, but for the gradient: how that lies, if
+    /// otherwise.
+    pub(super) fn fits(&self, described: &[Described<'_>]) -> Result<Option<Layout>, &'static str> {
+        let [param, grad, ..] = described else { return Err(LAID_OUT) };
         if described.len() != 1 + self.compact.streams() {
             return Err("something that stands beside it is missing");
         }
-        let n = param.memory.len;
-        let states = 2..2 + self.compact.states.len();
-        let headers = self.compact.states.iter().filter(|kept| matches!(kept, Kept::Codes(_))).count();
-        let headers = states.end..states.end + headers;
+        let (n, headers) = (param.memory.len, self.headers());
         let mut whole: Streams<Described<'_>> = Streams::new();
         for (stream, described) in described.iter().enumerate() {
             if headers.contains(&stream) {
@@ -145,12 +168,14 @@ impl OfCompact {
                     return Err("the headers of its codes have another length than belongs to the parameter");
                 }
             } else if described.shape.same_sizes(&param.shape) {
-                whole.push(*described);
+                if stream != 1 {
+                    whole.push(*described);
+                }
             } else {
                 return Err("its codes, or what stands beside it, have another shape");
             }
         }
         let is_one_piece = whole.iter().all(|described| described.is_dense) && layout(&whole).is_none();
-        if is_one_piece { Ok(()) } else { Err(LAID_OUT) }
+        if is_one_piece { Ok(layout(&[*param, *grad])) } else { Err(LAID_OUT) }
     }
 }

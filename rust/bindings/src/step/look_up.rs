@@ -77,12 +77,15 @@ impl Item {
         self.unsure = true; // if one of the next is torch's, a state does not fit
         let (mut states, beside) = states_in(py, source.as_ref(), names.states, keys)?;
         let beside = fewer.beside(beside, source.as_ref())?;
-        let companions = beside.objects();
         let average = beside.average.as_ref().and_then(|average| self.average_at_hand(look, average));
         let (average, held) = average.unzip();
         let plain = self.shards_of_states(look, shard.as_ref(), names.states, &states)?;
+        let companions = self.shards_beside(look, shard.as_ref(), &beside)?;
         let mut described = self.describe_states(look, pair, names.states, &plain, |k| beside.is_of(k))?;
         let mut compact = fewer.compact(look, &mut described, &beside, &companions, names)?;
+        if let (Some(compact), Some(_)) = (&compact, &shard) {
+            compact.leave_padding(&mut described);
+        }
         if self.rows.is_none() && self.whole == Whole::No {
             compact = fewer.averaged(look, &mut described, average.as_ref(), compact);
         }
@@ -90,7 +93,7 @@ impl Item {
             None => self.settle_types(look, &described)?,
             Some(compact) => self.settle_compact_types(look, compact, &described)?,
         };
-        states.extend(companions.iter().cloned());
+        states.extend(beside.objects());
         if compact.as_ref().is_some_and(|compact| compact.has_average()) {
             states.extend(beside.average.clone());
             if let (Some(shards), Some(held)) = (&mut self.shards, held.flatten()) {

@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 
 use crate::memory::torch::describe::Torch;
 use crate::memory::torch::dtensors::{Held, Shard};
+use crate::step::fewer::Beside;
 use crate::step::item::Item;
 use crate::step::lists::States;
 use crate::step::look::{Going, Look};
@@ -53,6 +54,34 @@ impl Item {
             }
             shards.extend(state.as_ref().map(Shard::hold));
             plain.extend(state.map(|state| state.local));
+        }
+        Ok(plain)
+    }
+
+    /// What stands beside a parameter and its states, but for the average; if the parameter is a DTensor, the local
+    /// shards of that, which are noted.
+    pub(super) fn shards_beside<'py>(
+        &mut self,
+        look: &Look<'_, 'py>,
+        shard: Option<&Shard<'py>>,
+        beside: &Beside<'py>,
+    ) -> Going<Vec<Bound<'py, PyAny>>> {
+        let objects = beside.objects();
+        let (Some(shard), Some(shards)) = (shard, &mut self.shards) else { return Ok(objects) };
+        let mut plain = Vec::new();
+        for (k, object) in objects.iter().enumerate() {
+            let dtensors = &look.torch.dtensors;
+            let own = dtensors.shard(object);
+            let differs = if k < beside.headers.len() {
+                dtensors.headers_differ("the headers of a state in codes", shard, own.as_ref())
+            } else {
+                dtensors.differs("what stands beside it", shard, own.as_ref())
+            };
+            if let Some(reason) = differs? {
+                return Err(reason.into());
+            }
+            shards.extend(own.as_ref().map(Shard::hold));
+            plain.extend(own.map(|own| own.local));
         }
         Ok(plain)
     }

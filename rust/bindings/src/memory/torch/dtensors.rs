@@ -74,11 +74,31 @@ impl DTensors {
     /// Why a step on the shards would not be a step on the whole; `None` if it is. `what` is the other tensor, which
     /// was found to be no DTensor if it has no shard.
     pub(crate) fn differs(&self, what: &str, param: &Shard<'_>, other: Option<&Shard<'_>>) -> PyResult<Option<Reason>> {
+        self.compare(what, param, other, false)
+    }
+
+    /// The same of the headers of a state in codes, which have a shape of their own.
+    pub(crate) fn headers_differ(
+        &self,
+        what: &str,
+        param: &Shard<'_>,
+        headers: Option<&Shard<'_>>,
+    ) -> PyResult<Option<Reason>> {
+        self.compare(what, param, headers, true)
+    }
+
+    fn compare(
+        &self,
+        what: &str,
+        param: &Shard<'_>,
+        other: Option<&Shard<'_>>,
+        are_headers: bool,
+    ) -> PyResult<Option<Reason>> {
         let py = param.spec.py();
         let (Some(other), Some(known)) = (other, self.0.get(py)) else {
             return Ok(Some(format!("the parameter is a DTensor and {what} is none").into()));
         };
-        let reason = known.differs.call1(py, (&param.spec, &other.spec, what))?;
+        let reason = known.differs.call1(py, (&param.spec, &other.spec, what, are_headers))?;
         Ok(reason.extract::<Option<String>>(py)?.map(Reason::from))
     }
 
