@@ -1,8 +1,11 @@
 """Sphinx: `make docs` builds the site into target/docs, from these pages and the installed oxistep."""
 
+import inspect
 import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
+
+from sphinx.util.inspect import stringify_signature
 
 sys.path.append(str(Path(__file__).parent / "_extensions"))
 
@@ -16,6 +19,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "mathml",  # _extensions/mathml.py
+    "tables",  # _extensions/tables.py
 ]
 exclude_patterns = ["_extensions"]
 
@@ -53,5 +57,13 @@ def on_the_site(app, path, docname, content):
             content[0] = content[0].replace(f"]({name}.md", f"]({name.lower()}.md")
 
 
+def signature_of_constructor(app, what, name, obj, options, signature, return_annotation):
+    """autodoc takes that of `__new__` where a class has one; ours looks at names of arguments only."""
+    if what == "class" and signature and signature.startswith("(*_"):
+        return stringify_signature(inspect.signature(obj), show_annotation=False, show_return_annotation=False), None
+    return None
+
+
 def setup(app):
+    app.connect("autodoc-process-signature", signature_of_constructor)
     app.connect("include-read", on_the_site)
