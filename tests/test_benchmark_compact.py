@@ -45,7 +45,7 @@ def test_results_are_added_and_what_is_missing_is_named(tmp_path, capsys, monkey
     assert {row["gradients"] for row in found["accuracy"]} == set(compact_accuracy.GRADIENTS)
     output = capsys.readouterr()
     assert "left out: not-installed is not installed" in output.err and "PEERS=1" in output.err
-    assert "its / oxistep's" in output.out and "beside Adam in float64" in output.out
+    assert "torch fused" in output.out and "beside those of Adam in float64" in output.out
 
 
 def test_a_package_that_does_not_import_is_left_out_with_its_error(tmp_path, monkeypatch):

@@ -36,7 +36,8 @@ def test_every_class_is_compared_and_added_to_the_results(name, tmp_path, capsys
     asked = [row["against"] for row in rows if row["floor"] is not None]
     assert len(asked) == (3 if rivals else 1)
     output = capsys.readouterr().out
-    assert "floor" in output and all(row["against"] in output for row in rows)
+    assert "floors" in output and "probe" in output and originals.ORIGINALS[name].package in output
+    assert all(way in output for way in ("for-loop", "foreach") if any(way in rival for rival in rivals))
 
 
 def test_where_the_package_is_missing_ours_is_beside_the_probe_alone(monkeypatch):

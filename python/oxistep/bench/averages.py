@@ -23,6 +23,7 @@ import oxistep
 
 from .._options import positive
 from . import results
+from .beside import spread
 from .paired import Step, contestant, measure
 from .tables import plain, show
 from .wording import duration
@@ -92,10 +93,9 @@ def main(argv: list[str] | None = None, program: str | None = None) -> int:
     check()
     sizes = [options.only] if options.only else list(SIZES)
     rows = [row for size in sizes for row in timed(size, options.seconds)]
-    table = plain("elements", "loop", "step", "step / ours", "quartiles", left=2)
+    table = plain("elements", "loop", "step", "step / ours", left=2)
     for row in rows:
-        quartiles = f"{row['q1']:.2f} to {row['q3']:.2f}"
-        table.add_row(row["size"], row["loop"], duration(row["ns"]), f"{row['median']:.2f}", quartiles)
+        table.add_row(row["size"], row["loop"], duration(row["ns"]), spread(row))
     show(Console(highlight=False), table)
     if options.into:
         results.add(options.into, "averages", {"rows": rows})

@@ -22,9 +22,11 @@ from rich.console import Console
 import oxistep.numpy as onp
 
 from .._options import new_file, positive
+from .beside import spread
 from .environment import environment
 from .paired import Step, contestant, measure
 from .tables import plain, show
+from .wording import duration
 
 Array: TypeAlias = NDArray[Any]
 Arrays: TypeAlias = list[Array]
@@ -232,15 +234,14 @@ def main(arguments: list[str], program: str) -> int:
     found = [
         measured(workload, cell, rule, options.seconds) for workload, cell in CELLS.items() for rule in cell.floors
     ]
-    table = plain("workload", "rule", "us", "by hand, us", "by hand / oxistep", "quartiles", "floor", left=2)
+    table = plain("workload", "rule", "oxistep", "by hand", "by hand / oxistep", "floor", left=2)
     for row in found:
         table.add_row(
             row["workload"],
             row["rule"],
-            f"{row['ours_ns'] / 1e3:.2f}",
-            f"{row['other_ns'] / 1e3:.2f}",
-            f"{row['median']:.2f}",
-            f"{row['q1']:.2f} to {row['q3']:.2f}",
+            duration(row["ours_ns"]),
+            duration(row["other_ns"]),
+            spread(row),
             f"{row['floor']:.1f}",
         )
     show(Console(highlight=False), table)

@@ -26,12 +26,12 @@ import oxistep.optim
 
 from .._options import count, positive
 from . import results
+from .beside import show_beside, show_floors
 from .compact_accuracy import GRADIENTS, errors
 from .packages import PACKAGES
 from .paired import Step, contestant, measure
 from .rules import Parameters, parameters
 from .tables import plain, show
-from .wording import duration
 
 LR, WARM_UP = 1e-3, 3
 FLOAT32 = "oxistep, float32"
@@ -55,6 +55,16 @@ class Setting:
     """The time of our float32 AdamW over its own on a large tensor, with AVX-512 and without."""
     beside: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Packages whose format is the nearest, and what they are given."""
+
+    @property
+    def weights(self) -> str:
+        """How weights are kept, in a word for tables."""
+        return str(self.arguments.get("weights", str(self.dtype).removeprefix("torch.")))
+
+    @property
+    def states(self) -> str:
+        """How states are kept."""
+        return str(self.arguments.get("state_dtype", self.dtype)).removeprefix("torch.")
 
 
 BF16, CODES = torch.bfloat16, {"state_dtype": "8bit"}
@@ -176,26 +186,28 @@ def accuracy(steps: int) -> list[dict[str, Any]]:
 
 
 def show_speed(out: Console, rows: list[dict[str, Any]]) -> None:
-    table = plain("setting", "elements", "against", "its time", "oxistep's", "its / oxistep's", "quartiles", "floor",
-                  left=3)  # fmt: skip
-    for row in rows:
-        asked = row["floor"]
-        table.add_row(
-            row["setting"],
-            f"{row['elements']:,}",
-            row["against"],
-            duration(row["other_ns"]),
-            duration(row["own_ns"]),
-            f"{row['median']:.2f}",
-            f"{row['q1']:.2f} to {row['q3']:.2f}",
-            "" if asked is None else f"{asked:g} {'met' if row['median'] >= asked else 'MISSED'}",
-        )
-    show(out, table)
+    """A table for each number of elements."""
+    labels = {
+        "weights": lambda row: SETTINGS[row["setting"]].weights,
+        "states": lambda row: SETTINGS[row["setting"]].states,
+    }
+    heads = {FLOAT32: "float32", **{name: package.cls for name, package in PACKAGES.items()}}
+    out.print("AdamW, by how weights and states are kept, beside AdamW in float32 and beside packages:")
+
+    def head(row: dict[str, Any]) -> str:
+        return heads.get(row["against"], row["against"].replace(",", ""))
+
+    for elements in dict.fromkeys(row["elements"] for row in rows):
+        found = [row for row in rows if row["elements"] == elements]
+        show_beside(out, found, labels, "own_ns", rival=head, title=f"{elements:,} elements")
+    show_floors(out, rows, lambda row: f"{row['setting']}, {row['elements']:,} elements")
 
 
 def show_accuracy(out: Console, rows: list[dict[str, Any]]) -> None:
     names = list(dict.fromkeys(row["format"] for row in rows))
-    table = plain("error of updates; largest", *names, title="beside Adam in float64")
+    heads = (name.removeprefix("state_dtype=").removeprefix("torch.").strip('"') for name in names)
+    table = plain("gradients", *(PACKAGES[h].cls if h in PACKAGES else h for h in heads))
+    out.print("Updates beside those of Adam in float64: mean error; the largest over float64's largest.")
     for gradients in GRADIENTS:
         found = {row["format"]: row for row in rows if row["gradients"] == gradients}
         table.add_row(gradients, *(f"{found[n]['error']:.1%}; {found[n]['largest']:.3g} x" for n in names))
@@ -225,7 +237,7 @@ def main(argv: list[str] | None = None, program: str | None = None) -> int:
         if reason := package.missing():
             print(f"left out: {reason}", file=sys.stderr)
     found: dict[str, list[dict[str, Any]]] = {}
-    out = Console(highlight=False)
+    out = Console(highlight=False, soft_wrap=True)
     if options.only != "accuracy":
         found["speed"] = []
         for elements in options.elements or ([2**20] if options.quick else [2**16, 2**20, 2**27]):

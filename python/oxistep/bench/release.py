@@ -33,6 +33,7 @@ import oxistep
 
 from .._options import count, positive
 from . import results
+from .beside import spread
 from .memory import _RESET, resident_bytes
 from .paired import Step, contestant, measure
 from .tables import plain, show
@@ -166,11 +167,10 @@ def main(argv: list[str] | None = None, program: str | None = None) -> int:
     gradients = 4 * sum(p.numel() for p in mlp(options.width)[0])
     rows = timed("MLP", lambda: mlp(options.width), options.seconds) + timed("LoRA", lora, options.seconds)
     high = peaks(options.width) if _RESET.exists() else None
-    table = plain("workload", "loop", "iteration", "iteration / ours", "quartiles", "peak, MiB", left=2)
+    table = plain("workload", "loop", "iteration", "iteration / ours", "peak, MiB", left=2)
     for row in rows:
         mebi = "-" if high is None or row["workload"] != "MLP" else f"{high[row['loop']] / 2**20:.0f}"
-        quartiles = f"{row['q1']:.2f} to {row['q3']:.2f}"
-        table.add_row(row["workload"], row["loop"], duration(row["ns"]), f"{row['median']:.2f}", quartiles, mebi)
+        table.add_row(row["workload"], row["loop"], duration(row["ns"]), spread(row), mebi)
     show(Console(highlight=False), table)
     ratio = {(row["workload"], row["loop"]): row["median"] for row in rows}
     met = {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from .beside import spread
 from .floors import Verdict
 from .implementations import OURS, REFERENCE
 from .paired import Ratio
@@ -50,8 +52,8 @@ def _legend(measured: list[Record], left_out: list[CellName]) -> list[str]:
     lines = [
         "oxistep: the time of one step. fastest other: the fastest of torch's implementations and of the other",
         "packages installed here, with its time. Times are medians.",
-        "speed-up: its time over oxistep's, as median (and quartiles) of ratios from alternating runs. Above 1",
-        f"oxistep is faster. over default: the same over torch's default on the CPU, its {REFERENCE}.",
+        "speed-up: its time over oxistep's, as median of ratios from alternating runs, ± half the distance between",
+        f"their quartiles. Above 1 oxistep is faster. over default: the same over torch's default, its {REFERENCE}.",
     ]
     if any(record.share_of_ceiling is not None for record in measured):
         lines.append(
@@ -79,7 +81,7 @@ def _table(records: list[Record]) -> Table:
             record.name.optimizer + dtype,
             _time(timed.median(OURS)),
             "-" if best is None else f"{best} {_time(timed.median(best))}",
-            "-" if best is None else _ratio(timed.ratio(best, OURS)),
+            "-" if best is None else spread(asdict(timed.ratio(best, OURS))),
             f"{timed.ratio(REFERENCE, OURS).median:.2f}" if REFERENCE in timed.nanoseconds else "-",
         )
     return table

@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -24,10 +25,9 @@ from oxistep import rules
 
 from .._options import count, positive
 from . import results
+from .beside import show_beside, show_floors
 from .paired import Step, contestant, measure
 from .probe import native_probe
-from .tables import plain, show
-from .wording import duration
 
 Parameters = list[torch.nn.Parameter]
 RULE, COMPILED, LOOP, FOREACH, PROBE = "rule", "compiled", "for-loop", "foreach", "probe"
@@ -252,28 +252,12 @@ def main(argv: list[str] | None = None, program: str | None = None) -> int:
     for workload, shapes in workloads.items():
         for name in options.rule or RULES:
             rows += measured(workload, name, shapes, options.seconds)
-    show_rows(rows, "rule", "rule's time", "its / rule's")
+    out = Console(highlight=False, soft_wrap=True)
+    show_beside(out, rows, {"workload": itemgetter("workload"), "rule": itemgetter("rule")}, "rule_ns")
+    show_floors(out, rows, lambda row: f"{row['rule']} on {row['workload']}")
     if options.into:
         results.add(options.into, "rules", rows)
     return 0
-
-
-def show_rows(rows: list[dict[str, Any]], rule: str, time: str, ratio: str) -> None:
-    """Print them as a table, whose columns of what is measured are called so."""
-    table = plain("workload", rule, "against", time, "its time", ratio, "quartiles", "floor", left=3)
-    for row in rows:
-        asked = row["floor"]
-        table.add_row(
-            row["workload"],
-            row["rule"],
-            row["against"],
-            duration(row["rule_ns"]),
-            duration(row["other_ns"]),
-            f"{row['median']:.2f}",
-            f"{row['q1']:.2f} to {row['q3']:.2f}",
-            "" if asked is None else f"{asked:g} {'met' if row['median'] >= asked else 'MISSED'}",
-        )
-    show(Console(highlight=False), table)
 
 
 if __name__ == "__main__":

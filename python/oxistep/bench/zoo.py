@@ -18,9 +18,11 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from oxistep import zoo
 from oxistep.rules._listing import Listing
@@ -28,10 +30,11 @@ from oxistep.rules._optimizer import source_of
 
 from .._options import count, positive
 from . import results
-from .originals import ORIGINALS
+from .beside import show_beside, show_floors
+from .originals import ORIGINALS, WAYS
 from .paired import Step, contestant, measure
 from .probe import native_probe
-from .rules import PROBE, Parameters, parameters, show_rows
+from .rules import PROBE, Parameters, parameters
 from .workloads import gpt2_small
 
 OURS, WARM_UP = "oxistep", 3
@@ -139,6 +142,19 @@ def measured(workload: str, name: str, shapes: list[tuple[int, ...]], seconds: f
     return rows
 
 
+def show_all(out: Console, rows: list[dict[str, Any]]) -> None:
+    """A table for each workload. A package that has no foreach loops over its parameters."""
+
+    def way(row: dict[str, Any]) -> str:
+        return next((way for way in (PROBE, *WAYS) if row["against"].endswith(way)), "for-loop")
+
+    labels = {"optimizer": itemgetter("rule"), "package": lambda row: ORIGINALS[row["rule"]].package}
+    for workload in dict.fromkeys(row["workload"] for row in rows):
+        found = [row for row in rows if row["workload"] == workload]
+        show_beside(out, found, labels, "rule_ns", rival=way, title=workload)
+    show_floors(out, rows, lambda row: f"{row['rule']} on {row['workload']}")
+
+
 def arguments(argv: list[str] | None, program: str | None) -> argparse.Namespace:
     parser = results.command(__doc__, program, "zoo")
     parser.add_argument(
@@ -167,7 +183,7 @@ def main(argv: list[str] | None = None, program: str | None = None) -> int:
         for name in options.optimizer or ORIGINALS:
             rows += measured(workload, name, workloads[workload], seconds)
             gc.collect()  # optimizers of torch refer to themselves
-    show_rows(rows, "optimizer", "oxistep's time", "its / oxistep's")
+    show_all(Console(highlight=False, soft_wrap=True), rows)
     if options.into:
         results.add(options.into, "zoo", rows)
     return 0
