@@ -394,6 +394,84 @@ except ZeroDivisionError:
     assert done.stdout == "torch's\n", done.stderr
 
 
+# ---- a torch that describes tensors otherwise ----
+
+# A table of DLPack's version 2: what follows the version is nothing that version 1 knows.
+FORGED = """
+import ctypes, warnings
+import torch
+make = ctypes.pythonapi.PyCapsule_New
+make.restype, make.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+table = (ctypes.c_uint32 * 64)(2, 1)
+torch.Tensor.__dlpack_c_exchange_api__ = make(ctypes.addressof(table), b"dlpack_exchange_api", None)
+"""
+
+
+def test_an_unknown_version_of_dlpack_leaves_everything_to_torch_and_warns_once():
+    done = run(
+        FORGED
+        + """
+with warnings.catch_warnings(record=True) as shown:
+    warnings.simplefilter("always")
+    import oxistep
+    from oxistep import optim, zoo
+
+    @oxistep.rule
+    def momentum(p, g, s, lr=0.01, beta=0.9):
+        s.v = beta * s.v - lr * g
+        return p + s.v
+
+    def trained(make):
+        p = torch.arange(12.0).reshape(3, 4).requires_grad_()
+        optimizer = make([p])
+        for _ in range(3):
+            p.grad = p.detach() - 2
+            optimizer.step(lambda: (p - 2).square().sum())
+        return p, optimizer
+
+    for name in ("SGD", "Adam", "NAdam", "Adafactor", "Muon", "LBFGS"):
+        p, optimizer = trained(getattr(optim, name))
+        assert torch.equal(p, trained(getattr(torch.optim, name))[0]), name
+        assert [row.path for row in oxistep.explain(optimizer)] == ["torch"], name
+    for make in (momentum, zoo.Lion, lambda ps: optim.AdamW(ps, max_grad_norm=1.0, ema=0.9)):
+        p, optimizer = trained(make)
+        (row,) = oxistep.explain(optimizer)
+        assert row.path == "torch" and "DLPack" in row.reason, row
+        assert not torch.equal(p, torch.arange(12.0).reshape(3, 4))
+    total = p.grad.norm()
+    assert torch.equal(oxistep.clip_grad_norm_([p], 1.0), total) and p.grad.norm() < 1.001
+    try:
+        trained(lambda ps: optim.AdamW(ps, state_dtype="8bit"))
+    except RuntimeError as refused:
+        assert "nothing was updated" in str(refused)
+(warning,) = shown
+print(warning.category.__name__, warning.message)
+"""
+    )
+    assert done.stdout.startswith("UserWarning this torch describes tensors by version 2 of DLPack"), done.stderr
+    assert "understands version 1" in done.stdout and "Upgrade oxistep" in done.stdout
+
+
+def test_where_warnings_are_errors_an_unknown_version_of_dlpack_raises_before_anything_is_written():
+    done = run(
+        FORGED
+        + """
+warnings.simplefilter("error")
+import oxistep.optim as optim
+p = torch.ones(3, requires_grad=True)
+p.grad = torch.ones(3)
+optimizer = optim.Adam([p])
+for _ in range(2):
+    try:
+        optimizer.step()
+    except UserWarning as warning:
+        assert "version 2 of DLPack" in str(warning)
+        print(p.tolist(), dict(optimizer.state))
+"""
+    )
+    assert done.stdout == "[1.0, 1.0, 1.0] {}\n" * 2, done.stderr
+
+
 @pytest.mark.parametrize("what", ["parameter", "gradient", "state"])
 @pytest.mark.parametrize("name", ["Adam", "Muon"])
 def test_a_shrunk_storage_is_refused_on_torchs_path_too(name, what, monkeypatch):

@@ -15,6 +15,8 @@ pub(crate) enum Unfit {
     Class,
     /// Sparse, quantised, meta, freed: nothing that DLPack could describe.
     NoMemory,
+    /// This torch describes tensors in a way that is not known here.
+    Interface,
     /// Not in main memory.
     Device,
     /// Integer, complex, ...
@@ -33,6 +35,7 @@ impl Unfit {
         match self {
             Self::Class => "is of a subclass of Tensor",
             Self::NoMemory => "has no plain memory (sparse, quantised, meta, freed, or inside a transform)",
+            Self::Interface => "is described by a version of DLPack's exchange table that oxistep does not know",
             Self::Device => "is not on the CPU",
             Self::DType => "is of an integer, quantised or 8-bit dtype",
             Self::Misaligned => "is not aligned to its element size",

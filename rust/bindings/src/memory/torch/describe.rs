@@ -20,7 +20,8 @@ use crate::memory::unfit::{Unfit, outside};
 pub(crate) struct Torch {
     tensor: Py<PyType>,
     parameter: Py<PyType>,
-    table: Table,
+    /// `None` if it is of a version that is not known here: then no tensor is described, by the shim neither.
+    table: Option<Table>,
     shim: Option<Shim>,
     grad: Option<Attribute>,
     requires_grad: Option<Attribute>,
@@ -37,7 +38,7 @@ impl Torch {
         let tensor = torch.getattr("Tensor")?.cast_into::<PyType>()?;
         let parameter = torch.getattr("nn")?.getattr("Parameter")?.cast_into::<PyType>()?;
         let table = Table::of(&tensor)?;
-        let shim = Shim::new(&torch, &tensor);
+        let shim = table.as_ref().and_then(|_| Shim::new(&torch, &tensor));
         let grad = Attribute::new(&parameter, "grad");
         let requires_grad = Attribute::new(&parameter, "requires_grad");
         let cpp_grads = shim.as_ref().and_then(|shim| CppGrads::new(&torch, shim));
@@ -174,7 +175,7 @@ impl Torch {
         match self.shim.as_ref().map(|shim| shim.describe(object)) {
             Some(Answer::Tensor(tensor)) => Ok(tensor),
             Some(Answer::NoMemory) => Err(Unfit::NoMemory),
-            Some(Answer::Unknown) | None => self.table.describe(object),
+            Some(Answer::Unknown) | None => self.table.as_ref().ok_or(Unfit::Interface)?.describe(object),
         }
     }
 

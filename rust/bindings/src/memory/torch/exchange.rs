@@ -2,9 +2,9 @@
 //! strides become slices.
 #![allow(unsafe_code)]
 
-use std::ffi::{c_int, c_void};
+use std::ffi::{CString, c_int, c_void};
 
-use pyo3::exceptions::PyImportError;
+use pyo3::exceptions::{PyImportError, PyUserWarning};
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyCapsuleMethods, PyType};
 
@@ -38,29 +38,39 @@ struct ExchangeApi {
 // What the C headers give on 64-bit platforms.
 const _: () = assert!(std::mem::offset_of!(ExchangeApi, describe) == 40);
 
+/// The major version of the table that is understood here: the one of DLPack itself.
+const MAJOR: u32 = 1;
+
+fn warn_of_unknown(py: Python<'_>, major: u32) -> PyResult<()> {
+    let message = format!(
+        "this torch describes tensors by version {major} of DLPack's exchange table, and oxistep understands version \
+         {MAJOR}: every step falls back to torch's own operations. Upgrade oxistep to a version that knows this torch"
+    );
+    let message = CString::new(message).expect("no zero byte");
+    PyErr::warn(py, &py.get_type::<PyUserWarning>(), &message, 1)
+}
+
 /// The function of the table that describes tensors.
 pub(super) struct Table(DescribeFn);
 
 impl Table {
-    /// The table of torch's tensor class.
-    pub(super) fn of(tensor: &Bound<'_, PyType>) -> PyResult<Self> {
+    /// The table of torch's tensor class. `None`, and a warning, if its version is another one than is known here: no
+    /// tensor of such a torch is described, so that its own step takes all of them.
+    pub(super) fn of(tensor: &Bound<'_, PyType>) -> PyResult<Option<Self>> {
         let too_old =
             || PyImportError::new_err("oxistep.optim needs torch >= 2.10 (its tensors lack __dlpack_c_exchange_api__)");
         let capsule = tensor.getattr("__dlpack_c_exchange_api__").map_err(|_| too_old())?;
         let capsule = capsule.cast_into::<PyCapsule>().map_err(|_| too_old())?;
         let api = capsule.pointer_checked(Some(c"dlpack_exchange_api"))?.cast::<ExchangeApi>();
-        // SAFETY: a capsule of this name holds a static table that begins with a version; the fields read beyond the
-        // version are those of major version 1, asked for first.
-        let describe = unsafe {
-            let major = (*api.as_ptr()).version.major;
-            if major != 1 {
-                return Err(PyImportError::new_err(format!(
-                    "oxistep understands version 1 of torch's DLPack exchange table, this torch has version {major}"
-                )));
-            }
-            (*api.as_ptr()).describe
-        };
-        describe.map(Self).ok_or_else(too_old)
+        // SAFETY: a capsule of this name holds a static table that begins with a version, whichever it is.
+        let major = unsafe { (*api.as_ptr().cast::<Version>()).major };
+        if major != MAJOR {
+            warn_of_unknown(tensor.py(), major)?;
+            return Ok(None);
+        }
+        // SAFETY: the field is one of major version 1, which this is.
+        let describe = unsafe { (*api.as_ptr()).describe };
+        describe.map(|describe| Some(Self(describe))).ok_or_else(too_old)
     }
 
     /// What the table says of a plain tensor.
