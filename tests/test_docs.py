@@ -432,6 +432,13 @@ def faults(name, value):
             for section in ("State", "Native", "Reference")
             if not parts.get(section, "").strip()
         ]
+        states = parts.get("State", "")
+        if "ema" in signature.parameters and "param_ema:" not in states:
+            found.append("State: what ema adds is missing")
+        if "weights" in signature.parameters and "what ``state_dtype`` and ``weights`` add" not in states:
+            found.append("State: what state_dtype and weights add is missing")
+        if "ema" not in signature.parameters and "param_ema" in states:
+            found.append("State: there is no param_ema")
         if ".. math::" not in docstring and "::\n" not in docstring:
             found.append("the formula is missing")
     elif inspect.isfunction(value) and inspect.signature(value).return_annotation not in (

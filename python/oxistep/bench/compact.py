@@ -195,7 +195,7 @@ def show_speed(out: Console, rows: list[dict[str, Any]]) -> None:
     out.print("AdamW, by how weights and states are kept, beside AdamW in float32 and beside packages:")
 
     def head(row: dict[str, Any]) -> str:
-        return heads.get(row["against"], row["against"].replace(",", ""))
+        return heads.get(row["against"], str(row["against"]).replace(",", ""))
 
     for elements in dict.fromkeys(row["elements"] for row in rows):
         found = [row for row in rows if row["elements"] == elements]

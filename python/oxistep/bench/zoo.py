@@ -148,7 +148,10 @@ def show_all(out: Console, rows: list[dict[str, Any]]) -> None:
     def way(row: dict[str, Any]) -> str:
         return next((way for way in (PROBE, *WAYS) if row["against"].endswith(way)), "for-loop")
 
-    labels = {"optimizer": itemgetter("rule"), "package": lambda row: ORIGINALS[row["rule"]].package}
+    labels: dict[str, Callable[[dict[str, Any]], str]] = {
+        "optimizer": itemgetter("rule"),
+        "package": lambda row: ORIGINALS[row["rule"]].package,
+    }
     for workload in dict.fromkeys(row["workload"] for row in rows):
         found = [row for row in rows if row["workload"] == workload]
         show_beside(out, found, labels, "rule_ns", rival=way, title=workload)

@@ -249,6 +249,8 @@ def _doc(of: type, arguments: list[Hyperparameter], settings: list[str]) -> str:
         "        it has the same shape and dtype (default: False, which raises)."
     )
     sections = {name: text.rstrip() for name, text in re.findall(r"^(\w+:)\n(.*?)(?=^\S|\Z)", rest, re.S | re.M)}
+    states = sections.get("State:", "").splitlines()
+    sections["State:"] = "\n".join(line for line in states if not line.startswith("    param_ema: "))  # no `ema` here
     required = "".join(f", {one.name}=0.1" for one in arguments if one.default is MISSING)
     lines = [
         ">>> import numpy as np",

@@ -55,6 +55,7 @@ class Adadelta(NativeStep, _Adadelta):
         step: steps done, 0-dimensional float32 (float64 where that is torch's default dtype).
         square_avg: :math:`v`, in the parameter's shape and dtype.
         acc_delta: :math:`u`, in the parameter's shape and dtype.
+        param_ema: with ``ema``, the average. "Train with less memory" names what ``state_dtype`` and ``weights`` add.
 
     Native:
         CPU tensors of float32, float64, float16, bfloat16, complex64 and complex128, of any shape and layout.

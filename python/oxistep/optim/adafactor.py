@@ -59,6 +59,7 @@ class Adafactor(NativeStep, _Adafactor):
         row_var: :math:`R` of a matrix: the gradient's shape with a last dimension of one, and its dtype.
         col_var: :math:`C` of a matrix: the gradient's shape with a last dimension but one of one, and its dtype.
         variance: :math:`V` of a parameter of one dimension or none, in the gradient's shape and dtype.
+        param_ema: the average, with ``ema``.
 
     Native:
         Contiguous CPU tensors of float32, float64, float16 and bfloat16, with gradients of the same dtype. Everything

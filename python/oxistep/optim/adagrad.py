@@ -54,6 +54,7 @@ class Adagrad(NativeStep, _Adagrad):
     State:
         step: steps done, 0-dimensional float32 (float64 where that is torch's default dtype).
         sum: :math:`h`, in the parameter's shape and dtype. Both are made by the constructor, as in torch.
+        param_ema: with ``ema``, the average. "Train with less memory" names what ``state_dtype`` and ``weights`` add.
 
     Native:
         CPU tensors of float32, float64, float16, bfloat16, complex64 and complex128, of any shape and layout; rows of

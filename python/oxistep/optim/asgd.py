@@ -56,6 +56,7 @@ class ASGD(NativeStep, _ASGD):
         eta: :math:`\eta`, 0-dimensional float32.
         mu: :math:`\mu`, 0-dimensional float32.
         ax: :math:`a`, the average, in the parameter's shape and dtype.
+        param_ema: with ``ema``, the average. "Train with less memory" names what ``state_dtype`` and ``weights`` add.
 
     Native:
         CPU tensors of float32, float64, float16, bfloat16, complex64 and complex128, of any shape and layout.

@@ -66,6 +66,7 @@ class Muon(NativeStep, _Muon):
 
     State:
         momentum_buffer: :math:`b`, in the gradient's shape and dtype.
+        param_ema: the average, with ``ema``.
 
     Native:
         Momentum, decay and update of CPU tensors that are real. The matrix products of :math:`O` are torch's.

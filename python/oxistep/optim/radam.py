@@ -57,6 +57,7 @@ class RAdam(NativeStep, _RAdam):
         step: steps done, 0-dimensional float32 (float64 where that is torch's default dtype).
         exp_avg: :math:`m`, in the parameter's shape and dtype.
         exp_avg_sq: :math:`v`, in the parameter's shape and dtype.
+        param_ema: with ``ema``, the average. "Train with less memory" names what ``state_dtype`` and ``weights`` add.
 
     Native:
         CPU tensors of float32, float64, float16, bfloat16, complex64 and complex128, of any shape and layout.

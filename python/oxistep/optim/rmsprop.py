@@ -58,6 +58,7 @@ class RMSprop(NativeStep, _RMSprop):
         square_avg: :math:`v`, in the parameter's shape and dtype.
         momentum_buffer: :math:`b`, with momentum; in the parameter's shape and dtype.
         grad_avg: :math:`a`, if centered; in the parameter's shape and dtype.
+        param_ema: with ``ema``, the average. "Train with less memory" names what ``state_dtype`` and ``weights`` add.
 
     Native:
         CPU tensors of float32, float64, float16, bfloat16, complex64 and complex128, of any shape and layout.

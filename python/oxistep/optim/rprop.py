@@ -54,6 +54,7 @@ class Rprop(NativeStep, _Rprop):
         step: steps done, 0-dimensional float32 (float64 where that is torch's default dtype).
         prev: :math:`h`, in the parameter's shape and dtype.
         step_size: :math:`s`, in the parameter's shape and dtype.
+        param_ema: with ``ema``, the average. "Train with less memory" names what ``state_dtype`` and ``weights`` add.
 
     Native:
         CPU tensors of float32, float64, float16, bfloat16, complex64 and complex128, of any shape and layout.

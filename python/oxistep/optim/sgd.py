@@ -53,6 +53,7 @@ class SGD(NativeStep, _SGD):
 
     State:
         momentum_buffer: :math:`b`, if momentum is not zero, in the gradient's shape, dtype and layout.
+        param_ema: with ``ema``, the average. "Train with less memory" names what ``state_dtype`` and ``weights`` add.
 
     Native:
         CPU tensors of float32, float64, float16, bfloat16, complex64 and complex128, of any shape and layout; rows of

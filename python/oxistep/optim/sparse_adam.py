@@ -46,6 +46,7 @@ class SparseAdam(NativeStep, _SparseAdam):
         step: steps done, a Python integer, as in torch.
         exp_avg: :math:`m`, in the parameter's shape and dtype.
         exp_avg_sq: :math:`v`, in the parameter's shape and dtype.
+        param_ema: the average, with ``ema``.
 
     Native:
         Contiguous CPU parameters of float32, float64, float16 and bfloat16 with sparse gradients, coalesced or not.

@@ -50,6 +50,7 @@ class AdaBelief(Optimizer):
         step: steps done, 0-dimensional float32.
         exp_avg, exp_avg_var: :math:`m, v`, in the parameter's shape; float32 for half-precision parameters.
         max_exp_avg_var: with ``amsgrad``, the largest :math:`v`.
+        param_ema: with ``ema``, the average. "Train with less memory" names what ``state_dtype`` and ``weights`` add.
 
     Raises:
         ValueError: for a hyperparameter out of range, in timm's words.

@@ -47,6 +47,7 @@ class AdaBound(Optimizer):
         step: steps done, 0-dimensional float32.
         exp_avg, exp_avg_sq: :math:`m, v`, in the parameter's shape and dtype.
         max_exp_avg_sq: with ``amsbound``, the largest :math:`v`.
+        param_ema: with ``ema``, the average. "Train with less memory" names what ``state_dtype`` and ``weights`` add.
         ``param_groups[k]["base_lr"]`` is the learning rate that the group had at first.
 
     Raises:

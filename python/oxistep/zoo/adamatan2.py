@@ -50,6 +50,7 @@ class AdamAtan2(Optimizer):
         step: steps done, 0-dimensional float32.
         exp_avg, exp_avg_sq: :math:`m, v`, in the parameter's shape and dtype.
         param_init: with ``regen_reg_rate``, the parameter before its first step.
+        param_ema: with ``ema``, the average. "Train with less memory" names what ``state_dtype`` and ``weights`` add.
         ``param_groups[k]["init_lr"]`` is the constructor's learning rate.
 
     Raises:

@@ -48,6 +48,7 @@ class AdamWScheduleFree(ScheduleFree, Optimizer):
         step: steps done, 0-dimensional float32.
         z: where plain AdamW is, in the parameter's shape and dtype.
         exp_avg_sq: :math:`v`, in the parameter's shape and dtype.
+        param_ema: with ``ema``, the average. "Train with less memory" names what ``state_dtype`` and ``weights`` add.
         Of the group: ``k`` steps done, ``weight_sum``, ``lr_max``, ``scheduled_lr``, ``train_mode``.
 
     Raises:

@@ -50,6 +50,7 @@ class Adan(GroupCounts, Optimizer):
         step: steps done, 0-dimensional float32.
         exp_avg, exp_avg_diff, exp_avg_sq: :math:`m, \delta, n`, in the parameter's shape and dtype.
         neg_pre_grad: :math:`-g'`.
+        param_ema: with ``ema``, the average. "Train with less memory" names what ``state_dtype`` and ``weights`` add.
         ``param_groups[k]["step"]`` is :math:`t`: all steps of the optimizer, as timm counts them for its corrections.
 
     Raises:

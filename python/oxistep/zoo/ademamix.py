@@ -47,6 +47,7 @@ class AdEMAMix(Optimizer):
         exp_avg: :math:`m_1`, in the parameter's shape and dtype.
         exp_avg_slow: :math:`m_2`, in the parameter's shape and dtype.
         exp_avg_sq: :math:`v`, in the parameter's shape and dtype.
+        param_ema: with ``ema``, the average. "Train with less memory" names what ``state_dtype`` and ``weights`` add.
 
     Raises:
         ValueError: for a hyperparameter out of range, in bitsandbytes' words.

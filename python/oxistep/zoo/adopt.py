@@ -50,6 +50,7 @@ class ADOPT(Optimizer):
     State:
         step: steps done, 0-dimensional float32.
         exp_avg, exp_avg_sq: :math:`m, v`, in the parameter's shape and dtype.
+        param_ema: with ``ema``, the average. "Train with less memory" names what ``state_dtype`` and ``weights`` add.
 
     Raises:
         ValueError: for a hyperparameter out of range, in timm's words.

@@ -54,6 +54,7 @@ class LAMB(GroupCounts, Optimizer):
         step: steps done, 0-dimensional float32.
         exp_avg: :math:`m`, in the parameter's shape and dtype.
         exp_avg_sq: :math:`v`, in the parameter's shape and dtype.
+        param_ema: with ``ema``, the average. "Train with less memory" names what ``state_dtype`` and ``weights`` add.
         Of the group: ``step``, :math:`t`, which counts every step of the optimizer.
 
     Raises:

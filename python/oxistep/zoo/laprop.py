@@ -46,6 +46,7 @@ class LaProp(Optimizer):
         step: steps done, 0-dimensional float32.
         exp_avg, exp_avg_sq: :math:`m, v`, in the parameter's shape and dtype.
         exp_avg_lr_1, exp_avg_lr_2: :math:`a_1, a_2`, 0-dimensional float64.
+        param_ema: with ``ema``, the average. "Train with less memory" names what ``state_dtype`` and ``weights`` add.
 
     Raises:
         ValueError: for a hyperparameter out of range, in timm's words.

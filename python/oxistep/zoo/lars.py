@@ -46,6 +46,7 @@ class LARS(Optimizer):
     State:
         step: steps done, 0-dimensional float32.
         momentum_buffer: :math:`b`, in the parameter's shape and dtype, if there is momentum.
+        param_ema: with ``ema``, the average. "Train with less memory" names what ``state_dtype`` and ``weights`` add.
 
     Raises:
         ValueError: for a hyperparameter out of range, in timm's words.

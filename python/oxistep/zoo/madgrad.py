@@ -45,6 +45,7 @@ class MADGRAD(Optimizer):
         step: steps done, 0-dimensional float32.
         grad_sum_sq, s: :math:`\nu, s`, in the parameter's shape and dtype.
         x0: with a momentum :math:`\theta_0`, the parameter before its first step.
+        param_ema: with ``ema``, the average. "Train with less memory" names what ``state_dtype`` and ``weights`` add.
 
     Raises:
         ValueError: for a hyperparameter out of range, in timm's words.

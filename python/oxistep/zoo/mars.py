@@ -52,6 +52,7 @@ class MARS(Optimizer):
         exp_avg: :math:`m`, in the parameter's shape and dtype.
         exp_avg_sq: :math:`v`, in the parameter's shape and dtype; with ``mars_type="lion"`` only where AdamW steps.
         last_grad: the gradient of the step before, in the parameter's shape and dtype.
+        param_ema: with ``ema``, the average. "Train with less memory" names what ``state_dtype`` and ``weights`` add.
 
     Raises:
         ValueError: for a hyperparameter out of range, in timm's words, or another ``mars_type``.

@@ -48,6 +48,7 @@ class NovoGrad(Optimizer):
         exp_avg: :math:`m`, in the parameter's shape and dtype.
         exp_avg_sq: :math:`v`, 0-dimensional float64; the squared norm of the first gradient that is not zero.
         max_exp_avg_sq: the largest of them, with ``amsgrad``.
+        param_ema: with ``ema``, the average. "Train with less memory" names what ``state_dtype`` and ``weights`` add.
 
     Raises:
         ValueError: for a hyperparameter out of range, in timm's words.

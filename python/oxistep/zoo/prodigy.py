@@ -93,6 +93,7 @@ class Prodigy(OneEstimate, Optimizer):
         p0: :math:`\theta_0`, the parameter before its first step.
         exp_avg: :math:`m`, unless :math:`\beta_1` is 0.
         exp_avg_sq: :math:`v`, in the parameter's shape and dtype.
+        param_ema: with ``ema``, the average. "Train with less memory" names what ``state_dtype`` and ``weights`` add.
         Of the group, and the same in all: ``k`` steps done, ``d``, ``d_max``, ``d_numerator`` (:math:`r`), ``d_denom``,
         ``d_hat``.
 

@@ -51,6 +51,7 @@ class RMSpropTF(Optimizer):
         square_avg: :math:`v`, in the parameter's shape and dtype.
         momentum_buffer: with a momentum :math:`b`.
         grad_avg: if centered, the mean of gradients.
+        param_ema: with ``ema``, the average. "Train with less memory" names what ``state_dtype`` and ``weights`` add.
 
     Raises:
         ValueError: for a hyperparameter out of range, in timm's words.

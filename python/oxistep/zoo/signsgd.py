@@ -41,6 +41,7 @@ class SignSGD(Optimizer):
     State:
         step: steps done, 0-dimensional float32.
         momentum_buffer: with a momentum :math:`b`, in the parameter's shape and dtype.
+        param_ema: with ``ema``, the average. "Train with less memory" names what ``state_dtype`` and ``weights`` add.
 
     Raises:
         ValueError: for a hyperparameter out of range, in pytorch_optimizer's words.

@@ -46,6 +46,7 @@ class SophiaG(Optimizer):
     State:
         step: steps done, 0-dimensional float32.
         exp_avg, hessian: :math:`m, h`, in the parameter's shape and dtype.
+        param_ema: with ``ema``, the average. "Train with less memory" names what ``state_dtype`` and ``weights`` add.
         ``param_groups[k]["bs"]`` is the :math:`B` of the last step.
 
     Raises:

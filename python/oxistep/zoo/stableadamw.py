@@ -51,6 +51,7 @@ class StableAdamW(GroupCounts, Optimizer):
         exp_avg: :math:`m`, in the parameter's shape and dtype.
         exp_avg_sq: :math:`v`, in the parameter's shape and dtype.
         kahan_comp: what the parameter could not hold, with ``kahan_sum``.
+        param_ema: with ``ema``, the average. "Train with less memory" names what ``state_dtype`` and ``weights`` add.
         Of the group: ``step``, :math:`t`, which counts every step of the optimizer.
 
     Raises:

@@ -42,6 +42,7 @@ class Tiger(Optimizer):
     State:
         step: steps done, 0-dimensional float32.
         exp_avg: :math:`m`, in the parameter's shape and dtype.
+        param_ema: with ``ema``, the average. "Train with less memory" names what ``state_dtype`` and ``weights`` add.
 
     Raises:
         ValueError: for a hyperparameter out of range, in pytorch_optimizer's words.
