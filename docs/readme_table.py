@@ -3,9 +3,13 @@
 Of several files the first that has a cell counts; all must come from one machine with one version of everything. Every
 cell of ROWS that was measured is shown, and every other one that torch won; then what `python -m oxistep.bench compact`
 measured of fewer bytes, beside torch's AdamW in float32, which has no such settings.
+
+From the table follow the ranges in docs/performance.md, and the headline ("2 to 10 times faster") of README.md and
+docs/index.md: all are written anew.
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -36,6 +40,27 @@ FEWER = [  # settings of AdamW, on one tensor of 128 Mi
     "state_dtype=torch.bfloat16",
     'weights="residual16", state_dtype=torch.float32',
     'weights="residual16", state_dtype="8bit"',
+]
+RANGES = ("<!-- ranges: begin (make readme-table) -->\n", "<!-- ranges: end -->")
+HEADLINE = re.compile(r"\d+ to \d+( |\n)times(\s)faster")
+# what a model is like, what dominates its step, the rows of the table that show it, and whether the headline counts it
+KINDS = [
+    ("a few scalars, adapters, many small tensors", "fixed cost", r"(two scalars|192 LoRA|2,000 tensors).*", True),
+    ("embeddings with sparse gradients", "finding and copying rows", r".*rows of an embedding.*", True),
+    ("half-precision parameters", "memory bandwidth", r"one tensor.*\| \w+, all \w*float16 .*", True),
+    (
+        "hundreds of megabytes, an optimizer without a fused kernel in torch",
+        "memory bandwidth, because torch makes many passes",
+        r"one tensor[^|]*\| \w+ \|.*\((for-loop|foreach)\).*",
+        True,
+    ),
+    ("small layers that fit into the caches", "fixed cost and arithmetic", r"MLP.*", False),
+    (
+        "hundreds of megabytes in float32, an optimizer with a fused kernel in torch",
+        "memory bandwidth",
+        r"(ResNet|GPT|one tensor)[^|]*\| \w+ \|.*\(fused\).*",
+        False,
+    ),
 ]
 SAME = ("cpu", "cores", "threads", "torch", "oxistep", "python")  # of the environment
 
@@ -146,11 +171,55 @@ def table(where, cells):
     return lines
 
 
+def speedups(lines):
+    """For each of KINDS the speed-ups over torch's fastest in the rows of the table, as they stand there."""
+    title, found = "", {kind[0]: [] for kind in KINDS}
+    for line in lines:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 5 and (ratio := re.match(r"([\d.]+)×", cells[3])):
+            title = cells[0] or title
+            row = f"{title} | {cells[1]} | {cells[3]} "
+            for name, _, pattern, _ in KINDS:
+                if re.fullmatch(pattern, row):
+                    found[name].append(ratio[1])
+    return found
+
+
+def ranges(lines):
+    """The table of docs/performance.md, without kinds of which nothing was measured."""
+    made = ["| model | dominated by | speed-up over torch's fastest |", "| --- | --- | --- |"]
+    for (name, dominated, _, _), found in zip(KINDS, speedups(lines).values(), strict=True):
+        least, most = min(found, key=float, default=None), max(found, key=float, default=None)
+        if found:
+            made.append(f"| {name} | {dominated} | {least if least == most else f'{least} to {most}'} |")
+    return made
+
+
+def headline(lines):
+    """The range over all kinds that it counts, in whole numbers; nothing if none was measured."""
+    numbers = [float(x) for kind, found in zip(KINDS, speedups(lines).values(), strict=True) if kind[3] for x in found]
+    return f"{min(numbers):.0f} to {max(numbers):.0f}" if numbers else None
+
+
+def between(marks, text, lines):
+    """A text with other lines between two marks."""
+    before, rest = text.split(marks[0])
+    _, after = rest.split(marks[1])
+    return before + marks[0] + "\n".join(lines) + "\n" + marks[1] + after
+
+
 def main(paths, readme):
-    text = Path(readme).read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    Path(readme).write_text(before + BEGIN + "\n".join(table(*read(paths))) + "\n" + END + after, encoding="utf-8")
+    rows, readme = table(*read(paths)), Path(readme)
+    performance, index = readme.parent / "docs" / "performance.md", readme.parent / "docs" / "index.md"
+    pages = {readme: between((BEGIN, END), readme.read_text(encoding="utf-8"), rows)}
+    if performance.exists():
+        pages[performance] = between(RANGES, performance.read_text(encoding="utf-8"), ranges(rows))
+    if index.exists():
+        pages[index] = index.read_text(encoding="utf-8")
+    for page, text in pages.items():
+        if (said := headline(rows)) and page != performance:
+            text = HEADLINE.sub(rf"{said}\1times\2faster", text)
+        page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

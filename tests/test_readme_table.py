@@ -109,3 +109,50 @@ def test_readme_has_the_place():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert text.count(readme_table.BEGIN) == text.count(readme_table.END) == 1
     assert text.index(readme_table.BEGIN) < text.index(readme_table.END)
+
+
+# ---- what is said of the table elsewhere ----
+
+
+def measured_lines():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return text.split(readme_table.BEGIN)[1].split(readme_table.END)[0].splitlines()
+
+
+def test_ranges_follow_from_the_table():
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    begin, end = readme_table.RANGES
+    assert text.split(begin)[1].split(end)[0].splitlines() == readme_table.ranges(measured_lines())
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_headline_follows_from_the_table(page):
+    (said,) = readme_table.HEADLINE.finditer((ROOT / page).read_text(encoding="utf-8"))
+    assert said[0].split(" times")[0] == readme_table.headline(measured_lines())
+
+
+def test_ranges_and_headline_are_written(tmp_path):
+    (tmp_path / "docs").mkdir()
+    performance, index = tmp_path / "docs" / "performance.md", tmp_path / "docs" / "index.md"
+    begin, end = readme_table.RANGES
+    performance.write_text(f"before\n{begin}old\n{end}\n", encoding="utf-8")
+    index.write_text("One step is 5 to 6 times faster than before.\n", encoding="utf-8")
+    cells = [
+        record("two_scalars", "Adam", ours=3000.0, for_loop=39_000.0, fused=21_000.0),
+        record("lora", "SGD", ours=100.0, for_loop=250.0),
+        record("flat", "Adam", ours=100.0, fused=104.0),
+        record("flat", "RMSprop", ours=100.0, for_loop=1204.0),
+        record("flat", "Adam", "bfloat16", ours=100.0, for_loop=190.0),
+        record("gpt2_small", "max_grad_norm Adam", ours=100.0, fused=400.0),
+    ]
+    rows(tmp_path, content(*cells))
+    assert index.read_text(encoding="utf-8") == "One step is 2 to 12 times faster than before.\n"
+    text = performance.read_text(encoding="utf-8")
+    for said in (
+        "| fixed cost | 2.5 to 7.0 |",
+        "| half-precision parameters | memory bandwidth | 1.90 |",
+        "| memory bandwidth, because torch makes many passes | 12 |",
+        "an optimizer with a fused kernel in torch | memory bandwidth | 1.04 |",
+    ):
+        assert said in text
+    assert "embeddings" not in text and "old" not in text
