@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from numpy_table import CLASSES
-from oxistep.numpy import SGD, Adam, RMSprop, zoo
+from oxistep.numpy import SGD, Adam, RMSprop, clip_grad_norm, zoo
 
 every_class = pytest.mark.parametrize(("cls", "hyper"), CLASSES.values(), ids=CLASSES)
 
@@ -240,3 +240,67 @@ def test_a_complex_gradient_is_to_be_made_real():
         SGD([w], lr=1.0).step([w + 1j])
     SGD([w], lr=1.0).step([(w + 1j).real])
     assert not w.any()
+
+
+def locked(array):
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+def misaligned(array):
+    memory = np.zeros(array.nbytes + 1, np.uint8)[1:]
+    memory[:] = array.view(np.uint8)
+    return memory.view(array.dtype)
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        lambda state: state.astype(np.float32),
+        lambda state: state.astype(int),
+        locked,
+        misaligned,
+        lambda state: np.broadcast_to(state[:1], state.shape),
+    ],
+    ids=["float32", "integers", "read-only", "misaligned", "broadcast"],
+)
+@pytest.mark.parametrize("make", [Adam, zoo.Lion], ids=["Adam", "Lion"])
+def test_what_is_said_of_a_state_leads_to_one_that_is_taken(make, spoilt):
+    w = np.zeros(3)
+    optimizer = make([w], lr=0.5)
+    optimizer.step([np.ones(3)])
+    before, entry = w.copy(), optimizer.state[0][0]
+    entry["exp_avg"] = spoilt(entry["exp_avg"])
+    with pytest.raises((TypeError, ValueError), match='state "exp_avg" of') as caught:
+        optimizer.step([np.ones(3)])
+    assert (w == before).all()
+    (method,) = re.findall(r"replace it in optimizer\.state by its (\.\S+\))$", str(caught.value))
+    entry["exp_avg"] = eval(f"state{method}", {"np": np, "state": entry["exp_avg"]})
+    optimizer.step([np.ones(3)])
+    assert (w < before).all()
+
+
+def test_a_state_that_shares_memory_is_replaced_by_a_copy():
+    w = np.zeros(3)
+    optimizer = Adam([w], lr=0.5)
+    optimizer.step([np.ones(3)])
+    entry = optimizer.state[0][0]
+    entry["exp_avg"] = entry["exp_avg_sq"]
+    with pytest.raises(ValueError, match=r"replace the state in optimizer\.state by its \.copy\(\)$"):
+        optimizer.step([np.ones(3)])
+    entry["exp_avg"] = entry["exp_avg"].copy()
+    optimizer.step([np.ones(3)])
+    assert optimizer.step_count == 2
+
+
+def test_a_gradient_that_cannot_be_clipped_is_copied_for_the_step_too():
+    grad = locked(np.full(4, 3.0))
+    with pytest.raises(ValueError, match=r"grad = np\.array\(grad\), and give that one to the step too") as caught:
+        clip_grad_norm([grad], 1.0)
+    names = {"np": np, "grad": grad}
+    exec(re.findall(r"grad = np\.array\(grad\)", str(caught.value))[0], names)
+    clip_grad_norm([names["grad"]], 1.0)
+    w = np.zeros(4)
+    SGD([w], lr=1.0).step([names["grad"]])
+    assert np.allclose(w, -0.5)

@@ -35,13 +35,14 @@ def accepted(array: Any, what: str, param: Array, name: str, *, write: bool = Fa
         raise TypeError(f"{what} has dtype {array.dtype}, expected {param.dtype} like {name}: {remedy}")
     if array.shape != param.shape:
         raise ValueError(f"{what} has shape {array.shape}, expected {param.shape} like {name}")
+    # what is wrong with a parameter, `explained` says
+    remedy = "replace it in optimizer.state by its .copy()" if write else "pass a copy, .copy()"
     if write and not array.flags.writeable:
-        raise ValueError(f"{what} is read-only, but a step changes it in place: pass a copy, .copy()")
+        raise ValueError(f"{what} is read-only, but a step changes it in place: {remedy}")
     if not array.flags.aligned:
-        size = array.dtype.itemsize
-        raise ValueError(f"{what} is not aligned to its element size of {size} bytes: pass a copy, .copy()")
+        raise ValueError(f"{what} is not aligned to its element size of {array.dtype.itemsize} bytes: {remedy}")
     if write and overlaps_itself(array):
-        raise ValueError(f"several elements of {what} share memory (a broadcast or window view): pass a copy, .copy()")
+        raise ValueError(f"several elements of {what} share memory (a broadcast or window view): {remedy}")
     return array
 
 

@@ -149,7 +149,10 @@ def _writeable(grads: Any) -> tuple[list[Array], list[Array]]:
         if grad.dtype not in _SERVED:
             raise TypeError(f"{name} has dtype {grad.dtype}, expected float64, float32 or float16")
         if not grad.flags.writeable:
-            raise ValueError(f"{name} is read-only, so it cannot be changed in place; np.array(grad) can")
+            raise ValueError(
+                f"{name} is read-only, so it cannot be changed in place; clip a copy of it, "
+                "grad = np.array(grad), and give that one to the step too"
+            )
     once = {id(grad): (name, grad) for name, grad in named}
     if (pair := span_overlaps(once.values())) is not None:
         raise ValueError(f"{pair[1]} shares memory with {pair[0]}, which would be changed twice")

@@ -133,7 +133,7 @@ fn rows_of(what: &str, (indices, values): &GivenRows<'_>, (param, name): (&Array
     Ok(Gradient::Rows(rows, values))
 }
 
-/// Refuses an array of another dtype or shape than the parameter, which is called `name`.
+/// Refuses a state of another dtype or shape than the parameter, which is called `name`.
 pub(super) fn refuse_unlike<'py>(
     what: &str,
     array: &Bound<'py, PyAny>,
@@ -144,7 +144,8 @@ pub(super) fn refuse_unlike<'py>(
     let (got, expected) = (dtype(array)?, dtype(param)?);
     if !got.is_equiv_to(&expected) {
         return Err(PyTypeError::new_err(format!(
-            "{what} has dtype {got}, expected {expected} like {name}: convert it with .astype({expected})"
+            "{what} has dtype {got}, expected {expected} like {name}: replace it in optimizer.state by its \
+             .astype(np.{expected})"
         )));
     }
     refuse_other_shape(what, array, param, name)

@@ -10,7 +10,7 @@ use pyo3::types::PyDict;
 
 use crate::fault;
 use crate::memory::dtype::DType;
-use crate::memory::numpy::accept::{accept, plain};
+use crate::memory::numpy::accept::{Owner, accept, plain};
 use crate::memory::numpy::array::{Array, Gradient, Set};
 use crate::memory::python::has_plain_keys;
 use crate::memory::unfit::Reason;
@@ -72,7 +72,7 @@ impl<'py> Look<'_, 'py> {
     ) -> PyResult<Result<(Item<'py>, Set), Reason>> {
         let py = param.py();
         let name = self.name.as_str();
-        let param_array = accept(param, name)?;
+        let param_array = accept(param, name, Owner::Model)?;
         if !has_plain_keys(&entry) {
             return Err(strange_keys(name));
         }
@@ -105,7 +105,7 @@ impl<'py> Look<'_, 'py> {
             })?;
             plain(&state, &what)?;
             refuse_unlike(&what, &state, param, name)?;
-            let state = accept(&state, &what)?;
+            let state = accept(&state, &what, Owner::Optimizer)?;
             if matches!(gradient, Gradient::Rows(..)) && !state.is_in_one_piece() {
                 return Err(not_in_one_piece(&what));
             }

@@ -45,33 +45,56 @@ pub(crate) fn plain(object: &Bound<'_, PyAny>, name: &str) -> PyResult<()> {
     Ok(())
 }
 
+/// Who has an array that is written, and must get another one if no step can take it. (A copy that only the optimizer
+/// has would be trained, and the model would not.)
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Owner {
+    Model,
+    Optimizer,
+}
+
+impl Owner {
+    /// How to exchange the array for what a method of it makes.
+    fn remedy(self, method: &str) -> String {
+        match self {
+            Self::Model => format!(
+                "give the model another array, w = w{method}, before the optimizer is made, and let it use that array"
+            ),
+            Self::Optimizer => format!("replace it in optimizer.state by its {method}"),
+        }
+    }
+}
+
 /// Looks at an array that is written, or says what is wrong with it.
-pub(crate) fn accept(object: &Bound<'_, PyAny>, name: &str) -> PyResult<Array> {
-    let array = look_at(object, name)?;
+pub(crate) fn accept(object: &Bound<'_, PyAny>, name: &str, owner: Owner) -> PyResult<Array> {
+    let array = look_at(object, name, || owner.remedy(".copy()"))?;
     if array.form.number.float().is_none() {
-        let dtype = object.cast::<PyUntypedArray>()?.dtype();
+        let (dtype, remedy) = (object.cast::<PyUntypedArray>()?.dtype(), owner.remedy(".astype(np.float32)"));
         return Err(PyTypeError::new_err(format!(
-            "{name} has dtype {dtype}, expected float32, float64 or float16: {REMEDY}"
+            "{name} has dtype {dtype}, expected float32, float64 or float16: {remedy}"
         )));
     }
     if !array.is_writeable() {
-        return Err(PyValueError::new_err(format!(
-            "{name} is read-only, but a step changes it in place: make the model's own array writeable, w = w.copy(), \
-             before the optimizer is made"
-        )));
+        let remedy = owner.remedy(".copy()");
+        return Err(PyValueError::new_err(format!("{name} is read-only, but a step changes it in place: {remedy}")));
     }
     if array.overlaps_itself() {
+        let remedy = owner.remedy(".copy()");
         return Err(PyValueError::new_err(format!(
-            "several elements of {name} share memory (a broadcast or window view): make the model's own array a whole \
-             one, w = w.copy(), before the optimizer is made"
+            "several elements of {name} share memory (a broadcast or window view): {remedy}"
         )));
     }
     Ok(array)
 }
 
+/// What becomes of an array that is only read and lies where it cannot be.
+fn copied() -> String {
+    "pass a copy, .copy()".into()
+}
+
 /// Looks at an array of floats that is read, or says what is wrong with it.
 pub(crate) fn floats(object: &Bound<'_, PyAny>, name: &str) -> PyResult<Array> {
-    let array = look_at(object, name)?;
+    let array = look_at(object, name, copied)?;
     if array.form.number.float().is_none() {
         return Err(other_dtype(object.cast::<PyUntypedArray>()?, name));
     }
@@ -80,12 +103,11 @@ pub(crate) fn floats(object: &Bound<'_, PyAny>, name: &str) -> PyResult<Array> {
 
 /// Looks at an array of any real numbers that is read, or says what is wrong with it.
 pub(crate) fn accept_gradient(object: &Bound<'_, PyAny>, name: &str) -> PyResult<Array> {
-    look_at(object, name)
+    look_at(object, name, copied)
 }
 
-const REMEDY: &str = "make the model's own array one of these, w = w.astype(np.float32), before the optimizer is made";
-
-fn look_at(object: &Bound<'_, PyAny>, name: &str) -> PyResult<Array> {
+/// `remedy`: against memory that is not aligned.
+fn look_at(object: &Bound<'_, PyAny>, name: &str, remedy: impl Fn() -> String) -> PyResult<Array> {
     plain(object, name)?;
     let untyped = object.cast::<PyUntypedArray>()?;
     let dtype = untyped.dtype();
@@ -100,8 +122,9 @@ fn look_at(object: &Bound<'_, PyAny>, name: &str) -> PyResult<Array> {
     };
     if !array.is_aligned() {
         return Err(PyValueError::new_err(format!(
-            "{name} is not aligned to its element size of {} bytes: pass a copy, .copy()",
-            dtype.itemsize()
+            "{name} is not aligned to its element size of {} bytes: {}",
+            dtype.itemsize(),
+            remedy()
         )));
     }
     Ok(array)

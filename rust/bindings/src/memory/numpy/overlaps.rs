@@ -46,7 +46,7 @@ pub(super) fn ways(
         let remedy = match (one.1, other.1) {
             (GRADIENT, _) | (_, GRADIENT) => "pass the gradient as a copy, grad.copy()",
             (0, 0) => "one step cannot change both; give each of them to an optimizer of its own",
-            _ => "put a copy of the state, .copy(), into optimizer.state",
+            _ => "replace the state in optimizer.state by its .copy()",
         };
         let (one, other) = (what(one.0, one.1), what(other.0, other.1));
         return Err(PyValueError::new_err(format!(
