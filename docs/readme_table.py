@@ -1,7 +1,7 @@
 """Writes the table of measurements into README.md: `make readme-table RESULTS='bench.json quick.json'`.
 
 Of several files the first that has a cell counts; all must come from one machine with one version of everything. Every
-cell of ROWS that was measured is shown, and every other one that torch won; then what `python -m oxistep.bench compact`
+cell of ROWS that was measured is shown, and every other one that torch won; then what `oxistep bench compact`
 measured of fewer bytes, beside torch's AdamW in float32, which has no such settings.
 
 From the table follow the ranges in docs/performance.md, and the headline ("2 to 10 times faster") of README.md and

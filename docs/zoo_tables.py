@@ -1,7 +1,7 @@
 """Writes the tables of docs/zoo.md that are measured.
 
     python docs/zoo_tables.py training           trains with every class and with the package's, some minutes
-    python docs/zoo_tables.py speed bench.json   from what `python -m oxistep.bench zoo --into bench.json` measured:
+    python docs/zoo_tables.py speed bench.json   from what `oxistep bench zoo --into bench.json` measured:
                                                  ours beside the fastest of the package's variants
 
 The packages must be installed: timm, pytorch_optimizer, schedulefree, prodigyopt, torch-optimi, adabound, sophia-opt,

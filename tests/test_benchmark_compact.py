@@ -1,4 +1,4 @@
-"""`python -m oxistep.bench compact`: fewer bytes beside float32, and beside packages that have 8-bit states."""
+"""`oxistep bench compact`: fewer bytes beside float32, and beside packages that have 8-bit states."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""`python -m oxistep.bench rules`: rules beside compiled classes and torch's operations."""
+"""`oxistep bench rules`: rules beside compiled classes and torch's operations."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""`python -m oxistep.bench zoo`: the zoo beside the packages that people take its optimizers from."""
+"""`oxistep bench zoo`: the zoo beside the packages that people take its optimizers from."""
 
 import inspect
 import json

@@ -304,3 +304,10 @@ def test_a_gradient_that_cannot_be_clipped_is_copied_for_the_step_too():
     w = np.zeros(4)
     SGD([w], lr=1.0).step([names["grad"]])
     assert np.allclose(w, -0.5)
+
+
+def test_a_key_that_is_written_otherwise_is_named():
+    with pytest.raises(ValueError, match="lacks 'w', but has 'W'; None stands for no gradient"):
+        SGD({"w": np.ones(3)}).step({"W": np.ones(3)})
+    with pytest.raises(ValueError, match="lacks 'w'; None stands for no gradient"):
+        SGD({"w": np.ones(3), "b": np.ones(3)}).step({"b": np.ones(3)})

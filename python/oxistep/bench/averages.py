@@ -1,6 +1,6 @@
 """Averages of the weights in the step, against the step followed by a separate `lerp_` of torch.
 
-    python -m oxistep.bench averages
+    oxistep bench averages
 
 AdamW on one float32 tensor, with two threads. Contestants take turns and are compared within each round: `ema=` of
 oxistep, and the faster of oxistep's and torch's fused step followed by `average.lerp_(p, 1 - decay)`. Before the clock

@@ -1,6 +1,6 @@
 """oxistep.numpy beside the same rules written by hand in NumPy: well, and in place.
 
-    python -m oxistep.bench numpy
+    oxistep bench numpy
 
 Contestants take turns, and are compared within each round. Each has arrays of its own; after three steps they must
 agree before the clock runs. Numbers in a list are beside a plain loop over Python's floats, rows beside `np.add.at`.

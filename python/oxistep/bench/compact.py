@@ -1,6 +1,6 @@
 """Fewer bytes a parameter: AdamW with each setting beside float32, and beside packages with formats of their own.
 
-    python -m oxistep.bench compact
+    oxistep bench compact
 
 Speed: contestants take turns, and are compared within each round. Each one's first steps were compared with float32's
 before the clock runs. Accuracy: updates beside those of Adam in float64, for gradients that are hard to keep. Packages:

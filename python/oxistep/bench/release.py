@@ -1,6 +1,6 @@
 """Gradient release: parameters stepped in backward, beside backward followed by a step, in time and peak memory.
 
-    python -m oxistep.bench release
+    oxistep bench release
 
 An MLP of 12 layers and 25 million parameters, and 192 LoRA matrices, under AdamW. Contestants take turns, an iteration
 each, and are compared within each round: oxistep's `step_in_backward`, its ordinary loop, and torch's pattern of one

@@ -89,7 +89,9 @@ def by_key(grads: Any, keys: Sequence[Any], what: str) -> list[Grad]:
         listed = [grads[key] for key in keys]
     except KeyError:
         missing = [key for key in keys if key not in grads]
-        raise ValueError(f"{what} lacks {short(missing)}; None stands for no gradient") from None
+        others = [key for key in grads if key not in keys]
+        has = f", but has {short(others)}" if others else ""
+        raise ValueError(f"{what} lacks {short(missing)}{has}; None stands for no gradient") from None
     if len(grads) != len(keys):
         unknown = [key for key in grads if key not in keys]
         raise ValueError(f"{what} has {short(unknown)}, but the parameters are {short(keys)}")

@@ -15,23 +15,25 @@ from oxistep.numpy._types import Array, Group, Params, State
 class Adadelta(Optimizer):
     r"""Adadelta: the ratio of two running root mean squares, of updates and of gradients, in place of a learning rate.
 
-    For the parameter x, its gradient g, the factor lr, smoothing r and weight decay w::
+    In these lines theta is the parameter, g its gradient, gamma the factor lr, rho the smoothing and lambda the weight
+    decay::
 
-        g <- -g                                  if maximize
-        g <- g + w x                              if weight_decay
-        h <- r h + (1 - r) g^2
-        d <- sqrt(u + eps) / sqrt(h + eps) * g
-        u <- r u + (1 - r) d^2
-        x <- x - lr d
+        g <- -g                if maximize
+        g <- g + lambda theta  if weight_decay
+        v <- rho v + (1 - rho) g^2
+        d <- sqrt(u + epsilon) / sqrt(v + epsilon) * g
+        u <- rho u + (1 - rho) d^2
+        theta <- theta - gamma d
 
     Args:
         params: what to update, in place: arrays in a list, a dict, or containers of these at any depth, or a list of
             group dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
             float64 or float16 arrays of any shape and any layout that does not overlap.
-        lr: factor on the update, a number or a function of the number of steps done, counted from 0 (default: 1.0).
-        rho: r, how slowly both averages forget (default: 0.9).
-        eps: added inside the roots (default: 1e-6).
-        weight_decay: w, L2 penalty (default: 0).
+        lr: gamma, factor on the update, a number or a function of the number of steps done, counted from 0
+            (default: 1.0).
+        rho: how slowly both averages forget (default: 0.9).
+        eps: epsilon, added inside the roots (default: 1e-6).
+        weight_decay: lambda, L2 penalty (default: 0).
         maximize: ascend instead of descend (default: False).
         max_grad_norm: clip the norm of all gradients to this number as the step takes them; they stay as they are
             (default: None, no clipping).
@@ -41,7 +43,7 @@ class Adadelta(Optimizer):
 
     State:
         step: t, 0-dimensional float32, as in torch.
-        square_avg: h, in the parameter's shape and dtype.
+        square_avg: v, in the parameter's shape and dtype.
         acc_delta: u, in the parameter's shape and dtype.
 
     Native:

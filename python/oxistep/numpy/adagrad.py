@@ -15,24 +15,24 @@ from oxistep.numpy._types import Array, Group, Params, State
 class Adagrad(Optimizer):
     r"""Adagrad: each element's learning rate shrinks with the gradients that it has seen.
 
-    For the parameter x, its gradient g, the learning rate lr, its decay c, weight decay w and the step
-    t = 1, 2, ...::
+    In these lines theta is the parameter, g its gradient, gamma the learning rate, eta its decay, lambda the weight
+    decay and t = 1, 2, ... the step::
 
-        g <- -g                    if maximize
-        g <- g + w x               if weight_decay
+        g <- -g                if maximize
+        g <- g + lambda theta  if weight_decay
         h <- h + g^2
-        x <- x - lr / (1 + (t - 1) c) * g / (sqrt(h) + eps)
+        theta <- theta - gamma / (1 + (t - 1) eta) * g / (sqrt(h) + epsilon)
 
     Args:
         params: what to update, in place: arrays in a list, a dict, or containers of these at any depth, or a list of
             group dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
             float64 or float16 arrays of any shape and any layout that does not overlap.
-        lr: learning rate, a number or a function of the number of steps done, counted from 0, such as those of
+        lr: learning rate gamma, a number or a function of the number of steps done, counted from 0, such as those of
             `oxistep.schedules` (default: 1e-2).
-        lr_decay: c (default: 0).
-        weight_decay: w, L2 penalty (default: 0).
+        lr_decay: eta (default: 0).
+        weight_decay: lambda, L2 penalty (default: 0).
         initial_accumulator_value: what h starts from (default: 0).
-        eps: added to the denominator (default: 1e-10).
+        eps: epsilon, added to the denominator (default: 1e-10).
         maximize: ascend instead of descend (default: False).
         max_grad_norm: clip the norm of all gradients to this number as the step takes them; they stay as they are
             (default: None, no clipping).

@@ -18,25 +18,26 @@ _betas = betas
 class Adam(Optimizer):
     r"""Adam: momentum over a running average of the gradient's size, both corrected for their start at zero.
 
-    For the parameter x, its gradient g, the learning rate lr, weight decay w and the step t = 1, 2, ...::
+    In these lines theta is the parameter, g its gradient, gamma the learning rate, lambda the weight decay and
+    t = 1, 2, ... the step::
 
-        g <- -g                        if maximize
-        x <- x - lr w x                if weight_decay and decoupled_weight_decay
-        g <- g + w x                   else, if weight_decay
-        m <- b1 m + (1 - b1) g
-        h <- b2 h + (1 - b2) g^2
-        s <- max(s, h)                 if amsgrad, else s = h
-        x <- x - lr (m / (1 - b1^t)) / (sqrt(s / (1 - b2^t)) + eps)
+        g <- -g                              if maximize
+        theta <- theta - gamma lambda theta  if weight_decay and decoupled_weight_decay
+        g <- g + lambda theta                else, if weight_decay
+        m <- beta1 m + (1 - beta1) g
+        v <- beta2 v + (1 - beta2) g^2
+        s <- max(s, v)                       if amsgrad, else s = v
+        theta <- theta - gamma (m / (1 - beta1^t)) / (sqrt(s / (1 - beta2^t)) + epsilon)
 
     Args:
         params: what to update, in place: arrays in a list, a dict, or containers of these at any depth, or a list of
             group dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
             float64 or float16 arrays of any shape and any layout that does not overlap.
-        lr: learning rate, a number or a function of the number of steps done, counted from 0, such as those of
+        lr: learning rate gamma, a number or a function of the number of steps done, counted from 0, such as those of
             `oxistep.schedules` (default: 1e-3).
-        betas: b1 and b2, how slowly the averages of gradient and square forget (default: (0.9, 0.999)).
-        eps: added to the denominator, outside the root (default: 1e-8).
-        weight_decay: w (default: 0).
+        betas: beta1 and beta2, how slowly the averages of gradient and square forget (default: (0.9, 0.999)).
+        eps: epsilon, added to the denominator, outside the root (default: 1e-8).
+        weight_decay: lambda (default: 0).
         amsgrad: divide by the largest average of squares seen so far (default: False).
         maximize: ascend instead of descend (default: False).
         decoupled_weight_decay: shrink the parameter itself, as `AdamW` does, instead of adding to the
@@ -50,7 +51,7 @@ class Adam(Optimizer):
     State:
         step: t, 0-dimensional float32, as in torch.
         exp_avg: m, in the parameter's shape and dtype.
-        exp_avg_sq: h, in the parameter's shape and dtype.
+        exp_avg_sq: v, in the parameter's shape and dtype.
         max_exp_avg_sq: s, if amsgrad; in the parameter's shape and dtype.
 
     Native:

@@ -18,23 +18,24 @@ _betas = betas
 class Adamax(Optimizer):
     r"""Adamax: Adam with the largest recent gradient in place of the root mean square.
 
-    For the parameter x, its gradient g, the learning rate lr, weight decay w and the step t = 1, 2, ...::
+    In these lines theta is the parameter, g its gradient, gamma the learning rate, lambda the weight decay and
+    t = 1, 2, ... the step::
 
-        g <- -g                                  if maximize
-        g <- g + w x                              if weight_decay
-        m <- b1 m + (1 - b1) g
-        u <- max(b2 u, |g| + eps)
-        x <- x - lr / (1 - b1^t) * m / u
+        g <- -g                if maximize
+        g <- g + lambda theta  if weight_decay
+        m <- beta1 m + (1 - beta1) g
+        u <- max(beta2 u, |g| + epsilon)
+        theta <- theta - gamma / (1 - beta1^t) * m / u
 
     Args:
         params: what to update, in place: arrays in a list, a dict, or containers of these at any depth, or a list of
             group dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
             float64 or float16 arrays of any shape and any layout that does not overlap.
-        lr: learning rate, a number or a function of the number of steps done, counted from 0, such as those of
+        lr: learning rate gamma, a number or a function of the number of steps done, counted from 0, such as those of
             `oxistep.schedules` (default: 2e-3).
-        betas: b1 and b2, how slowly the average of gradients and the largest one forget (default: (0.9, 0.999)).
-        eps: added to the gradient's size (default: 1e-8).
-        weight_decay: w, L2 penalty (default: 0).
+        betas: beta1 and beta2, how slowly the average of gradients and the largest one forget (default: (0.9, 0.999)).
+        eps: epsilon, added to the gradient's size (default: 1e-8).
+        weight_decay: lambda, L2 penalty (default: 0).
         maximize: ascend instead of descend (default: False).
         max_grad_norm: clip the norm of all gradients to this number as the step takes them; they stay as they are
             (default: None, no clipping).

@@ -15,25 +15,25 @@ from oxistep.numpy._types import Array, Group, Params, State
 class ASGD(Optimizer):
     r"""Gradient descent with a falling rate, and the average of the parameters it passes through.
 
-    For the parameter x, its gradient g, the learning rate lr, weight decay w and the step t = 1, 2, ...; e begins
-    as lr, k as 1::
+    In these lines theta is the parameter, g its gradient, gamma the learning rate, lambda the weight decay and
+    t = 1, 2, ... the step; eta begins as gamma, mu as 1::
 
-        g <- -g                                  if maximize
-        g <- g + w x                              if weight_decay
-        x <- x (1 - lambd e) - e g
-        a <- a + k (x - a)
-        e <- lr / (1 + lambd lr t)^alpha;  k <- 1 / max(1, t - t0)
+        g <- -g                if maximize
+        g <- g + lambda theta  if weight_decay
+        theta <- theta (1 - lambd eta) - eta g
+        a <- a + mu (theta - a)
+        eta <- gamma / (1 + lambd gamma t)^alpha;  mu <- 1 / max(1, t - t0)
 
     Args:
         params: what to update, in place: arrays in a list, a dict, or containers of these at any depth, or a list of
             group dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
             float64 or float16 arrays of any shape and any layout that does not overlap.
-        lr: learning rate, a number or a function of the number of steps done, counted from 0, such as those of
+        lr: learning rate gamma, a number or a function of the number of steps done, counted from 0, such as those of
             `oxistep.schedules` (default: 1e-2).
         lambd: decay of the parameter and of the rate (default: 1e-4).
         alpha: power with which the rate falls (default: 0.75).
         t0: when averaging starts (default: 1e6).
-        weight_decay: w, L2 penalty (default: 0).
+        weight_decay: lambda, L2 penalty (default: 0).
         maximize: ascend instead of descend (default: False).
         max_grad_norm: clip the norm of all gradients to this number as the step takes them; they stay as they are
             (default: None, no clipping).
@@ -43,8 +43,8 @@ class ASGD(Optimizer):
 
     State:
         step: t, 0-dimensional float32, as in torch.
-        eta: e, 0-dimensional float32, as in torch.
-        mu: k, 0-dimensional float32, as in torch.
+        eta: 0-dimensional float32, as in torch.
+        mu: 0-dimensional float32, as in torch.
         ax: a, the average, in the parameter's shape and dtype.
 
     Native:

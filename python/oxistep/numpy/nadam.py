@@ -18,28 +18,29 @@ _betas = betas
 class NAdam(Optimizer):
     r"""NAdam: Adam with Nesterov's look ahead.
 
-    For the parameter x, its gradient g, the learning rate lr, weight decay w, momentum decay c and the step
-    t = 1, 2, ...::
+    In these lines theta is the parameter, g its gradient, gamma the learning rate, lambda the weight decay, psi the
+    momentum decay and t = 1, 2, ... the step::
 
-        g <- -g                                  if maximize
-        x <- x - lr w x                          if weight_decay and decoupled_weight_decay
-        g <- g + w x                              else, if weight_decay
-        mu(t) = b1 (1 - 0.96^(t c) / 2);  P <- P mu(t)
-        m <- b1 m + (1 - b1) g
-        h <- b2 h + (1 - b2) g^2
-        d <- sqrt(h / (1 - b2^t)) + eps
-        x <- x - lr (1 - mu(t)) / (1 - P) * g / d - lr mu(t + 1) / (1 - P mu(t + 1)) * m / d
+        g <- -g                              if maximize
+        theta <- theta - gamma lambda theta  if weight_decay and decoupled_weight_decay
+        g <- g + lambda theta                else, if weight_decay
+        mu(t) = beta1 (1 - 0.96^(t psi) / 2);  P <- P mu(t)
+        m <- beta1 m + (1 - beta1) g
+        v <- beta2 v + (1 - beta2) g^2
+        d <- sqrt(v / (1 - beta2^t)) + epsilon
+        theta <- theta - gamma (1 - mu(t)) / (1 - P) * g / d
+                       - gamma mu(t + 1) / (1 - P mu(t + 1)) * m / d
 
     Args:
         params: what to update, in place: arrays in a list, a dict, or containers of these at any depth, or a list of
             group dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
             float64 or float16 arrays of any shape and any layout that does not overlap.
-        lr: learning rate, a number or a function of the number of steps done, counted from 0, such as those of
+        lr: learning rate gamma, a number or a function of the number of steps done, counted from 0, such as those of
             `oxistep.schedules` (default: 2e-3).
-        betas: b1 and b2, how slowly the averages of gradient and square forget (default: (0.9, 0.999)).
-        eps: added to the denominator, outside the root (default: 1e-8).
-        weight_decay: w (default: 0).
-        momentum_decay: c (default: 4e-3).
+        betas: beta1 and beta2, how slowly the averages of gradient and square forget (default: (0.9, 0.999)).
+        eps: epsilon, added to the denominator, outside the root (default: 1e-8).
+        weight_decay: lambda (default: 0).
+        momentum_decay: psi (default: 4e-3).
         decoupled_weight_decay: shrink the parameter itself instead of adding to the gradient (default: False).
         maximize: ascend instead of descend (default: False).
         max_grad_norm: clip the norm of all gradients to this number as the step takes them; they stay as they are
@@ -52,7 +53,7 @@ class NAdam(Optimizer):
         step: t, 0-dimensional float32, as in torch.
         mu_product: P, 0-dimensional float32, as in torch.
         exp_avg: m, in the parameter's shape and dtype.
-        exp_avg_sq: h, in the parameter's shape and dtype.
+        exp_avg_sq: v, in the parameter's shape and dtype.
 
     Native:
         Every step; what it cannot take it refuses, before anything is changed.

@@ -15,25 +15,26 @@ from oxistep.numpy._types import Array, Group, Params, State
 class RMSprop(Optimizer):
     r"""RMSprop: the gradient over a running average of its size, optionally centered and with momentum.
 
-    For the parameter x, its gradient g, the learning rate lr, smoothing a, momentum mu and weight decay w::
+    In these lines theta is the parameter, g its gradient, gamma the learning rate, alpha the smoothing, mu the momentum
+    and lambda the weight decay::
 
-        g <- -g                            if maximize
-        g <- g + w x                       if weight_decay
-        h <- a h + (1 - a) g^2
-        m <- a m + (1 - a) g               if centered
-        d <- sqrt(h - m^2) + eps           if centered, else sqrt(h) + eps
-        b <- mu b + g / d;  x <- x - lr b  if momentum > 0
-        x <- x - lr g / d                  else
+        g <- -g                                       if maximize
+        g <- g + lambda theta                         if weight_decay
+        v <- alpha v + (1 - alpha) g^2
+        a <- alpha a + (1 - alpha) g                  if centered
+        d <- sqrt(v - a^2) + epsilon                  if centered, else sqrt(v) + epsilon
+        b <- mu b + g / d;  theta <- theta - gamma b  if momentum > 0
+        theta <- theta - gamma g / d                  else
 
     Args:
         params: what to update, in place: arrays in a list, a dict, or containers of these at any depth, or a list of
             group dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
             float64 or float16 arrays of any shape and any layout that does not overlap.
-        lr: learning rate, a number or a function of the number of steps done, counted from 0, such as those of
+        lr: learning rate gamma, a number or a function of the number of steps done, counted from 0, such as those of
             `oxistep.schedules` (default: 1e-2).
-        alpha: a, how slowly the average forgets (default: 0.99).
-        eps: added to the denominator, outside the root (default: 1e-8).
-        weight_decay: w, L2 penalty (default: 0).
+        alpha: how slowly the average forgets (default: 0.99).
+        eps: epsilon, added to the denominator, outside the root (default: 1e-8).
+        weight_decay: lambda, L2 penalty (default: 0).
         momentum: mu (default: 0).
         centered: divide by an estimate of the standard deviation (default: False).
         maximize: ascend instead of descend (default: False).
@@ -45,9 +46,9 @@ class RMSprop(Optimizer):
 
     State:
         step: t, 0-dimensional float32, as in torch.
-        square_avg: h, in the parameter's shape and dtype.
+        square_avg: v, in the parameter's shape and dtype.
         momentum_buffer: b, if momentum > 0; in the parameter's shape and dtype.
-        grad_avg: m, if centered; in the parameter's shape and dtype.
+        grad_avg: a, if centered; in the parameter's shape and dtype.
 
     Native:
         Every step; what it cannot take it refuses, before anything is changed.

@@ -22,12 +22,13 @@ def _two_etas(value: Any) -> tuple[float, float]:
 class Rprop(Optimizer):
     r"""Rprop: each element steps by a size of its own, which grows while its gradient keeps its sign.
 
-    For the parameter x and its gradient g, of a whole batch: the signs of noisy gradients mean little::
+    In these lines theta is the parameter and g its gradient, of a whole batch (the signs of noisy gradients mean
+    little)::
 
-        g <- -g                                              if maximize
-        s <- max(s etas[0], step_sizes[0]);  g <- 0          where g h < 0
-        s <- min(s etas[1], step_sizes[1])                   where g h > 0
-        x <- x - s sign(g)
+        g <- -g                                      if maximize
+        s <- max(s etas[0], step_sizes[0]);  g <- 0  where g h < 0
+        s <- min(s etas[1], step_sizes[1])           where g h > 0
+        theta <- theta - s sign(g)
         h <- g
 
     Args:

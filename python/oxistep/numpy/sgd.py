@@ -14,28 +14,29 @@ from oxistep.numpy._types import Array, Group, Params, State
 class SGD(Optimizer):
     r"""Stochastic gradient descent, optionally with (Nesterov) momentum.
 
-    For the parameter x, its gradient g, the learning rate lr, momentum mu, dampening d and weight decay w::
+    In these lines theta is the parameter, g its gradient, gamma the learning rate, mu the momentum, tau the dampening
+    and lambda the weight decay::
 
-        g <- -g                    if maximize
-        g <- g + w x               if weight_decay
-        v <- g                     first step of this parameter, if momentum
-        v <- mu v + (1 - d) g      every later one
-        g <- g + mu v              if nesterov
-        g <- v                     else, if momentum
-        x <- x - lr g
+        g <- -g                  if maximize
+        g <- g + lambda theta    if weight_decay
+        b <- g                   first step of this parameter, if momentum
+        b <- mu b + (1 - tau) g  every later one
+        g <- g + mu b            if nesterov
+        g <- b                   else, if momentum
+        theta <- theta - gamma g
 
-    As in torch, lr multiplies the velocity where it is used and is not part of it, so changing lr changes the
+    As in torch, gamma multiplies the velocity b where it is used and is not part of it, so changing it changes the
     speed at once.
 
     Args:
         params: what to update, in place: arrays in a list, a dict, or containers of these at any depth, or a list of
             group dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
             float64 or float16 arrays of any shape and any layout that does not overlap.
-        lr: learning rate, a number or a function of the number of steps done, counted from 0, such as those of
+        lr: learning rate gamma, a number or a function of the number of steps done, counted from 0, such as those of
             `oxistep.schedules` (default: 1e-3).
         momentum: mu (default: 0).
-        dampening: d, weakens what a gradient adds to the velocity (default: 0).
-        weight_decay: w, L2 penalty (default: 0).
+        dampening: tau, weakens what a gradient adds to the velocity (default: 0).
+        weight_decay: lambda, L2 penalty (default: 0).
         nesterov: take Nesterov's momentum; needs momentum > 0 and dampening 0 (default: False).
         maximize: ascend instead of descend (default: False).
         max_grad_norm: clip the norm of all gradients to this number as the step takes them; they stay as they are
@@ -45,7 +46,7 @@ class SGD(Optimizer):
             has the same shape and dtype (default: False, which raises).
 
     State:
-        momentum_buffer: v, only if momentum is not 0; in the parameter's shape and dtype. No step counter, as
+        momentum_buffer: b, only if momentum is not 0; in the parameter's shape and dtype. No step counter, as
             in torch.
 
     Native:

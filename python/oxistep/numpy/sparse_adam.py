@@ -18,12 +18,13 @@ _betas = betas
 class SparseAdam(Optimizer):
     r"""Adam on the rows that a gradient names; the moments of other rows stand still.
 
-    For the rows x that are named, their gradients g, the learning rate lr and the step t = 1, 2, ...::
+    In these lines theta are the rows that are named, g their gradients, gamma the learning rate and t = 1, 2, ... the
+    step::
 
-        g <- -g                        if maximize
-        m <- b1 m + (1 - b1) g
-        h <- b2 h + (1 - b2) g^2
-        x <- x - lr sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(h) + eps)
+        g <- -g  if maximize
+        m <- beta1 m + (1 - beta1) g
+        v <- beta2 v + (1 - beta2) g^2
+        theta <- theta - gamma sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + epsilon)
 
     A gradient is a pair ``(indices, rows)``: integers of shape (k,), each the index of a row of the parameter, in any
     order, and an array of shape (k, ...) with a row for each. Rows named several times are summed. A sparse matrix of
@@ -33,9 +34,9 @@ class SparseAdam(Optimizer):
         params: what to update, in place: a list of arrays, a dict from name to array, or a list of group
             dicts ``{"params": ..., "lr": ...}`` whose other entries override the arguments below. float32,
             float64 or float16 arrays of one dimension or more that lie in one piece, row after row.
-        lr: learning rate, a number or a function of the number of steps done, counted from 0 (default: 1e-3).
-        betas: b1 and b2, how slowly the averages of gradient and square forget (default: (0.9, 0.999)).
-        eps: added to the denominator, outside the root (default: 1e-8).
+        lr: learning rate gamma, a number or a function of the number of steps done, counted from 0 (default: 1e-3).
+        betas: beta1 and beta2, how slowly the averages of gradient and square forget (default: (0.9, 0.999)).
+        eps: epsilon, added to the denominator, outside the root (default: 1e-8).
         maximize: ascend instead of descend (default: False).
         max_grad_norm: clip the norm of all gradients to this number as the step takes them; they stay as they are
             (default: None, no clipping).
@@ -46,7 +47,7 @@ class SparseAdam(Optimizer):
     State:
         step: t, 0-dimensional float32. (torch's is a Python integer.)
         exp_avg: m, in the parameter's shape and dtype.
-        exp_avg_sq: h, in the parameter's shape and dtype.
+        exp_avg_sq: v, in the parameter's shape and dtype.
 
     Native:
         Every step; what it cannot take it refuses, before anything is changed.

@@ -32,7 +32,7 @@ GRADIENT_FIELDS = {
     "mean": ("mean of the gradient", False),
     "variance": ("variance of the gradient", True),
     "norm": ("norm of the gradient", True),
-    "smallest": ("smallest magnitude but zero", True),
+    "smallest": ("smallest non-zero magnitude", True),
     "largest": ("largest magnitude", True),
     "zeros": ("share of zeros", False),
     "nan": ("elements that are NaN", False),
