@@ -172,7 +172,7 @@ impl<'c, 'a> Unpacked<'c, 'a> {
         let at_once = match in_tiles {
             // where all are updated where they are, as many as the innermost loop looks far ahead for
             false => 2 * SMALL_CHUNK,
-            // while one small tile waits for memory, the arithmetic of the one before goes on; codes have too much of it
+            // while a small tile waits for memory, the arithmetic of the one before goes on; codes have too much of it
             true if is_large && compact.headers() == 0 => BLOCK,
             true => Tile::LEN,
         };
