@@ -7,6 +7,7 @@
 Each round takes a step of each in a random order. Printed is the time of the compiled class, or of the probe where
 there is none, by that of the rule: median and quartiles of rounds, then the fastest tenths of both. The rules are those
 of `oxistep bench rules`. `--passes` shows what a pass costs that only reads, as the first one of "LAMB-like" does.
+docs/experiments.md has what it gave.
 """
 
 import argparse

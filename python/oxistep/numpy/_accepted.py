@@ -31,7 +31,8 @@ def accepted(array: Any, what: str, param: Array, name: str, *, write: bool = Fa
             f"{what} is a masked array, whose mask a step would ignore: pass its .data, or .filled(0) for a gradient"
         )
     if array.dtype != param.dtype:
-        remedy = "give its real part, .real" if array.dtype.kind == "c" else f"convert it with .astype(np.{param.dtype})"
+        is_complex = array.dtype.kind == "c"
+        remedy = "give its real part, .real" if is_complex else f"convert it with .astype(np.{param.dtype})"
         raise TypeError(f"{what} has dtype {array.dtype}, expected {param.dtype} like {name}: {remedy}")
     if array.shape != param.shape:
         raise ValueError(f"{what} has shape {array.shape}, expected {param.shape} like {name}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from inspect import signature
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 # What other libraries, courses and papers call it -> what torch calls it; what is first of these that a class has.
 _NAMES = {
@@ -78,10 +78,12 @@ class RightNames:
             _refuse(cls.__name__, signature(cls.__init__).parameters, kwargs)
         return super().__new__(cls)
 
-    def __getattr__(self, name: str) -> Any:
-        if (hint := _ATTRIBUTES.get(name)) is not None:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}: {hint}")
-        return object.__getattribute__(self, name)  # which says what it said: a property may have its own words
+    if not TYPE_CHECKING:  # a type checker would believe that every name is there
+
+        def __getattr__(self, name: str) -> Any:
+            if (hint := _ATTRIBUTES.get(name)) is not None:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}: {hint}")
+            return object.__getattribute__(self, name)  # which says what it said: a property may have its own words
 
 
 def _refuse(cls: str, known: Mapping[str, Any], given: Iterable[str]) -> None:
