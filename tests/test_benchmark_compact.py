@@ -24,10 +24,10 @@ def test_every_setting_is_compared(name):
     assert {row["against"] for row in rows if row["floor"] is not None} == installed, "5,000 elements are not large"
 
 
-def test_floors_are_those_of_the_processor(monkeypatch):
+def test_floors_are_those_of_the_level_in_use(monkeypatch):
     setting = compact.SETTINGS['weights="residual16", state_dtype="8bit"']
-    for levels, floor in ((["baseline", "avx2", "avx512"], 0.95), (["baseline", "avx2"], 0.7)):
-        monkeypatch.setattr(compact.oxistep._core, "simd_levels", lambda levels=levels: levels)
+    for level, floor in (("avx512", 0.95), ("avx2", 0.7)):
+        monkeypatch.setattr(compact.oxistep, "cpu_features", lambda level=level: {"simd": level})
         assert compact.floor(setting, compact.FLOAT32, large=True) == floor
         assert compact.floor(setting, compact.FLOAT32, large=False) is None
         assert compact.floor(setting, "pytorch_optimizer", large=False) == 4.0

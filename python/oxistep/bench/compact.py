@@ -144,7 +144,7 @@ def floor(setting: Setting, against: str, large: bool) -> float | None:
         return OTHERS
     if against != FLOAT32 or setting.floors is None or not large:
         return None
-    return setting.floors["avx512" not in oxistep._core.simd_levels()]
+    return setting.floors[oxistep.cpu_features()["simd"] != "avx512"]
 
 
 def speed(name: str, elements: int, seconds: float) -> list[dict[str, Any]]:

@@ -151,13 +151,13 @@ FLOORS: dict[tuple[str, str, str], float] = {
     ("two scalars", "Adam", "torch"): 5.0,
 }
 AVX2 = {("flat", COMPILED): 0.85, ("1 Mi", COMPILED): 0.8}
-"""Floors where there is no AVX-512."""
+"""Floors where AVX-512 is not in use."""
 
 
 def floor(workload: str, name: str, against: str) -> float | None:
-    """What is asked of a cell on this processor."""
+    """What is asked of a cell at the SIMD level in use."""
     asked = FLOORS.get((workload, name, against))
-    if asked is not None and "avx512" not in oxistep._core.simd_levels():
+    if asked is not None and oxistep.cpu_features()["simd"] != "avx512":
         return AVX2.get((workload, against), asked)
     return asked
 
