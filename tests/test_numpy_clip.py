@@ -228,3 +228,30 @@ def test_gradients_that_cannot_be_measured(bad):
     with pytest.raises(TypeError, match=r"gradient of params\['w'\]"):
         optimizer.step({"w": bad})
     assert snapshot(optimizer) == before
+
+
+@every_class
+def test_a_skipped_step_that_would_have_begun_the_states_leaves_nothing_behind(cls, hyper):
+    used = [np.full(3, 7.0) for _ in range(50)]
+    del used  # what is made next may lie where these were, and have their numbers
+    w, expected = np.ones(3), np.ones(3)
+    optimizer, other = cls([w], **hyper, skip_nonfinite=True), cls([expected], **hyper, skip_nonfinite=True)
+    optimizer.step([np.full(3, np.nan)])
+    optimizer.step([np.full(3, np.inf)])
+    for step in range(3):
+        for one in (optimizer, other):
+            one.step([np.full(3, 1.0 + step)])
+    assert same_bits(w, expected)
+    assert_same_state(optimizer, other)
+
+
+@pytest.mark.parametrize("cls", [Adam, zoo.Lion])
+def test_a_step_that_raises_keeps_the_norm_of_the_last_one(cls):
+    w = np.ones(2)
+    optimizer = cls([w], lr=0.1, max_grad_norm=1.0)
+    optimizer.step([np.ones(2)])
+    norm = optimizer.last_grad_norm
+    w.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        optimizer.step([np.full(2, 5.0)])
+    assert optimizer.last_grad_norm == norm

@@ -386,3 +386,30 @@ def test_what_savez_made_of_a_state_dict_loads(tmp_path):
         again = Adam(model())
         again.load_state_dict(file["optimizer"])
     assert_same_state(again, optimizer)
+
+
+def test_a_file_of_functions_in_another_dtype_goes_on_in_that_of_the_parameters(tmp_path):
+    adam, path = Adam.functional(lr=0.1), tmp_path / "state.npz"
+    params = {"w": np.ones(3)}
+    params, state = adam.update(params, {"w": np.ones(3)}, adam.init(params))
+    save(path, params, state)
+    other = {"w": np.ones(3, np.float32)}
+    read = adam.init(other)
+    load(path, other, read)
+    assert read["state"]["w"]["exp_avg"].dtype == np.float32
+    adam.update(other, {"w": np.ones(3, np.float32)}, read)
+    assert read["step_count"] == 2
+
+
+def test_a_file_of_functions_of_another_class_names_both(tmp_path):
+    adam, path = Adam.functional(lr=0.1), tmp_path / "state.npz"
+    params = {"w": np.ones(3)}
+    params, state = adam.update(params, {"w": np.ones(3)}, adam.init(params))
+    save(path, params, state)
+    momentum = SGD.functional(lr=0.1, momentum=0.9)
+    other = {"w": np.zeros(3)}
+    read = momentum.init(other)
+    with pytest.raises(ValueError, match="saved by Adam, and this state is of SGD"):
+        load(path, other, read)
+    assert read == momentum.init(other)
+    assert not other["w"].any()

@@ -544,3 +544,17 @@ def test_a_subclass_may_have_helpers_of_any_name(cls, hyper):
         optimizer.add_param_group({"params": [np.ones(2)]})
         optimizer.load_state_dict(optimizer.state_dict())
     np.testing.assert_array_equal(ours[0], plain[0])
+
+
+def test_a_half_gradient_of_a_float32_array_has_the_bits_of_its_widened_copy():
+    rng = np.random.default_rng(0)
+    for shape in ((3,), (40, 50), (300, 700)):
+        w = np.asarray(rng.standard_normal(shape), np.float32)
+        other = w.copy()
+        grad = np.asarray(rng.standard_normal(shape), np.float16)
+        one, two = Adam([w], lr=0.1, max_grad_norm=0.5), Adam([other], lr=0.1, max_grad_norm=0.5)
+        for given in (grad, grad.T.copy().T, np.asfortranarray(grad)):
+            one.step([given])
+            two.step([given.astype(np.float32)])
+        assert w.tobytes() == other.tobytes()
+        assert one.last_grad_norm == two.last_grad_norm

@@ -559,3 +559,21 @@ def test_an_array_without_dimensions_is_replaced_with_its_counters(cls, hyper, d
     assert same_bits(params["b"], other["b"])
     for key, value in one.state[0][0].items():
         assert same_bits(value, two.state[0][0][key])
+
+
+def test_arrays_replaced_in_a_mapping_that_is_no_dict_are_noticed():
+    params = UserDict(a=np.array([1.0]), b=np.array([2.0]))
+    grads = {"a": np.ones(1), "b": np.ones(1)}
+    optimizer = SGD(params, lr=0.1)
+    optimizer.step(grads)
+    params["a"] = params["a"] * 1.0
+    with pytest.raises(ValueError, match="has been replaced by another array"):
+        optimizer.step(grads)
+    following = SGD(params, lr=0.1, follow=True)
+    params["a"] = params["a"] * 1.0
+    before = params["a"].copy()
+    following.step(grads)
+    assert (params["a"] < before).all()
+    new = np.array([5.0])
+    following.replace("a", new)
+    assert params["a"] is new

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from oxistep.numpy._functional import is_state
+from oxistep.numpy._functional import is_state, names_of
 from oxistep.numpy._structure import Flat, is_container
 from oxistep.numpy._types import Array, kind, short
 
@@ -62,6 +62,8 @@ def save(path: str | os.PathLike[str], params: Any, optimizer: Any = None) -> No
             "group": _plain_group(optimizer["group"], 0),
             "step_count": int(optimizer["step_count"]),
         }
+        if (bound := getattr(optimizer, "_bound", None)) is not None:
+            about["functional"]["class"] = type(bound[2]).__name__
     elif optimizer is not None:
         _check_optimizer(optimizer)
         saved = optimizer.state_dict()
@@ -160,8 +162,25 @@ def _load_functional(about: Mapping[str, Any], states: Mapping[int, Any], state:
             "what init returned for these parameters"
         )
     loaded = {name: states.get(i, {}) for i, name in enumerate(saved["names"])}
+    if (bound := getattr(state, "_bound", None)) is not None:
+        loaded = _checked(loaded, bound[2], saved.get("class"))
     state["state"] = {name: loaded[name] for name in state["state"]}
     state["group"], state["step_count"] = saved["group"], saved["step_count"]
+
+
+def _checked(loaded: Mapping[str, Any], optimizer: Any, saved_by: str | None) -> dict[str, Any]:
+    """Loaded states as this optimizer has them, in the dtypes of its parameters."""
+    group, checked = optimizer.param_groups[0], dict(loaded)
+    try:
+        for i, name in enumerate(names_of(optimizer)):
+            if loaded[name]:
+                checked[name] = optimizer._oxistep_loaded_state(loaded[name], group, 0, i)
+    except (TypeError, ValueError) as error:
+        if saved_by in (None, type(optimizer).__name__):
+            raise
+        told = f"the file was saved by {saved_by}, and this state is of {type(optimizer).__name__}"
+        raise type(error)(f"{error} ({told})") from None
+    return checked
 
 
 def _other_kind(about: Mapping[str, Any], what: str, other: str) -> str:

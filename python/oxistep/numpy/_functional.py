@@ -72,7 +72,7 @@ class Functional:
         state = FunctionalState(
             step_count=0,
             group=optimizer._oxistep_group_numbers(optimizer.param_groups[0]),
-            state=dict(zip(_names(optimizer), optimizer.state[0], strict=True)),
+            state=dict(zip(names_of(optimizer), optimizer.state[0], strict=True)),
         )
         state._bound = (self, params, optimizer)
         return state
@@ -119,7 +119,7 @@ class Functional:
             )
         optimizer = self._bound(params, state)
         optimizer.step([grads] if isinstance(params, np.ndarray) else grads)
-        state["state"].update(zip(_names(optimizer), optimizer.state[0], strict=True))
+        state["state"].update(zip(names_of(optimizer), optimizer.state[0], strict=True))
         state["group"] = optimizer._oxistep_group_numbers(optimizer.param_groups[0])
         state["step_count"] = optimizer.step_count
         if isinstance(state, FunctionalState):
@@ -148,7 +148,7 @@ class Functional:
                     optimizer.param_groups[0].update(state["group"])
                     return optimizer
         optimizer = self._made(params)
-        names = _names(optimizer)
+        names = names_of(optimizer)
         if unknown := entries.keys() - set(names):
             raise ValueError(f"state has {short(sorted(unknown))}, which are not among params: {short(names)}")
         for i, name in enumerate(names):
@@ -183,7 +183,8 @@ def _check(state: Any) -> None:
         raise ValueError(f"state must have {short(_KEYS)}, as init returns it, got {short(state)}")
 
 
-def _names(optimizer: Any) -> list[str]:
+def names_of(optimizer: Any) -> list[str]:
+    """What the states of its parameters are called."""
     group = optimizer.param_groups[0]
     names: list[str] = group.get("param_names") or [str(i) for i in range(len(group["params"]))]
     return names

@@ -6,7 +6,7 @@ then on it would train what nobody uses. So the containers are kept and looked a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence, ValuesView
+from collections.abc import Collection, Mapping, MutableMapping, Sequence, ValuesView
 from typing import Any
 
 from oxistep.numpy._structure import Branch, Flat, expression_of
@@ -115,10 +115,10 @@ class Given:
     def exchange(self, old: Any, array: Array) -> None:
         """Puts an array into the place of something else, where the parameters were given."""
         for container in self._containers:
-            items = container.items() if isinstance(container, dict) else enumerate(container)
-            places = [place for place, value in items if value is old]
+            items = container.items() if isinstance(container, Mapping) else enumerate(container)
+            places = [place for place, value in list(items) if value is old]
             for place in places:
-                if not isinstance(container, ValuesView):
+                if isinstance(container, MutableMapping | list):
                     container[place] = array
 
     def __getstate__(self) -> dict[str, Any]:
@@ -131,4 +131,6 @@ class Given:
 
 def values_of(container: Any) -> Any:
     """What a container holds."""
-    return container.values() if isinstance(container, dict) else container
+    if isinstance(container, dict):
+        return container.values()
+    return list(container.values()) if isinstance(container, Mapping) else container

@@ -59,7 +59,6 @@ class RuleOptimizer(Optimizer):
             ValueError: for a shape that does not fit, an array that cannot be written, or arrays that overlap. Whatever
                 is raised, nothing has been changed.
         """
-        source = self._oxistep_source
         if self._oxistep_torn is not None:
             self._oxistep_torn.step()
         watch = self._oxistep_watch
@@ -72,12 +71,21 @@ class RuleOptimizer(Optimizer):
             rates = again
         updates = None if watch is None else watch._row()
         listed = self._oxistep_listed(grads)
-        given: Any = grads
-        if self._oxistep_clipping is not None:
+        if (clipping := self._oxistep_clipping) is None:
+            self._oxistep_take(listed, updates, rates, grads)
+            return
+        before = clipping.norm
+        try:
             clipped = self._oxistep_clipped(listed)
-            if clipped is None:
-                return
-            listed, given = clipped, None
+            if clipped is not None:
+                self._oxistep_take(clipped, updates, rates, None)
+        except BaseException:
+            clipping.norm = before
+            raise
+
+    def _oxistep_take(self, listed: list[list[Any]], updates: Any, rates: list[float], given: Any) -> None:
+        """Take the step, by kernels or by NumPy's operations."""
+        source, watch = self._oxistep_source, self._oxistep_watch
         if self._oxistep_stepped_natively(listed, updates, rates, given):
             self.step_count += 1
             if watch is not None:

@@ -153,7 +153,7 @@ class Flat:
         else:
             values = list(node)
             steps = getattr(node, "_fields", range(len(values)))
-        if isinstance(node, dict | list | ValuesView):
+        if isinstance(node, Mapping | list | ValuesView):
             self.containers.append(node)
         children: list[Branch | None] = []
         for step, value in zip(steps, values, strict=True):

@@ -156,7 +156,9 @@ impl ArrayPlan {
         match take(&plan.rule, &mut plan.keys, &asked, updates)? {
             Ok(taken) => {
                 let norm = taken.norm;
-                plan.learn(&asked, taken, given);
+                if !taken.has_orphans {
+                    plan.learn(&asked, taken, given);
+                }
                 Ok(told(py, norm))
             }
             Err(reason) => Ok(reason.into_pyobject(py)?.into_any()),

@@ -85,6 +85,8 @@ pub(super) struct Taken<'py> {
     pub(super) rows: Vec<usize>,
     /// The norm of all gradients, if it was asked for.
     pub(super) norm: Option<f64>,
+    /// Whether it made states that nobody has: it was left out.
+    pub(super) has_orphans: bool,
 }
 
 /// Takes a step, or says why kernels cannot.
@@ -126,7 +128,8 @@ pub(super) fn take<'py>(
             measuring.nothing();
         }
         drop((step, active));
-        return Ok(Ok(Taken { items, arrays, leaves, rules, rows, norm: verdict.norm }));
+        let has_orphans = items.iter().any(|(_, item)| item.fresh.is_some());
+        return Ok(Ok(Taken { items, arrays, leaves, rules, rows, norm: verdict.norm, has_orphans }));
     }
     if verdict.factor != 1.0 {
         step.scale_gradients(verdict.factor);
@@ -161,7 +164,7 @@ pub(super) fn take<'py>(
     advanced.iter().enumerate().for_each(|(k, after)| arrays.set_counters(k, after));
     let Err(panic) = done else {
         becomes.write(|g| &of_groups[g])?;
-        return Ok(Ok(Taken { items, arrays, leaves, rules, rows, norm: verdict.norm }));
+        return Ok(Ok(Taken { items, arrays, leaves, rules, rows, norm: verdict.norm, has_orphans: false }));
     };
     Err(panicked_over(&*panic, PyList::new(py, items.iter().map(|(_, item)| &item.param))?))
 }

@@ -282,7 +282,7 @@ pub(crate) enum Gradient {
 pub(crate) struct Set {
     arrays: Vec<Array>,
     pub(crate) counters: Vec<Array>,
-    /// The gradient, where it is of another dtype or a number.
+    /// The gradient, where it is of another dtype, which is not read as it is, or a number.
     copied: Option<Box<Copied>>,
     /// The rows that it names, as they were named and then in order, if it is of some rows only.
     rows: Option<Box<(Vec<i64>, Rows)>>,
@@ -292,6 +292,12 @@ pub(crate) struct Set {
     hint: u32,
     /// Whether it has a gradient in the step under way.
     pub(crate) takes_part: bool,
+}
+
+/// Whether loops are compiled for a gradient and a parameter of these types: of one, or a half beside a float32.
+fn is_read_as_it_is(gradient: Number, param: Number) -> bool {
+    let of_half = (Number::Float(DType::F16), Number::Float(DType::F32));
+    gradient == param || (gradient, param) == of_half
 }
 
 impl Set {
@@ -309,7 +315,7 @@ impl Set {
                 let form = Form::contiguous(dtype, &array.form.shape);
                 (array, Some(Box::new(Copied { buffer: Buffer::new(dtype), form })))
             }
-            Gradient::Array(array) if array.form.number == param.form.number => (array, None),
+            Gradient::Array(array) if is_read_as_it_is(array.form.number, param.form.number) => (array, None),
             Gradient::Array(array) => {
                 let is_dense = array.form.is_dense();
                 let form = if is_dense { array.form.cast(dtype) } else { Form::contiguous(dtype, &array.form.shape) };
