@@ -605,3 +605,20 @@ def test_averages_that_a_half_type_went_through_are_float32_again():
     for p, average in zip(params, wanted, strict=True):
         average.lerp_(p.detach().float(), 1 - DECAY)  # not as in a first step: it has a past
     assert_averages(other, params, wanted)
+
+
+def test_a_state_dict_that_was_looked_up_inside_of_averaged_works_after_it():
+    class Own(oxistep.optim.SGD):
+        def state_dict(self):
+            return {"own": 1}
+
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = Own([p], lr=0.1, ema=0.9)
+    p.grad = torch.ones(3)
+    optimizer.step()
+    with optimizer.averaged():
+        kept = optimizer.state_dict
+        with pytest.raises(RuntimeError, match=r"inside `with optimizer\.averaged"):
+            kept()
+    assert kept() == {"own": 1}
+    assert "state_dict" not in vars(optimizer)

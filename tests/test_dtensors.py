@@ -1,5 +1,6 @@
 """DTensors, in a world of one process. What two processes make of them is in test_two_processes.py."""
 
+import subprocess
 import sys
 
 import pytest
@@ -380,3 +381,45 @@ def test_a_plain_tensor_is_no_state_of_a_shard_in_codes(mesh):
     with pytest.raises(ValueError, match=r"got a DTensor, which belong to shards.*plain_state_dict"):
         other.load_state_dict(before)
     assert ours.state_dict()["state"][0]["exp_avg_codes"] is before["state"][0]["exp_avg_codes"]
+
+
+ONE_OF_FOUR = """
+import torch
+from torch import distributed
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+import oxistep
+from oxistep.optim import AdamW
+
+distributed.init_process_group("fake", store=FakeStore(), rank=3, world_size=4)
+"""
+
+
+def run_as_one_of_four(code):
+    """The last process of four, of which the others are not there."""
+    done = subprocess.run([sys.executable, "-c", ONE_OF_FOUR + code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_codes_load_in_a_process_outside_the_mesh():
+    run_as_one_of_four("""
+half = DeviceMesh("cpu", [0, 1])
+p = torch.nn.Parameter(distribute_tensor(torch.ones(64, 256), half, [Shard(0)], src_data_rank=None))
+p.grad = DTensor(torch.ones_like(p._local_tensor), p._spec, requires_grad=False)
+optimizer = AdamW([p], state_dtype="8bit")
+optimizer.step()
+optimizer.load_state_dict(optimizer.state_dict())
+""")
+
+
+def test_memory_is_told_of_shards_that_could_not_have_codes():
+    run_as_one_of_four("""
+mesh = init_device_mesh("cpu", (4,))
+local = torch.ones(40, 512)
+p = torch.nn.Parameter(
+    DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=torch.Size((100, 512)), stride=(512, 1))
+)
+assert oxistep.memory(AdamW([p])).total > 3 * local.nbytes
+""")

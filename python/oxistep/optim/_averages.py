@@ -210,7 +210,7 @@ def averaged(optimizer: Any) -> Iterator[None]:
         raise RuntimeError("averaged: the parameters are their averages already")
     check_all(optimizer)
     undo: list[Callable[[], None]] = []
-    allow_saving = _forbid_saving(optimizer)
+    allow_saving = _forbid_saving(optimizer, kept)
     kept.swapped = True
     try:
         with torch.no_grad():
@@ -286,13 +286,20 @@ def _pieces(a: Tensor, b: Tensor) -> list[tuple[Tensor, Tensor]]:
     return [(a[k : k + _PIECE], b[k : k + _PIECE]) for k in range(0, a.numel(), _PIECE)]
 
 
-def _forbid_saving(optimizer: Any) -> Callable[[], None]:
+def _forbid_saving(optimizer: Any, kept: Kept) -> Callable[[], None]:
     """Lets ``state_dict`` raise. What is returned ends that."""
     handle = optimizer.register_state_dict_pre_hook(_refuse_to_save)
     if type(optimizer).state_dict is torch.optim.Optimizer.state_dict or "state_dict" in optimizer.__dict__:
         return handle.remove  # type: ignore[no-any-return]
     # a subclass's own, which may call no hooks
-    optimizer.__dict__["state_dict"] = lambda *args, **kwargs: _refuse_to_save(optimizer)
+    own = optimizer.state_dict
+
+    def refusing(*args: Any, **kwargs: Any) -> Any:
+        if kept.swapped:
+            _refuse_to_save(optimizer)
+        return own(*args, **kwargs)  # somebody kept this one
+
+    optimizer.__dict__["state_dict"] = refusing
 
     def allow() -> None:
         handle.remove()

@@ -176,12 +176,16 @@ def made_compact(
     return {name: value for name, value in formed.items() if entry.get(name) is None}
 
 
-def blocks_of(p: Tensor) -> int:
-    """How many headers a state of a parameter has that is kept in codes; 0: it is kept as numbers."""
+def blocks_of(p: Tensor, *, estimates: bool = False) -> int:
+    """How many headers a state of a parameter has that is kept in codes; 0: it is kept as numbers.
+
+    Raises:
+        RuntimeError: for a DTensor whose local shard cannot have codes, unless this is but an estimate.
+    """
     if is_dtensor(p):
         from oxistep.optim._dtensors import blocks_of_shards
 
-        return blocks_of_shards(p, LEAST)  # type: ignore[arg-type]
+        return blocks_of_shards(p, LEAST, estimates=estimates)  # type: ignore[arg-type]
     return _blocks(p) if p.numel() >= LEAST and p.is_contiguous() else 0
 
 

@@ -83,7 +83,7 @@ def in_shards(
 # would be given those of the first.)
 
 
-def blocks_of_shards(p: DTensor, least: int) -> int:
+def blocks_of_shards(p: DTensor, least: int, *, estimates: bool = False) -> int:
     """How many headers a state of each local shard has, if it is kept in codes; 0: it is kept as numbers.
 
     All processes come to the same: a state must not be codes here and numbers there.
@@ -94,7 +94,7 @@ def blocks_of_shards(p: DTensor, least: int) -> int:
     (shape, largest, _), local = _cut(p._spec), p._local_tensor
     if largest < least or not p.is_contiguous():
         return 0
-    if local.numel() > (shape[-1] - 1) * _BLOCK or not local.is_contiguous():
+    if not estimates and (local.numel() > (shape[-1] - 1) * _BLOCK or not local.is_contiguous()):
         raise RuntimeError(
             f"state_dtype='8bit': expected the local shard of a DTensor of shape {tuple(p.shape)} to be contiguous and "
             f"to have at most {largest} elements, as {_told(p._spec)} cuts it; got {tuple(local.shape)} with "
@@ -160,8 +160,9 @@ def _placed_headers(p: DTensor, local: Tensor) -> DTensor:
     shape = torch.Size(cut.headers)
     strides = tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
     spec = p._spec.shallow_copy_with_tensor_meta(TensorMeta(shape, strides, local.dtype))
-    own = local.view(*[1] * p.dim(), -1)
-    own.select(-1, -1).fill_(cut.tag)
+    own = local.view(*[1] * p.dim(), local.numel())
+    if own.numel():  # a process outside the mesh holds none
+        own.select(-1, -1).fill_(cut.tag)
     return DTensor(own, spec, requires_grad=False)
 
 

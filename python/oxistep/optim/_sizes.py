@@ -50,7 +50,7 @@ class Sizes:
     def under(self, g: int, p: Tensor, setting: Setting) -> tuple[int, int]:
         """Bytes of the states of a parameter, and of what stands beside it."""
         group = self._optimizer.param_groups[g]
-        local, blocks = local_of(p), blocks_of(p) if setting.state_dtype == "8bit" else 0
+        local, blocks = local_of(p), blocks_of(p, estimates=True) if setting.state_dtype == "8bit" else 0
         kinds: Kinds = self._definition.kinds(self._optimizer, group) if self._is_element_wise else {}
         applies = local.device.type == "cpu" and local.dtype in (torch.float32, *_HALF)
         states, draws = 0, setting.weights in ("stochastic", "residual8")
