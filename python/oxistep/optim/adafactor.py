@@ -47,7 +47,7 @@ class Adafactor(NativeStep, _Adafactor):
         state_dtype: ``torch.float32`` keeps the states of half-precision parameters in float32 (default: None, as
             torch).
         ema: decay of a running average of the parameters, which each step updates (default: None, no average).
-        ema_warmup: start the average with short decays, as timm's ``ModelEmaV3`` does (default: False).
+        ema_warmup: start the average with small decays, as timm's ``ModelEmaV3`` does (default: False).
         max_grad_norm: clip the norm of all gradients inside the step, without modifying them (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
         grad_norm_group: the ranks to sum the norm over, if each rank holds a part of the parameters: ``"world"``, a

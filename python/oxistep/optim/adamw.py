@@ -31,14 +31,16 @@ class AdamW(Adam, _AdamW):
         weight_decay: :math:`\lambda` (default: 1e-2).
         amsgrad: keep and divide by the largest second moment (default: False).
         maximize: ascend instead of descend (default: False).
-        capturable, foreach, fused, differentiable: as in torch; they select among torch's own implementations.
+        capturable, foreach, fused, differentiable: as in torch. ``capturable`` and ``differentiable`` leave the step to
+            torch; the others do not change a native step.
         state_dtype: how to store the states: ``torch.float32`` for half-precision parameters, ``torch.bfloat16``, or
             ``"8bit"`` (default: None, as torch).
-        weights: how to keep the digits that half-precision parameters cannot hold: ``"stochastic"``, ``"kahan"``,
-            ``"residual8"``, ``"residual16"`` or ``"master"`` (default: None, round to nearest).
+        weights: how to keep the digits that bfloat16 parameters cannot hold: ``"stochastic"``, ``"kahan"``,
+            ``"residual8"``, ``"residual16"`` or ``"master"``; float16 takes ``"kahan"`` and ``"master"`` only
+            (default: None, round to nearest).
         seed: seed of the random rounding that ``weights`` and ``state_dtype`` use (default: 0).
         ema: decay of a running average of the parameters, which each step updates (default: None, no average).
-        ema_warmup: start the average with short decays, as timm's ``ModelEmaV3`` does (default: False).
+        ema_warmup: start the average with small decays, as timm's ``ModelEmaV3`` does (default: False).
         max_grad_norm: clip the norm of all gradients inside the step, without modifying them (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
         grad_norm_group: the ranks to sum the norm over, if each rank holds a part of the parameters: ``"world"``, a
@@ -60,7 +62,7 @@ class AdamW(Adam, _AdamW):
         TypeError: if ``params`` holds something other than tensors, or if ``max_grad_norm``, ``skip_nonfinite``,
             ``seed`` or ``ema`` has the wrong type.
         ValueError: if ``torch.optim.AdamW`` rejects an argument; if ``state_dtype`` or ``weights`` is none of the
-            above, ``seed`` not from 0 to 2**64 - 1, ``ema`` not from 0 to below 1; if ``max_grad_norm`` is not above
+            above; if ``seed`` is not in [0, 2**64), or ``ema`` not in [0, 1); if ``max_grad_norm`` is not above
             zero.
         RuntimeError: in ``step``, for a sparse gradient, before anything is updated.
 

@@ -33,11 +33,12 @@ class AdEMAMix(Optimizer):
         foreach: a key of the param groups; it changes nothing (default: None).
         state_dtype: how to store the states: ``torch.float32`` for half-precision parameters, ``torch.bfloat16``, or
             ``"8bit"`` (default: None).
-        weights: how to keep the digits that half-precision parameters cannot hold: ``"stochastic"``, ``"kahan"``,
-            ``"residual8"``, ``"residual16"`` or ``"master"`` (default: None, round to nearest).
+        weights: how to keep the digits that bfloat16 parameters cannot hold: ``"stochastic"``, ``"kahan"``,
+            ``"residual8"``, ``"residual16"`` or ``"master"``; float16 takes ``"kahan"`` and ``"master"`` only
+            (default: None, round to nearest).
         seed: seed of the random rounding that ``weights`` and ``state_dtype`` use (default: 0).
         ema: decay of a running average of the parameters, which each step updates (default: None, no average).
-        ema_warmup: start the average with short decays, as timm's ``ModelEmaV3`` does (default: False).
+        ema_warmup: start the average with small decays, as timm's ``ModelEmaV3`` does (default: False).
         max_grad_norm: clip the norm of all gradients inside the step, without modifying them (default: None).
         skip_nonfinite: skip the whole step if a gradient holds NaN or infinity (default: False).
         grad_norm_group: the ranks to sum the norm over, if each rank holds a part of the parameters (default: None).
