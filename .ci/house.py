@@ -151,7 +151,7 @@ def loops_outside(root: Path) -> list[str]:
     """Loops of code for a SIMD level that the compiler may put into a function of their own.
 
     `for_each` and `fold` are functions of the standard library, which nothing obliges the compiler to inline. Where it
-    does not, the loop is compiled for the weakest processor, and intrinsics become calls: up to ten times as slow.
+    does not, the loop is compiled for the weakest processor, and intrinsics become calls: five times as slow.
     """
     inlined = r"^( *)#\[inline\(always\)\]\n(?: *#\[.*\n)* *[^\n]*\bfn [^;{]*\{\n((?:.*\n)*?)\1\}"
     return [
