@@ -56,6 +56,12 @@ pub trait Real:
         coefficient.fma(end - self, base)
     }
 
+    /// The same for a weight that is known to be below one half.
+    #[inline(always)]
+    fn lerp_near(self, end: Self, weight: Self) -> Self {
+        weight.fma(end - self, self)
+    }
+
     /// `torch.addcmul(self, a, b, value)`.
     #[inline(always)]
     fn addcmul(self, a: Self, b: Self, value: Self) -> Self {

@@ -209,6 +209,42 @@ fn averages_are_those_of_a_separate_pass_and_change_nothing_else() {
     }
 }
 
+/// Loops that do all in registers serve no averages; what has one is brought into tiles.
+#[test]
+fn loops_without_tiles_have_the_bits_of_tiles() {
+    let n = 8192 + 3 * BLOCK + 77;
+    let special = [0.0, -0.0, 1e-40, -3e-39, 1e-30, 1e18, -3e38, f32::MAX, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+    // in some blocks, not in all
+    let with_special = |mut x: Vec<f32>, every: usize| {
+        for (i, x) in x.iter_mut().enumerate().filter(|(i, _)| (i / BLOCK).is_multiple_of(3) && i.is_multiple_of(every))
+        {
+            *x = special[(i / every) % special.len()];
+        }
+        x
+    };
+    let (lr, beta1, beta2, eps) = (1e-2, 0.9, 0.999, 1e-8);
+    for decoupled_weight_decay in [false, true] {
+        let rule = Adam { lr, beta1, beta2, eps, weight_decay: 0.1, amsgrad: false, decoupled_weight_decay };
+        for (weights, states) in WEIGHTS.into_iter().flat_map(|weights| STATES.map(|states| (weights, states))) {
+            let values = with_special(normals(n, 3), 7);
+            for level in levels() {
+                let mut without = Parameter::new(AnyRule::Adam(rule), weights, states, &values);
+                let mut with = without.clone().averaged(0.5);
+                for step in 0..4 {
+                    let mut grad = with_special(normals(n, 20 + step), 5);
+                    grad[BLOCK..2 * BLOCK].fill(0.0);
+                    let grad = if weights == Weights::Nearest { Stream::F32(grad) } else { Stream::Bf16(half(&grad)) };
+                    without.step(grad.slice(), &Serial, level);
+                    with.step(grad.slice(), &Serial, level);
+                }
+                let mut all = with.bytes();
+                all.pop();
+                assert!(all == without.bytes(), "{weights:?} {states:?} {level:?} {decoupled_weight_decay}");
+            }
+        }
+    }
+}
+
 /// What parameters stand for, with what is beside them.
 fn masters(parameter: &Parameter) -> Vec<f32> {
     let bits = |x: f32| x.to_bits();

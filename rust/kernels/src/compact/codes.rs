@@ -76,7 +76,7 @@ fn parts(header: f32) -> (u32, u32) {
 }
 
 /// A quarter of a block: codes of elements that lie so far apart stand side by side.
-const QUARTER: usize = BLOCK / 4;
+pub(crate) const QUARTER: usize = BLOCK / 4;
 
 /// Makes numbers of the codes of a block: `read` takes the place of one, and the code.
 #[inline(always)]
@@ -128,10 +128,19 @@ pub(crate) fn read_magnitudes(codes: &[u8; BLOCK], header: f32, tile: &mut [f32;
     if least > 0 && u64::from(low) + (254 << k) <= u64::from(LARGEST) {
         return each_code(codes, tile, |_, code| base.wrapping_add(code << k));
     }
-    each_code(codes, tile, |_, code| {
+    let read = magnitude_of(header);
+    each_code(codes, tile, |_, code| read(code));
+}
+
+/// What reads one code of a block of magnitudes: the bits of a number.
+#[inline(always)]
+pub(crate) fn magnitude_of(header: f32) -> impl Fn(u32) -> u32 {
+    let (low, k) = parts(header);
+    let base = low.wrapping_sub(1 << k);
+    move |code| {
         let bits = base.wrapping_add(code << k).min(LARGEST);
         if code == 0 { 0 } else { bits }
-    });
+    }
 }
 
 /// Writes a block of magnitudes, and leaves in the tile what will be read. Returns the header.
@@ -252,14 +261,21 @@ pub(crate) fn read_relative(
 
 #[inline(always)]
 fn relative<const ROOT: bool>(codes: &[u8; BLOCK], header: f32, of: &[f32; BLOCK], tile: &mut [f32; BLOCK]) {
+    let read = relative_of::<ROOT>(header);
+    each_code(codes, tile, |i, code| read(code, of[i]));
+}
+
+/// What reads one code of a block of relative numbers, given what it is relative to: the bits of a number.
+#[inline(always)]
+pub(crate) fn relative_of<const ROOT: bool>(header: f32) -> impl Fn(u32, f32) -> u32 {
     let largest = (header as i32).clamp(-UNITS, UNITS) * UNIT;
     let base = largest - (127 << RELATIVE_K);
-    each_code(codes, tile, |i, code| {
+    move |code, of| {
         let q = ((code & 0x7f) << RELATIVE_K) as i32;
-        let bits = divisor::<ROOT>(of[i]).wrapping_add(base).wrapping_add(q);
+        let bits = divisor::<ROOT>(of).wrapping_add(base).wrapping_add(q);
         let bits = bits.clamp(0, LARGEST as i32) as u32 | ((code << 24) & 0x8000_0000);
         if q == 0 { 0 } else { bits }
-    });
+    }
 }
 
 /// Writes a block of numbers relative to others, which are as they will be read. Returns the header.

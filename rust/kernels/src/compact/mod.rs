@@ -1,6 +1,7 @@
 //! States and weights in fewer bytes: how each is kept, and what stands beside it.
 
 mod codes;
+pub(crate) mod elements;
 mod noise;
 pub(crate) mod streams;
 mod weights;

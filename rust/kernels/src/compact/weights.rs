@@ -20,6 +20,11 @@ fn is_nan(bits: u32) -> bool {
     bits & 0x7fff_ffff > 0x7f80_0000
 }
 
+/// The bits of infinity.
+const INFINITY: u32 = 0x7f80_0000;
+/// The bits of a quiet NaN.
+const QUIET: u32 = 0x7fc0_0000;
+
 /// A NaN as a `bf16`: quiet, with its sign.
 #[inline(always)]
 fn nan(bits: u32) -> u32 {
@@ -28,12 +33,12 @@ fn nan(bits: u32) -> u32 {
 
 /// Rounds to `bf16`, up or down with fair odds; infinities and what is no number stay that.
 #[inline(always)]
-fn fair(x: f32, word: u32) -> bf16 {
+pub(crate) fn fair(x: f32, word: u32) -> bf16 {
     let bits = x.to_bits();
-    let special = bits & 0x7f80_0000 == 0x7f80_0000;
-    let rounded = bits.wrapping_add(word >> 16) >> 16;
-    let kept = if is_nan(bits) { nan(bits) } else { bits >> 16 };
-    bf16::from_bits(if special { kept } else { rounded } as u16)
+    let magnitude = bits & 0x7fff_ffff;
+    let rounded = bits.wrapping_add(if magnitude < INFINITY { word >> 16 } else { 0 });
+    let quiet = if magnitude > INFINITY { rounded | 0x40_0000 } else { rounded };
+    bf16::from_bits((quiet >> 16) as u16)
 }
 
 /// The bits of the largest magnitude.
@@ -85,7 +90,7 @@ fn sum(p: bf16, rest: i32) -> u32 {
 /// The master of a parameter and what is added to its bits; the parameter alone where the sum is no number: the
 /// residual is then another parameter's, which somebody changed.
 #[inline(always)]
-fn joined(p: bf16, rest: i32) -> f32 {
+pub(crate) fn joined(p: bf16, rest: i32) -> f32 {
     let bits = sum(p, rest);
     if is_nan(bits) { p.load() } else { f32::from_bits(bits) }
 }
@@ -105,10 +110,12 @@ pub(crate) fn join<R: Copy>(p: &[bf16], residuals: &[R], tile: &mut [f32], rest:
 
 /// A master as parameter and residual.
 #[inline(always)]
-fn apart16(x: f32) -> (bf16, i16) {
-    let bits = x.to_bits();
-    let (p, rest) = if is_nan(bits) { (nan(bits), 0) } else { (bits.wrapping_add(0x8000) >> 16, bits as u16 as i16) };
-    (bf16::from_bits(p as u16), rest)
+pub(crate) fn apart16(x: f32) -> (bf16, i16) {
+    let magnitude = x.to_bits() & 0x7fff_ffff;
+    // what is no number becomes the quiet one without a rest
+    let magnitude = if magnitude > INFINITY { QUIET } else { magnitude };
+    let bits = magnitude | (x.to_bits() & 0x8000_0000);
+    (bf16::from_bits((bits.wrapping_add(0x8000) >> 16) as u16), bits as u16 as i16)
 }
 
 /// Masters as parameters and residuals.
@@ -129,7 +136,7 @@ pub(crate) fn split16(tile: &[f32], p: &mut [bf16], residuals: &mut [i16]) {
 
 /// A master as parameter and the upper half of its residual, which is rounded with fair odds.
 #[inline(always)]
-fn apart8(x: f32, word: u32) -> (bf16, u8) {
+pub(crate) fn apart8(x: f32, word: u32) -> (bf16, u8) {
     let bits = x.to_bits();
     let special = bits & 0x7f80_0000 == 0x7f80_0000;
     let upper = if special { bits } else { bits.wrapping_add(word >> 24) } & !0xff;

@@ -4,6 +4,7 @@ use super::bodies::Bodies;
 use super::body::Body;
 use super::compact::{self, Gradient, Unpacked};
 use super::decoded;
+use super::fused;
 use super::measured::{Lanes, update};
 use super::programmed::{self, Gathered};
 use super::rows::RowList;
@@ -110,14 +111,21 @@ impl Chunk<'_> {
         let pass = if let Body::Program(pass, ..) = body { Some(*pass) } else { None };
         let writes = compact::writes(pass, compact);
         let (factor, range) = (self.grad_factor, self.range);
+        let done = match (self.layout, &sums) {
+            (None, None) => fused::run(body, level, factor, (written, self.grad), compact, range.0),
+            _ => 0,
+        };
+        if done == range.1 - range.0 {
+            return;
+        }
         let grad = Gradient::of(self.grad, self.layout);
         let mut go = |source: &mut dyn Source| update(body, level, factor, Types::F32, source, sums.take());
         if 2 + compact.states.len() <= compact::FEW {
             let mut tiles = [Tile::default(); compact::FEW];
-            go(&mut Unpacked::new(&mut tiles, (written, grad), (compact, writes), range, level));
+            go(&mut Unpacked::new(&mut tiles, (written, grad), (compact, writes), range, level).after(done));
         } else {
             let mut tiles = [Tile::default(); STREAMS];
-            go(&mut Unpacked::new(&mut tiles, (written, grad), (compact, writes), range, level));
+            go(&mut Unpacked::new(&mut tiles, (written, grad), (compact, writes), range, level).after(done));
         }
     }
 

@@ -197,6 +197,11 @@ impl<'c, 'a> Unpacked<'c, 'a> {
         }
     }
 
+    /// The same without elements that have been updated, whole blocks of them.
+    pub(super) fn after(self, done: usize) -> Self {
+        Self { done, ..self }
+    }
+
     /// Reads the next elements into tiles, but for those that are handed out where they are.
     #[inline(always)]
     fn read(&mut self, simd: impl Simd) {

@@ -6,7 +6,8 @@
 //! elements lying one after the other, in some rows (`rows`), or apart (`strided`, `gather`, `apart`). All are sources
 //! (`source`) of streams that lie in one piece, to which a body is applied, the formula of a rule (`body`), by the
 //! innermost loop (`sweep`, `streaming`); or a light one where elements lie. Streams that no loop is compiled for are
-//! brought into tiles of `f32` (`decoded`). `measured` looks at what this does to each parameter.
+//! brought into tiles of `f32` (`decoded`), and so are those in fewer bytes (`compact`), but for a few combinations that
+//! have loops of their own (`fused`). `measured` looks at what this does to each parameter.
 
 mod alike;
 mod apart;
@@ -16,6 +17,7 @@ mod chunk;
 mod compact;
 mod decoded;
 mod finding;
+mod fused;
 mod gather;
 mod measured;
 mod pass;

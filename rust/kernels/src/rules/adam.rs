@@ -93,10 +93,11 @@ impl Rule for Adam {
     }
 }
 
+/// `NEAR`: 1 - beta1 is known to be below one half, as `lerp` asks.
 #[derive(Clone, Copy)]
-struct Variant<const AMSGRAD: bool, const COUPLED: bool>(Constants);
+struct Variant<const AMSGRAD: bool, const COUPLED: bool, const NEAR: bool>(Constants);
 
-impl<const AMSGRAD: bool, const COUPLED: bool> Formula for Variant<AMSGRAD, COUPLED> {
+impl<const AMSGRAD: bool, const COUPLED: bool, const NEAR: bool> Formula for Variant<AMSGRAD, COUPLED, NEAR> {
     const STATES: usize = if AMSGRAD { 3 } else { 2 };
 
     #[inline(always)]
@@ -111,7 +112,7 @@ impl<const AMSGRAD: bool, const COUPLED: bool> Formula for Variant<AMSGRAD, COUP
 
         move |theta, g, [m, v, u]| {
             let (theta, g) = if COUPLED { (theta, g.add_scaled(theta, lambda)) } else { (theta * keep, g) };
-            let m = m.lerp(g, one_minus_beta1);
+            let m = if NEAR { m.lerp_near(g, one_minus_beta1) } else { m.lerp(g, one_minus_beta1) };
             let v = (v * beta2).addcmul(g, g, one_minus_beta2);
             let u = if AMSGRAD { u.nan_max(v) } else { v };
             let denom = u.sqrt().over(bias_correction2_sqrt) + eps;
@@ -121,15 +122,29 @@ impl<const AMSGRAD: bool, const COUPLED: bool> Formula for Variant<AMSGRAD, COUP
 }
 
 impl Constants {
+    fn is_coupled(&self) -> bool {
+        self.rule.weight_decay != 0.0 && !self.rule.decoupled_weight_decay
+    }
+
     /// Selects the variant once, outside the loop.
     #[inline(always)]
     pub(crate) fn visit(&self, visitor: impl Visitor) {
-        let coupled = self.rule.weight_decay != 0.0 && !self.rule.decoupled_weight_decay;
-        match (self.rule.amsgrad, coupled) {
-            (false, false) => visitor.visit(Variant::<false, false>(*self)),
-            (false, true) => visitor.visit(Variant::<false, true>(*self)),
-            (true, false) => visitor.visit(Variant::<true, false>(*self)),
-            (true, true) => visitor.visit(Variant::<true, true>(*self)),
+        match (self.rule.amsgrad, self.is_coupled()) {
+            (false, false) => visitor.visit(Variant::<false, false, false>(*self)),
+            (false, true) => visitor.visit(Variant::<false, true, false>(*self)),
+            (true, false) => visitor.visit(Variant::<true, false, false>(*self)),
+            (true, true) => visitor.visit(Variant::<true, true, false>(*self)),
+        }
+    }
+
+    /// The same of the usual ones alone. A choice less in them lets the compiler keep long loops in one piece.
+    #[inline(always)]
+    pub(crate) fn visit_usual(&self, visitor: impl Visitor) {
+        let is_near = f32::of(1.0 - self.rule.beta1).abs() < 0.5;
+        match (self.rule.amsgrad || !is_near, self.is_coupled()) {
+            (false, false) => visitor.visit(Variant::<false, false, true>(*self)),
+            (false, true) => visitor.visit(Variant::<false, true, true>(*self)),
+            _ => {}
         }
     }
 }

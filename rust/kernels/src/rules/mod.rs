@@ -144,4 +144,13 @@ impl Constants {
             _ => false,
         }
     }
+
+    /// As [`Constants::visit`], but of what large models are trained with alone: loops over formats that are only
+    /// known together take many bytes.
+    #[inline(always)]
+    pub(crate) fn visit_heavy(&self, visitor: impl Visitor) {
+        if let Self::Adam(constants) = self {
+            constants.visit_usual(visitor);
+        }
+    }
 }
