@@ -1,6 +1,7 @@
 """Training with states in fewer bytes ends where float32 states end, also where naive 8 bits diverge."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -54,18 +55,25 @@ BF16, CODES = (torch.bfloat16, 0.02), ("8bit", 0.05)
 @pytest.mark.covers(("name", "training"))
 def test_training_ends_where_float32_ends(name, training):
     """Measured over three seeds: bfloat16 within 0.02 % (Lion 0.12 %), 8 bits within 0.3 %."""
-    # the next test has Lion's quadratic
-    for state_dtype, largest in [BF16] if (name, training) == ("Lion", "quadratic") else [BF16, CODES]:
+    for state_dtype, largest in [BF16, CODES]:
         found = difference(name, training, state_dtype)
         print(f"{training} {name} {state_dtype}: {found:+.4%}")
         assert abs(found) < largest, state_dtype
 
 
-@pytest.mark.xfail(reason="measured: 42 % higher. A sign is another's where a mean that was rounded is near zero")
-def test_lion_in_8_bits_ends_where_float32_ends_on_a_quadratic():
-    """docs/memory.md tells of this limit, and what to set in its place: bfloat16."""
-    state_dtype, largest = CODES
-    assert abs(difference("Lion", "quadratic", state_dtype)) < largest
+@pytest.mark.whole
+@pytest.mark.parametrize(("lr", "steps"), [(3e-3, 300), (3e-3, 1000), (1e-2, 300), (1e-2, 600), (1e-2, 1000)])
+def test_lion_in_8_bits_ends_where_float32_ends_on_a_quadratic(lr, steps):
+    """A sign is another's where a mean that was rounded is near zero, so this is where 8 bits are hardest.
+
+    Measured: -0.6 to 2.2 % over six seeds. Rounded with odds that are drawn anew at each step, and in codes an eighth
+    of an octave apart, 2 to 71 %.
+    """
+    makes = [partial(zoo.Lion, lr=lr, state_dtype=state_dtype) for state_dtype in ("8bit", None)]
+    own, wanted = (sum(TRAININGS["quadratic"](make, seed, steps) for seed in range(6)) for make in makes)
+    found = own / wanted - 1
+    print(f"{lr} {steps}: {found:+.2%}")
+    assert abs(found) < CODES[1]
 
 
 class NaiveAdam(torch.optim.Optimizer):

@@ -1,21 +1,27 @@
 //! States in 8 bits: a code for each element, and a header for each block of them.
 //!
-//! A code stands for the bits of an `f32`, which are nearly the logarithm of its magnitude: all is integer arithmetic,
-//! with the same bits at every SIMD level. Code zero is zero, exactly. What is not finite becomes zero: the element's
-//! parameter is lost anyway, and its neighbours are not.
+//! A code of a magnitude, or of what is relative to one, stands for the bits of an `f32`, which are nearly its
+//! logarithm, in integer arithmetic. A code of other numbers stands for a power of itself, in arithmetic that is exact or
+//! rounded to nearest. Both have the same bits at every SIMD level. Code zero is zero, exactly. What is not finite
+//! becomes zero: the element's parameter is lost anyway, and its neighbours are not.
 //!
 //! Four elements of a block that lie a quarter of it apart have their codes side by side: as a word, which takes a
 //! shift to take apart, and no reordering. Codes of a last block that is not full are in order.
 //!
 //! ```text
 //! magnitudes  bits = low + (code - 1) 2^k         low and k from the block's least and largest, rounded with fair odds
-//! signed      the same with 7 bits and a sign; below 2^-15 of the block's largest, zero or that with fair odds
+//! signed      (code unit)^2, or ^4 where the block is wide        7 bits and a sign, rounded with fair odds in turn
 //! relative    bits = those of the divisor + C - (127 - code) 2^19     7 bits and a sign, to nearest
 //! ```
 //!
 //! *Relative*: first moments are kept relative to the (decoded) second moments that they are divided by, so that their
 //! quotient, which is what moves a parameter, is never larger than the largest of the block. Second moments move by a
 //! thousandth in a step, less than half a code: rounded to nearest they would stick.
+//!
+//! *Signed*: means of gradients that nothing divides. What rounding adds to such a mean stays for as long as the mean
+//! remembers, so codes are close together where most of a block's numbers are: 37 in the first octave, half as many two
+//! octaves below. A block is wide if a quarter of its numbers lie deep below the largest; powers of four reach 28
+//! octaves, with 20 codes in the first and half as many four octaves below. See `Bits::turning` for the odds.
 
 use super::noise::{BLOCK, Bits, Words};
 
@@ -23,8 +29,6 @@ use super::noise::{BLOCK, Bits, Words};
 const LARGEST: u32 = 0x7f7f_ffff;
 /// The bits of a header that hold `k`.
 const K: u32 = 31;
-/// The least place of a code's last bit in signed codes: 126 of them reach over 15.75 octaves.
-const LARGEST_SIGNED_K: u32 = 20;
 /// The place of a code's last bit in relative codes: sixteen in an octave.
 const RELATIVE_K: u32 = 19;
 
@@ -187,14 +191,46 @@ pub(crate) fn write_magnitudes(
     f32::from_bits(low | k)
 }
 
+/// How many codes of signed numbers are not zero, and how many of them are below the largest.
+const SIGNED: f32 = 127.0;
+/// The largest unit: the square of the largest code, or its fourth power, is finite.
+const LARGEST_UNIT: [f32; 2] = [f32::from_bits(0x5c00_f900), f32::from_bits(0x4c00_f900)];
+/// The bits of a unit that are zero in a header but for the first, which tells of fourth powers.
+const UNIT_BITS: u32 = 0xff;
+/// So many octaves below the block's largest is deep.
+const DEEP: u32 = 5;
+
+/// What a code of signed numbers stands for, times its sign.
+#[inline(always)]
+fn power<const FOURTH: bool>(code: f32, unit: f32) -> f32 {
+    let root = code * unit;
+    let square = root * root;
+    if FOURTH { square * square } else { square }
+}
+
+/// The unit of a block whose largest number is this. It is the same for what is read of that.
+#[inline(always)]
+fn unit<const FOURTH: bool>(largest: f32) -> f32 {
+    let root = if FOURTH { largest.sqrt().sqrt() } else { largest.sqrt() };
+    // to fewer bits and up, but for what rounding may have added
+    let bits = (root / SIGNED).to_bits();
+    f32::from_bits(bits.wrapping_sub(16).wrapping_add(UNIT_BITS) & !UNIT_BITS).min(LARGEST_UNIT[usize::from(FOURTH)])
+}
+
 /// Reads a block of signed numbers.
 #[inline(always)]
 pub(crate) fn read_signed(codes: &[u8; BLOCK], header: f32, tile: &mut [f32; BLOCK]) {
-    let (low, k) = parts(header);
-    let base = low.wrapping_sub(1 << k);
+    let is_fourth = header.to_bits() & 1 == 1;
+    let unit = f32::from_bits(header.to_bits() & !UNIT_BITS);
+    // whoever wrote the header
+    let unit = if unit <= LARGEST_UNIT[usize::from(is_fourth)] && unit > 0.0 { unit } else { 0.0 };
+    if is_fourth { powers::<true>(codes, unit, tile) } else { powers::<false>(codes, unit, tile) }
+}
+
+#[inline(always)]
+fn powers<const FOURTH: bool>(codes: &[u8; BLOCK], unit: f32, tile: &mut [f32; BLOCK]) {
     each_code(codes, tile, |_, code| {
-        let bits = base.wrapping_add((code & 0x7f) << k).min(LARGEST) | ((code << 24) & 0x8000_0000);
-        if code & 0x7f == 0 { 0 } else { bits }
+        power::<FOURTH>((code & 0x7f) as i32 as f32, unit).to_bits() | ((code << 24) & 0x8000_0000)
     });
 }
 
@@ -210,29 +246,60 @@ pub(crate) fn write_signed(
         largest = largest.max(x.to_bits() & 0x7fff_ffff);
     }
     if largest > LARGEST {
+        largest = 0;
         for x in &mut *tile {
             *x = if x.is_finite() { *x } else { 0.0 };
+            largest = largest.max(x.to_bits() & 0x7fff_ffff);
         }
     }
-    let (least, largest) = extremes(tile);
-    let least = least.max(largest.saturating_sub(126 << LARGEST_SIGNED_K).next_multiple_of(K + 1));
-    let Some((low, k)) = header(least, largest, 126) else {
+    if largest == 0 {
         codes.fill(0);
         return 0.0;
+    }
+    // (zero, which both hold, is neither)
+    let deep = largest.saturating_sub(DEEP << 23);
+    let (mut below, mut zeros) = (0_u32, 0_u32);
+    for x in &*tile {
+        let bits = x.to_bits() & 0x7fff_ffff;
+        below += u32::from(bits < deep);
+        zeros += u32::from(bits == 0);
+    }
+    noise.turning(words);
+    let largest = f32::from_bits(largest);
+    let is_wide = 4 * below.saturating_sub(zeros) > BLOCK as u32 - zeros;
+    let (unit, flag) = if is_wide {
+        let unit = unit::<true>(largest);
+        to_powers::<true>(tile, codes, unit, words);
+        (unit, 1)
+    } else {
+        let unit = unit::<false>(largest);
+        to_powers::<false>(tile, codes, unit, words);
+        (unit, 0)
     };
-    noise.words(words);
-    // a number below the first code becomes that or zero, as often as it is a part of it
-    let first = f32::from_bits(low);
+    f32::from_bits(unit.to_bits() | flag)
+}
+
+#[inline(always)]
+fn to_powers<const FOURTH: bool>(tile: &mut [f32; BLOCK], codes: &mut [u8; BLOCK], unit: f32, words: &Words) {
+    let inverse = 1.0 / unit;
+    // from here on numbers are whole
+    let whole = f32::from_bits(0x4b00_0000);
     make_codes(codes, tile, |i, x| {
-        let (bits, word) = (x.to_bits() & 0x7fff_ffff, words.0[i] >> 16);
-        let step = bits.saturating_sub(low).wrapping_add(word << 16 >> (32 - k)) >> k;
+        let size = f32::from_bits(x.to_bits() & 0x7fff_ffff);
+        let root = if FOURTH { size.sqrt().sqrt() } else { size.sqrt() };
+        // the code below, or the one below that where it is the number: that is always rounded up
+        let near = root * inverse - 0.5;
+        let near = if near > 0.0 { near } else { 0.0 };
+        let near = (if near < SIGNED - 1.0 { near } else { SIGNED - 1.0 }) + whole;
+        let code = near - whole;
+        let (low, high) = (power::<FOURTH>(code, unit), power::<FOURTH>(code + 1.0, unit));
+        // what rounds a positive number up rounds a negative one up
+        let word = (words.0[i] ^ (x.to_bits() as i32 >> 31) as u32) >> 16;
         // (never by the least odds that there are: what is far smaller would come too often)
-        let odds = (word as f32 + 0.5) * f32::from_bits(0x3780_0000);
-        let small = u32::from(odds * first < f32::from_bits(bits));
-        let code = if bits < low { small } else { step + 1 };
-        code | (x.to_bits() >> 24 & 0x80)
+        let odds = (word as i32 as f32 + 0.5) * f32::from_bits(0x3780_0000);
+        let up = u32::from(odds * (high - low) < size - low);
+        (near.to_bits() & 0x7f) + up | (x.to_bits() >> 24 & 0x80)
     });
-    f32::from_bits(low | k)
 }
 
 /// The bits of what a relative code is relative to: nearly those of the root of a second moment. (Half the exponent's

@@ -15,6 +15,9 @@ impl Default for Words {
     }
 }
 
+/// A turn by the golden section, of whose multiples any few that follow each other lie evenly.
+const GOLDEN: u32 = 0x9e37_79b9;
+
 /// Elements of a block that share their bits with the other half.
 const HALF: usize = BLOCK / 2;
 
@@ -22,6 +25,10 @@ const HALF: usize = BLOCK / 2;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Noise {
     key: u64,
+    /// The same at every step.
+    still: u64,
+    /// How far words are turned at this one.
+    turn: u32,
     /// The number of the first element: of a shard, in the whole of which it is a part.
     first: u64,
 }
@@ -29,8 +36,9 @@ pub struct Noise {
 impl Noise {
     /// The key of a parameter at a step. `place` is any numbers that tell it from other parameters.
     pub fn new(seed: u64, place: [u64; 2], step: u64) -> Self {
-        let key = [place[0], place[1], step].into_iter().fold(mixed(seed), |key, word| mixed(key ^ word));
-        Self { key, first: 0 }
+        let still = place.into_iter().fold(mixed(seed), |key, word| mixed(key ^ word));
+        let turn = (step as u32).wrapping_mul(GOLDEN);
+        Self { key: mixed(still ^ step), still: !still, turn, first: 0 }
     }
 
     /// The same, for elements that are counted from this one on.
@@ -41,7 +49,8 @@ impl Noise {
     /// The bits for one of its streams, from some element on.
     #[inline]
     pub(crate) fn stream(&self, stream: usize, start: usize) -> Bits {
-        Bits { key: mixed(self.key ^ stream as u64), first: self.first.wrapping_add(start as u64) }
+        let [key, still] = [self.key, self.still].map(|key| mixed(key ^ stream as u64));
+        Bits { key, still, turn: self.turn, first: self.first.wrapping_add(start as u64) }
     }
 }
 
@@ -57,6 +66,8 @@ fn mixed(x: u64) -> u64 {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bits {
     key: u64,
+    still: u64,
+    turn: u32,
     first: u64,
 }
 
@@ -65,6 +76,18 @@ impl Bits {
     #[inline(always)]
     pub(crate) fn skip(self, elements: usize) -> Self {
         Self { first: self.first.wrapping_add(elements as u64), ..self }
+    }
+
+    /// The same words at every step, but that each is turned on by the golden section from one step to the next.
+    ///
+    /// At any one step they are as random as others. Over steps an element's words lie evenly, so that it is rounded up as
+    /// often as it should be among any few steps, not only in the long run: the mean of what rounding adds is smaller.
+    #[inline(always)]
+    pub(crate) fn turning(&self, words: &mut Words) {
+        Self { key: self.still, ..*self }.words(words);
+        for word in &mut words.0 {
+            *word = word.wrapping_add(self.turn);
+        }
     }
 
     /// A word for each of the next elements: sixteen random bits on top; those below mean nothing.
@@ -126,6 +149,37 @@ mod tests {
         let far = (1 << 33) - 512;
         let all = words(noise, 0, far, 1024);
         assert_eq!(words(noise, 0, far + 500, 524), all[500..]);
+    }
+
+    #[test]
+    fn turning_words_are_as_random_as_others_at_one_step() {
+        let turning = |noise: Noise, stream: usize| {
+            let mut words = Words::default();
+            let bits = noise.stream(stream, 0);
+            let mut all = Vec::new();
+            for block in 0..256 {
+                bits.skip(block * BLOCK).turning(&mut words);
+                all.extend(words.0.map(|word| word >> 16));
+            }
+            all
+        };
+        let noise = |seed, step| Noise::new(seed, [0, 0], step);
+        let all = turning(noise(0, 9), 1);
+        let others = [
+            ("next element", [&all[1..], &all[..1]].concat()),
+            ("a block on", [&all[BLOCK..], &all[..BLOCK]].concat()),
+            ("stream", turning(noise(0, 9), 2)),
+            ("seed", turning(noise(1, 9), 1)),
+            ("what does not turn", words(noise(0, 9), 1, 0, all.len())),
+        ];
+        for (what, other) in others {
+            let found = correlation(&all, &other);
+            assert!(found.abs() < 5.0, "{what}: {found} standard deviations");
+        }
+        // and from step to step each goes on by the same
+        for (a, b) in all.iter().zip(turning(noise(0, 10), 1)) {
+            assert!(b.wrapping_sub(*a + (GOLDEN >> 16)) & 0xffff <= 1);
+        }
     }
 
     /// The correlation of two lists of words, as a normal variable if they are independent.
