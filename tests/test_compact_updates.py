@@ -1,8 +1,10 @@
 """No state in fewer bytes makes an update explode, whatever gradients come: scales, heavy tails, outliers, silence."""
 
+import numpy as np
 import pytest
 import torch
 
+import oxistep
 import oxistep.optim as optim
 from oxistep import zoo
 
@@ -82,20 +84,30 @@ def check(cls, arguments, gradients):
         assert largest <= 2 * wanted, (state_dtype, largest / wanted)
 
 
-# Their updates are what they keep a mean of, so rounding compounds where a block's numbers reach over many octaves.
-COMPOUND = [
-    ("Adadelta", "all scales in each block"),
-    ("Adadelta", "half of them zero for a thousand steps"),
-]
-
-
 @pytest.mark.parametrize("gradients", GRADIENTS)
 @pytest.mark.parametrize("name", CLASSES)
-def test_no_update_is_more_than_twice_the_largest_of_float32(name, gradients, request):
+def test_no_update_is_more_than_twice_the_largest_of_float32(name, gradients):
     """Measured: up to 1.8 where a block holds all scales (Adam), 1.25 elsewhere."""
-    if (name, gradients) in COMPOUND:
-        request.applymarker(pytest.mark.xfail(reason="measured: 13 and 26 times; docs/memory.md tells of it"))
     check(*CLASSES[name], GRADIENTS[gradients])
+
+
+@oxistep.rule
+def adadelta(p, g, s, lr=1.0, rho=0.9, eps=1e-6):
+    s.square_avg = rho * s.square_avg + (1 - rho) * g * g
+    delta = np.sqrt(s.acc_delta + eps) / np.sqrt(s.square_avg + eps) * g
+    s.acc_delta = rho * s.acc_delta + (1 - rho) * delta * delta
+    return p - lr * delta
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("gradients", ["all scales in each block", "half of them zero for a thousand steps"])
+def test_nor_where_a_mean_of_updates_multiplies_itself(gradients, seed):
+    """Adadelta's errors add up: ours, and that of a rule that somebody writes. Measured: up to 1.1 times float32's.
+
+    With both states in 8 bits it was up to 26 times.
+    """
+    for cls in (optim.Adadelta, adadelta.torch):
+        check(cls, {"seed": seed}, GRADIENTS[gradients])
 
 
 @pytest.mark.whole

@@ -19,6 +19,7 @@ from oxistep.optim._storages import is_dtensor, local_of, place
 
 __all__ = [
     "COMPANIONS",
+    "DRAWN",
     "EXACT",
     "LEAST",
     "Kinds",
@@ -50,11 +51,13 @@ _HALF = (torch.float16, torch.bfloat16)
 _BLOCK = _core.block_of_codes()
 
 Kind = tuple[str, str | None, bool]
-"""What a state is: ``"exact"``, ``"signed"``, ``"magnitude"``, or ``"relative"`` to the state of that name or, if true,
-its root."""
+"""What a state is: ``"exact"``, ``"signed"``, ``"magnitude"``, ``"fine"``, or ``"relative"`` to the state of that
+name or, if true, its root."""
 Kinds = Mapping[str, Kind]
 
 EXACT: Kind = ("exact", None, False)
+DRAWN = ("magnitude", "fine")
+"""What is rounded with fair odds in bfloat16 too."""
 
 
 def is_compact(optimizer: Any) -> bool:
@@ -204,7 +207,8 @@ def dtype_kept(state_dtype: StateDType, p: Tensor, kind: Kind, blocks: int) -> t
     if state_dtype == torch.float32 or kind == EXACT:
         return torch.float32
     if isinstance(state_dtype, str):
-        return None if blocks else torch.float32
+        coded = None if kind[0] != "fine" else torch.bfloat16
+        return coded if blocks else torch.float32
     return state_dtype
 
 
@@ -229,7 +233,7 @@ def _formed(
             formed[name] = value
             continue
         wanted = dtype_kept(kept.state_dtype, p, kind, blocks)
-        draws |= (wanted is None and kind[0] != "relative") or (wanted == torch.bfloat16 and kind[0] == "magnitude")
+        draws |= (wanted is None and kind[0] != "relative") or (wanted == torch.bfloat16 and kind[0] in DRAWN)
         if wanted is not None:
             value = _numbers(entry, name, kinds, p) if value is None else value
             formed[name] = _materialised(value, p, wanted)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from oxistep.optim._averages import AVERAGE
-from oxistep.optim._compact import COMPANIONS, EXACT, Kinds, blocks_of, dtype_kept, plain_names
+from oxistep.optim._compact import COMPANIONS, DRAWN, EXACT, Kinds, blocks_of, dtype_kept, plain_names
 from oxistep.optim._definition import definition_of
 from oxistep.optim._kept import KEY, WEIGHTS, StateDType, Weights, kept_of
 from oxistep.optim._storages import local_of
@@ -66,7 +66,7 @@ class Sizes:
             else:
                 states += numel * wanted.itemsize
             draws |= (wanted is None and kind[0] != "relative") or (
-                wanted == torch.bfloat16 and setting.state_dtype == torch.bfloat16 and kind[0] == "magnitude"
+                wanted == torch.bfloat16 and setting.state_dtype is not None and kind[0] in DRAWN
             )
         if applies and draws and "step" not in plain:
             states += 4

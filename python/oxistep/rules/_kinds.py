@@ -31,13 +31,14 @@ class Kind(NamedTuple):
     """What a state holds.
 
     ``"magnitude"``: nothing below zero, whatever the gradients are.
+    ``"fine"``: a magnitude by which a state is divided, or multiplied, that goes on in itself: errors grow there.
     ``"relative"``: numbers of either sign that the update divides by the root of the magnitude ``of``, or what hangs on
     that.
-    ``"signed"``: other numbers of either sign, which start at zero.
+    ``"signed"``: other numbers of either sign, which start at zero, and what grows by a share of itself.
     ``"exact"``: what must stay as it is: weights, and what lost digits would turn into NaN.
     """
 
-    name: Literal["magnitude", "signed", "relative", "exact"]
+    name: Literal["magnitude", "fine", "signed", "relative", "exact"]
     of: str | None = None
 
 
@@ -109,14 +110,16 @@ def kinds_of(programs: Iterable[Program]) -> dict[str, Kind]:
         exact |= _under_roots(program, known)
     magnitudes = [name for name in names if ("state", name) in never_negative and name not in exact]
     magnitudes.sort(key=lambda name: not name.endswith("exp_avg_sq"))  # the rest stays in order
-    divided = _divided(names.keys() - exact, set(magnitudes), programs)
+    grown, fine = _grown(set(magnitudes), programs)
+    magnitudes = [name for name in magnitudes if name not in grown]
+    divided = _divided(names.keys() - exact - grown, set(magnitudes), programs)
     kinds: dict[str, Kind] = {}
     for name in names:
         by = [other for other in magnitudes if (name, other) in divided]
         if name in exact:
             kinds[name] = EXACT
         elif name in magnitudes:
-            kinds[name] = Kind("magnitude")
+            kinds[name] = Kind("fine" if name in fine else "magnitude")
         else:
             kinds[name] = Kind("relative", by[0]) if by else Kind("signed")
     return kinds
@@ -471,6 +474,48 @@ PRODUCTS: dict[str, tuple[tuple[int, ...], int | None]] = {
 ROOTS = ("sqrt", "cbrt")
 """What is divided by a root of a magnitude is kept relative to its square root: whichever it is, no quotient becomes
 larger than the block's others by more than the roots differ."""
+
+
+GRADIENT = ""
+"""Among names of states, which are never empty."""
+
+
+def _grown(magnitudes: set[str], programs: list[Program]) -> tuple[set[str], set[str]]:
+    """The magnitudes into which they go themselves times something that hangs on the gradient, and by which others.
+
+    As Adadelta's mean of its own updates, each of which is in proportion to its root, by the mean of squares. An error
+    is in all that comes then, and errors multiply.
+    """
+    grown: set[str] = set()
+    by: set[str] = set()
+    for program in programs:
+        holds: list[set[str]] = []
+        products: list[set[tuple[str, str]]] = []
+        """Pairs of something, and what else was in a product of it."""
+        for node in program.graph.nodes:
+            is_condition = node.op in OPERATIONS and OPERATIONS[node.op].is_flag
+            args = node.args if node.kind is KindOfValue.ELEMENTS and not is_condition else ()
+            through = args[node.op == "where" :]
+            own = {node.what} & magnitudes if node.op == "state" else {GRADIENT} if node.op == "grad" else set()
+            holds.append(own.union(*(holds[k] for k in through)))
+            factors, divisor = PRODUCTS.get(node.op, ((), None))
+            factors = [args[k] for k in factors] if args else []
+            others = factors if divisor is None or not args else [*factors, args[divisor]]
+            pairs = {
+                (name, other)
+                for k, factor in enumerate(factors)
+                for name in holds[factor] - {GRADIENT}
+                for j, operand in enumerate(others)
+                if j != k and GRADIENT in holds[operand]
+                for other in holds[operand]
+            }
+            products.append(pairs.union(*(products[k] for k in through)))
+        for name in magnitudes & program.states.keys():
+            others = {other for own, other in products[program.states[name].value] if own == name}
+            if others:
+                grown.add(name)
+                by |= others - {name, GRADIENT}
+    return grown, by - grown
 
 
 def _divided(names: set[str], magnitudes: set[str], programs: list[Program]) -> set[tuple[str, str]]:

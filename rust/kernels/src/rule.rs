@@ -138,10 +138,12 @@ pub enum Gradients {
 pub enum StateKind {
     /// It stays as it is: weights, or what small errors would spoil.
     Exact,
-    /// A mean or sum of gradients.
+    /// A mean or sum of gradients, or what matters no more where it is far below others.
     Signed,
     /// Never negative: a mean, sum or maximum of squares, or their roots.
     Magnitude,
+    /// The same where errors grow: `bf16` holds it, rounded with fair odds, and codes do not.
+    Fine,
     /// Signed, and divided by state `to`, which is a magnitude, or by its root.
     Relative {
         /// The place of the divisor among the states.

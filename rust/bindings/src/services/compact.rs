@@ -24,7 +24,7 @@ pub(crate) fn block_of_codes() -> usize {
 type Told = (&'static str, (&'static str, Option<&'static str>, bool));
 
 /// What the states of a compiled rule are, as far as that matters for keeping them in fewer bytes: "exact", "signed",
-/// "magnitude", or "relative" with the name of the state that divides it and whether its root does. Empty for a group
+/// "magnitude", "fine", or "relative" with the name of the state that divides it and whether its root does. Empty for a group
 /// whose hyperparameters are torch's to judge.
 #[pyfunction]
 pub(crate) fn state_kinds<'py>(py: Python<'py>, rule: &str, group: &Bound<'py, PyDict>) -> PyResult<Vec<Told>> {
@@ -43,6 +43,7 @@ fn kinds_of(rule: &AnyRule) -> Vec<Told> {
         StateKind::Exact => ("exact", None, false),
         StateKind::Signed => ("signed", None, false),
         StateKind::Magnitude => ("magnitude", None, false),
+        StateKind::Fine => ("fine", None, false),
         StateKind::Relative { to, root } => ("relative", states.get(usize::from(to)).copied(), root),
     };
     let kinds = rule.kinds().iter().chain(std::iter::repeat(&StateKind::Exact));

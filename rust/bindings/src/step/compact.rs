@@ -106,7 +106,9 @@ impl Fewer {
         };
         let kept = |(k, state): (usize, &Described<'_>)| match (beside.is_of(k), kind(k), state.memory.dtype) {
             (true, kind, _) => Kept::Codes(kind),
-            (false, StateKind::Magnitude, DType::Bf16) if self.fair || param == DType::F32 => Kept::Fair,
+            (false, StateKind::Magnitude | StateKind::Fine, DType::Bf16) if self.fair || param == DType::F32 => {
+                Kept::Fair
+            }
             _ => Kept::Nearest,
         };
         let states_kept: Vec<Kept> = states.iter().enumerate().map(kept).collect();
@@ -137,6 +139,7 @@ fn kind_of(kinds: &[(String, KindByName)], names: &[&str], place: usize) -> Stat
     match kinds.iter().find(|(name, _)| name == names[place]) {
         Some((_, (kind, ..))) if kind == "signed" => StateKind::Signed,
         Some((_, (kind, ..))) if kind == "magnitude" => StateKind::Magnitude,
+        Some((_, (kind, ..))) if kind == "fine" => StateKind::Fine,
         Some((_, (kind, Some(of), root))) if kind == "relative" => names
             .iter()
             .position(|name| name == of)

@@ -35,7 +35,7 @@ pub(crate) struct Fewer {
     pub(super) average: Option<f64>,
 }
 
-/// What a state of a traced rule is: "exact", "signed", "magnitude", or "relative" to the state of that name or, if
+/// What a state of a traced rule is: "exact", "signed", "magnitude", "fine", or "relative" to the state of that name or, if
 /// true, its root.
 pub(crate) type KindByName = (String, Option<String>, bool);
 

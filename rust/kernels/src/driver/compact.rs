@@ -104,7 +104,7 @@ pub(super) fn check(
 /// Whether a state can be kept in codes of this kind.
 fn fits(kind: StateKind, compact: &Compact) -> bool {
     match kind {
-        StateKind::Exact => false,
+        StateKind::Exact | StateKind::Fine => false,
         StateKind::Signed | StateKind::Magnitude => true,
         StateKind::Relative { to, .. } => {
             let divisor = compact.states.get(usize::from(to));

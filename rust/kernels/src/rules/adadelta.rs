@@ -47,10 +47,11 @@ impl Rule for Adadelta {
     }
 
     fn kinds(&self) -> &'static [StateKind] {
-        // `acc_delta` relative to `square_avg` would make updates explode less where a block holds all scales. But what
-        // is relative is rounded to nearest, so a mean that moves by less than half a code sticks: updates came out too
-        // small on ordinary gradients, by a third with rho = 0.99.
-        &[StateKind::Magnitude; 2]
+        // An update is in proportion to the root of `acc_delta`, a mean of such updates: what errors add to it stays.
+        // Those of `square_avg` add in the mean, since what is divided by too little grows by more than it shrinks else;
+        // where a block's squares reach over a hundred octaves, codes have such errors. `acc_delta` itself is in codes
+        // that are never coarse near the block's largest: far below, epsilon is added to it.
+        &[StateKind::Fine, StateKind::Signed]
     }
 
     fn scalars(&self) -> &'static [&'static str] {

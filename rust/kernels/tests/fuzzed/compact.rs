@@ -24,8 +24,9 @@ fn stream(u: &mut Unstructured<'_>, format: u8, len: usize) -> Result<Stream> {
 }
 
 fn kind(u: &mut Unstructured<'_>) -> Result<StateKind> {
-    Ok(match u.int_in_range(0..=7)? {
+    Ok(match u.int_in_range(0..=8)? {
         0 => StateKind::Exact,
+        8 => StateKind::Fine,
         1 | 2 => StateKind::Signed,
         3..=5 => StateKind::Magnitude,
         _ => StateKind::Relative { to: u.int_in_range(0..=3)?, root: u.arbitrary()? },

@@ -164,8 +164,9 @@ impl Parameter {
 fn kept(kind: StateKind, states: States) -> Kept {
     match (states, kind) {
         (States::F32, _) | (_, StateKind::Exact) => Kept::Nearest,
-        (States::Bf16, StateKind::Magnitude) => Kept::Fair,
+        (States::Bf16, StateKind::Magnitude | StateKind::Fine) => Kept::Fair,
         (States::Bf16, _) => Kept::Nearest,
+        (States::Codes, StateKind::Fine) => Kept::Fair,
         (States::Codes, kind) => Kept::Codes(kind),
     }
 }
