@@ -400,6 +400,21 @@ def test_what_is_no_division_of_a_mean():
     assert kinds(rule) == expected
 
 
+def test_what_multiplies_itself():
+    """As Adadelta's mean of its own updates does; what divides it, or is multiplied by it, must be finer."""
+
+    def rule(p, g, s, lr=0.1, beta=0.9, eps=1e-6):
+        s.v, s.w = rules.lerp(s.v, g * g, 1 - beta), s.w + g * g
+        update = rules.sqrt(s.u + eps) * (g / rules.sqrt(s.v + eps))
+        s.u = rules.lerp(s.u, update * update, 1 - beta)
+        # neither of these: by a number, by what was chosen, by no gradient, and what it goes into is another state
+        s.a, s.b, s.c = s.a * rules.norm(g) + g * g, s.b * rules.where(g > 0, 1.2, 0.5) + g * g, s.c * s.c + abs(g)
+        s.d = s.d + s.a * abs(g)
+        return p - lr * update * rules.sqrt(s.w)
+
+    assert kinds(rule) == {**dict.fromkeys("wabcd", "magnitude"), "v": "fine", "u": "signed"}
+
+
 def test_a_variance_under_a_root():
     def rule(p, g, s, lr=0.1, beta=0.9):
         s.m, s.v, s.w = rules.lerp(s.m, g, 1 - beta), rules.lerp(s.v, g * g, 1 - beta), s.w + g * g
