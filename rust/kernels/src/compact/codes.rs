@@ -191,7 +191,7 @@ pub(crate) fn write_magnitudes(
     f32::from_bits(low | k)
 }
 
-/// How many codes of signed numbers are not zero, and how many of them are below the largest.
+/// How many codes of signed numbers of one sign are not zero.
 const SIGNED: f32 = 127.0;
 /// The largest unit: the square of the largest code, or its fourth power, is finite.
 const LARGEST_UNIT: [f32; 2] = [f32::from_bits(0x5c00_f900), f32::from_bits(0x4c00_f900)];
@@ -298,7 +298,8 @@ fn to_powers<const FOURTH: bool>(tile: &mut [f32; BLOCK], codes: &mut [u8; BLOCK
         // (never by the least odds that there are: what is far smaller would come too often)
         let odds = (word as i32 as f32 + 0.5) * f32::from_bits(0x3780_0000);
         let up = u32::from(odds * (high - low) < size - low);
-        (near.to_bits() & 0x7f) + up | (x.to_bits() >> 24 & 0x80)
+        let code = (near.to_bits() & 0x7f) + up;
+        code | (x.to_bits() >> 24 & 0x80)
     });
 }
 
