@@ -188,7 +188,9 @@ impl Numbers {
                 }
                 Place::Branch { question, inputs: given, after } => {
                     let inputs: SmallVec<[f64; 12]> = self.inputs(given, known);
-                    let answer = question.numbers(&inputs, known.numel()).and_then(|numbers| numbers.first().copied());
+                    // (who is not asked for it need not look it up for each shape)
+                    let numel = if question.asks_numel() { known.numel() } else { 0.0 };
+                    let answer = question.numbers(&inputs, numel).and_then(|numbers| numbers.first().copied());
                     (after, Key::Number(answer.unwrap_or(f64::NAN).to_bits()))
                 }
                 Place::Fact { is_shape: false, after } => (after, Key::Dims(known.sizes().len())),

@@ -4,6 +4,8 @@
 //! what is known, in one pass that runs no Python code and leaves slices for the kernels. Whatever is out of the
 //! ordinary ends it before the first write, and the general step (`arrays.rs`) decides.
 
+use std::cell::Cell;
+
 use numpy::PyReadwriteArray2;
 use oxistep_kernels::norm::Norm;
 use oxistep_kernels::pool::Serial;
@@ -441,6 +443,7 @@ fn look_up(py: Python<'_>, known: &mut Known, programs: &mut Vec<(usize, Traced)
             asked: &own.leaf.asked,
             sizes: &own.sizes,
             is_complex: false,
+            asked_sizes: Cell::new(false),
         };
         let Some(now) = numbers.known_leaf(&of_counters) else { return false };
         let same_names = now.states == own.leaf.states && now.counters == own.leaf.counters;

@@ -11,6 +11,7 @@
 //! step uses alive where the interpreter is released.
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use oxistep_kernels::pool::Serial;
@@ -584,20 +585,28 @@ struct One<'a> {
     found: Option<Found>,
 }
 
+/// The sizes of a parameter's dimensions.
+type Sizes = SmallVec<[i64; 4]>;
+
 /// With which program and at which counters a parameter came, and which program with which numbers it got.
 struct Found {
     of: Arc<Leaf>,
     at: Counters<f64>,
+    /// Its sizes, if anything depends on them.
+    sizes: Option<(Sizes, bool)>,
     now: Arc<Leaf>,
     inputs: Inputs,
 }
 
 impl Found {
-    /// Whether another parameter that comes so gets the same: it does if nothing depends on its shape.
+    /// Whether another parameter that comes so gets the same.
     #[inline]
-    fn is_for(&self, leaf: &Arc<Leaf>, values: &[f64]) -> bool {
+    fn is_for(&self, leaf: &Arc<Leaf>, values: &[f64], p: &Described<'_>) -> bool {
         let alike = |(a, b): (&f64, &f64)| a.to_bits() == b.to_bits();
-        Arc::ptr_eq(&self.of, leaf) && !self.now.is_whole && self.at.iter().zip(values).all(alike)
+        let same_sizes = |(sizes, complex): &(Sizes, bool)| sizes[..] == *p.shape.sizes && *complex == p.memory.complex;
+        Arc::ptr_eq(&self.of, leaf)
+            && self.at.iter().zip(values).all(alike)
+            && self.sizes.as_ref().is_none_or(same_sizes)
     }
 }
 
@@ -607,8 +616,8 @@ impl One<'_> {
     fn find(&mut self, values: &[f64], p: &Described<'_>, is_dtensor: bool) -> bool {
         let (Some(leaf), GroupRule::Traced(numbers)) = (&self.leaf, &self.rule) else { return false };
         // parameters of a group nearly always stand at the same step: conditions and numbers are computed once
-        if self.found.as_ref().is_some_and(|found| found.is_for(leaf, values)) {
-            return true;
+        if let Some(found) = self.found.as_ref().filter(|found| found.is_for(leaf, values, p)) {
+            return !(is_dtensor && found.now.is_whole);
         }
         let of_counters = OfCounters {
             names: &leaf.counters,
@@ -617,6 +626,7 @@ impl One<'_> {
             asked: &leaf.asked,
             sizes: p.shape.sizes,
             is_complex: p.memory.complex,
+            asked_sizes: Cell::new(false),
         };
         let Some(now) = numbers.known_leaf(&of_counters) else { return false };
         let same_names = now.states == leaf.states && now.counters == leaf.counters;
@@ -624,7 +634,8 @@ impl One<'_> {
             return false;
         }
         let inputs = numbers.inputs(&now.inputs, &of_counters);
-        self.found = Some(Found { of: leaf.clone(), at: values.into(), now, inputs });
+        let sizes = of_counters.asked_sizes.get().then(|| (Sizes::from_slice(p.shape.sizes), p.memory.complex));
+        self.found = Some(Found { of: leaf.clone(), at: values.into(), sizes, now, inputs });
         !self.of_group.unreadable.get()
     }
 }

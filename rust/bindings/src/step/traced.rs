@@ -56,6 +56,8 @@ pub(super) struct OfCounters<'c> {
     pub(super) asked: &'c [(usize, u64)],
     pub(super) sizes: &'c [i64],
     pub(super) is_complex: bool,
+    /// Whether anything asked for the sizes.
+    pub(super) asked_sizes: Cell<bool>,
 }
 
 impl Known for OfCounters<'_> {
@@ -73,10 +75,12 @@ impl Known for OfCounters<'_> {
     }
 
     fn sizes(&self) -> &[i64] {
+        self.asked_sizes.set(true);
         self.sizes
     }
 
     fn numel(&self) -> f64 {
+        self.asked_sizes.set(true);
         self.sizes.iter().product::<i64>() as f64 * if self.is_complex { 2.0 } else { 1.0 }
     }
 

@@ -23,6 +23,31 @@ pub(super) struct Run<'a> {
     pub(super) known: usize,
     /// For how many levels it has been added to totals.
     pub(super) told: usize,
+    /// The place of the first of those in a row that have this program and numbers of their own; else its own place.
+    like: u32,
+    /// Its tensor is one chunk of streams that lie in one piece.
+    is_one: bool,
+}
+
+impl Run<'_> {
+    /// Whether all its numbers are known.
+    pub(super) fn is_found(&self) -> bool {
+        self.known >= self.program.levels()
+    }
+
+    /// Whether nothing but its tensor's one chunk has to be looked at to find its numbers: then one walk can follow the
+    /// other while the chunk is near.
+    pub(super) fn can_wait(&self) -> bool {
+        self.is_one && self.program.totals().is_empty()
+    }
+}
+
+/// The program that each tensor gets with numbers of its own.
+#[derive(Clone, Copy, Debug)]
+struct Each<'a> {
+    program: &'a Program,
+    /// Where the row begins of the last tensor with the same inputs, and how many elements that has.
+    last: Option<(usize, usize)>,
 }
 
 /// All that is done in a step.
@@ -32,8 +57,7 @@ pub(super) struct Bodies<'a> {
     numbers: Vec<f64>,
     /// What was handed over for the program registered last.
     inputs: Vec<f64>,
-    /// The program that each tensor gets with numbers of its own.
-    each: Option<&'a Program>,
+    each: Option<Each<'a>>,
     /// Of each tensor with a program the place of what is done to it.
     tensors: Vec<u32>,
     /// How many states what was registered last keeps, if it takes streams as they are pushed.
@@ -54,7 +78,7 @@ impl<'a> Bodies<'a> {
             return Err(Refused::Inputs);
         }
         let known = match (self.each, self.list.last()) {
-            (Some(last), _) => std::ptr::eq(last, program),
+            (Some(last), _) => std::ptr::eq(last.program, program),
             (None, Some(Kept::Program(last))) => std::ptr::eq(last.program, program),
             _ => false,
         };
@@ -65,7 +89,7 @@ impl<'a> Bodies<'a> {
         self.states = Some(program.states());
         self.inputs.clear();
         self.inputs.extend_from_slice(inputs);
-        self.each = program.is_individual().then_some(program);
+        self.each = program.is_individual().then_some(Each { program, last: None });
         if self.each.is_none() {
             self.row(program, 0);
         }
@@ -76,14 +100,25 @@ impl<'a> Bodies<'a> {
     fn row(&mut self, program: &'a Program, numel: usize) {
         let first = self.numbers.len();
         self.numbers.resize(first + program.row(), 0.0);
-        program.compute(0, &mut self.numbers[first..], &self.inputs, numel as f64);
-        self.list.push(Kept::Program(Run { program, first, known: 1, told: 0 }));
+        match self.each.as_mut().map(|each| each.last.replace((first, numel))) {
+            // what is known at once depends on the inputs, and perhaps on how many elements there are
+            Some(Some((last, of))) if of == numel || !program.asks_numel() => {
+                self.numbers.copy_within(last..last + program.known_at_once(), first);
+            }
+            _ => program.compute(0, &mut self.numbers[first..], &self.inputs, numel as f64),
+        }
+        let place = self.list.len() as u32;
+        let like = match self.list.last() {
+            Some(Kept::Program(last)) if self.each.is_some() && std::ptr::eq(last.program, program) => last.like,
+            _ => place,
+        };
+        self.list.push(Kept::Program(Run { program, first, known: 1, told: 0, like, is_one: false }));
     }
 
     /// What is done to a tensor that is pushed, and has so many elements; `None`: nothing was registered.
     #[inline]
     pub(super) fn next(&mut self, numel: usize) -> Option<u32> {
-        if let Some(program) = self.each {
+        if let Some(Each { program, .. }) = self.each {
             self.row(program, numel);
         }
         let last = self.list.len().checked_sub(1)?;
@@ -91,6 +126,40 @@ impl<'a> Bodies<'a> {
             self.tensors.push(last as u32);
         }
         Some(last as u32)
+    }
+
+    /// Notes that the tensor pushed last is one chunk of streams that lie in one piece.
+    #[inline]
+    pub(super) fn is_one(&mut self) {
+        if let (Some(_), Some(Kept::Program(run))) = (self.each, self.list.last_mut()) {
+            run.is_one = true;
+        }
+    }
+
+    /// What is the same for all that is done alike, but for numbers of each tensor.
+    #[inline]
+    pub(super) fn likeness(&self, place: u32) -> u32 {
+        match &self.list[place as usize] {
+            Kept::Program(run) => run.like,
+            Kept::Rule(_) => place,
+        }
+    }
+
+    /// The program, if it is one with numbers of its tensor's own.
+    #[inline]
+    pub(super) fn individual(&self, place: u32) -> Option<&'a Program> {
+        self.run(place as usize).map(|run| run.program).filter(|program| program.is_individual())
+    }
+
+    /// The numbers of a program that is run, to be found, and how many levels of them are known.
+    #[inline]
+    pub(super) fn own(&mut self, place: u32) -> Option<(&mut [f64], &mut usize)> {
+        match &mut self.list[place as usize] {
+            Kept::Program(run) => {
+                Some((&mut self.numbers[run.first..][..run.program.row()], &mut run.known))
+            }
+            Kept::Rule(_) => None,
+        }
     }
 
     /// The rule registered last.

@@ -7,12 +7,13 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::bodies::Bodies;
+use super::alike::{Reducing, reduce_alike};
+use super::bodies::{Bodies, Run};
 use super::chunk::Chunk;
 use super::pass::Walk;
 use super::rows::RowList;
 use crate::formats::SliceMut;
-use crate::pool::{Panic, Pool};
+use crate::pool::{Panic, Pool, Serial, for_each};
 use crate::program::{Joined, Lanes, Pass};
 use crate::simd::Level;
 
@@ -72,6 +73,22 @@ pub(super) struct Finding {
     found: Vec<AtomicU64>,
 }
 
+/// How chunks are walked over.
+pub(super) enum Way<'w> {
+    /// One after the other, so many in a row being alike. Programs that can wait until their tensor is updated do, if
+    /// that is wanted.
+    InTurn(&'w [usize], bool),
+    /// By several threads.
+    Shared(&'w mut Walk, &'w dyn Pool),
+}
+
+impl Way<'_> {
+    /// Whether nothing is to be found for a program.
+    fn is_done(&self, run: &Run<'_>) -> bool {
+        run.is_found() || matches!(self, Self::InTurn(_, true)) && run.can_wait()
+    }
+}
+
 /// The reductions that are found at a time by a chunk without more memory.
 const FEW: usize = 4;
 
@@ -82,11 +99,10 @@ impl Finding {
         bodies: &mut Bodies<'a>,
         (chunks, streams): (&[Chunk<'a>], &mut [SliceMut<'a>]),
         rows: &RowList<'a>,
-        walk: &mut Walk,
-        pool: &dyn Pool,
+        mut way: Way<'_>,
         level: Level,
     ) -> Result<(), Stopped> {
-        if bodies.runs().all(|run| run.known >= run.program.levels()) {
+        if bodies.runs().all(|run| way.is_done(run)) {
             return Ok(());
         }
         self.totals.clear();
@@ -97,25 +113,53 @@ impl Finding {
         self.found.resize_with(chunks.len() * stride, AtomicU64::default);
         loop {
             self.tell(bodies);
-            if !self.choose(bodies) {
-                let done = bodies.runs().all(|run| run.known >= run.program.levels());
+            if !self.choose(bodies, &way) {
+                let done = bodies.runs().all(|run| way.is_done(run));
                 return if done { Ok(()) } else { Err(Stopped::Totals) };
             }
-            let (going, found, known) = (&self.going, &self.found, &*bodies);
-            let pass_of = |chunk: &Chunk<'_>| {
-                let run = known.run(chunk.body as usize).filter(|_| going[chunk.body as usize])?;
-                Some((run.program.finding(run.known - 1)?, known.row_of(run), run.program.states()))
-            };
-            if chunks.iter().any(|chunk| pass_of(chunk).is_some()) {
-                walk.each(pool, chunks, streams, |i, chunk, written| {
-                    if let Some(program) = pass_of(chunk) {
-                        find(chunk, program, (written, rows), level, &found[i * stride..][..stride]);
-                    }
-                })
-                .map_err(Stopped::Panic)?;
+            let known = &*bodies;
+            let going = |chunk: &Chunk<'_>| pass_of(known, chunk).is_some() && self.going[chunk.body as usize];
+            if chunks.iter().any(going) {
+                self.walk(bodies, (chunks, &mut *streams), rows, &mut way, level, stride).map_err(Stopped::Panic)?;
             }
             self.join(bodies, chunks, stride);
             self.go_on(bodies);
+        }
+    }
+
+    /// Finds the next reductions of all chunks that are going on.
+    fn walk<'a>(
+        &self,
+        bodies: &mut Bodies<'a>,
+        (chunks, streams): (&[Chunk<'a>], &mut [SliceMut<'a>]),
+        rows: &RowList<'a>,
+        way: &mut Way<'_>,
+        level: Level,
+        stride: usize,
+    ) -> Result<(), Panic> {
+        let (going, found) = (self.going.as_slice(), self.found.as_slice());
+        let alone = |chunk: &Chunk<'a>, written: &mut [SliceMut<'a>], bodies: &Bodies<'_>, found: &[AtomicU64]| {
+            if let Some(program) = pass_of(bodies, chunk) {
+                find(chunk, program, (written, rows), level, found);
+            }
+        };
+        match way {
+            Way::InTurn(alike, _) => for_each(
+                &Serial,
+                &mut [(streams, bodies)],
+                |_| 1,
+                |_, (streams, bodies)| {
+                    reduce_alike(streams, chunks, alike, bodies, Reducing { going, found, stride }, level, alone);
+                },
+            ),
+            Way::Shared(walk, pool) => {
+                let bodies = &*bodies;
+                walk.each(*pool, chunks, streams, |i, chunk, written| {
+                    if going[chunk.body as usize] {
+                        alone(chunk, written, bodies, &found[i * stride..][..stride]);
+                    }
+                })
+            }
         }
     }
 
@@ -145,12 +189,12 @@ impl Finding {
     }
 
     /// Chooses what can go on; `false`: nothing can.
-    fn choose(&mut self, bodies: &Bodies<'_>) -> bool {
+    fn choose(&mut self, bodies: &Bodies<'_>, way: &Way<'_>) -> bool {
         self.going.clear();
         for place in 0..bodies.len() {
             let going = bodies.run(place).is_some_and(|run| {
                 let ready = |key| self.totals.iter().any(|total| total.key == key && total.waiting == 0);
-                run.known < run.program.levels()
+                !way.is_done(run)
                     && run.program.totals().iter().filter(|total| total.level + 1 == run.known).all(|t| ready(t.key))
             });
             self.going.push(going);
@@ -185,6 +229,12 @@ impl Finding {
             }
         }
     }
+}
+
+/// The walk that finds the next reductions of a chunk, with the numbers of its tensor and how many states it has.
+fn pass_of<'b>(bodies: &'b Bodies<'_>, chunk: &Chunk<'_>) -> Option<(&'b Pass, &'b [f64], usize)> {
+    let run = bodies.run(chunk.body as usize)?;
+    Some((run.program.finding(run.known - 1)?, bodies.row_of(run), run.program.states()))
 }
 
 /// Finds the reductions of a chunk.

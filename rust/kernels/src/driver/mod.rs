@@ -2,7 +2,7 @@
 //!
 //! [`Tensors`] (`tensors`, their storage types in `types`) are pushed to a [`Step`] (`push`), which cuts them into
 //! chunks (`chunk`) of one flat list of streams, and runs these (`step`). A large step shares them among threads
-//! (`pass`), a small one runs those of many small tensors together (`alike`). A chunk goes one of three ways, its
+//! (`pass`), a small one runs those of many small tensors together (`alike`, `one_by_one`). A chunk goes one of three ways, its
 //! elements lying one after the other, in some rows (`rows`), or apart (`strided`, `gather`, `apart`). All are sources
 //! (`source`) of streams that lie in one piece, to which a body is applied, the formula of a rule (`body`), by the
 //! innermost loop (`sweep`, `streaming`); or a light one where elements lie. Streams that no loop is compiled for are
@@ -20,6 +20,7 @@ mod finding;
 mod fused;
 mod gather;
 mod measured;
+mod one_by_one;
 mod pass;
 mod programmed;
 mod push;

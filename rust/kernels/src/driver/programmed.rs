@@ -35,20 +35,27 @@ struct Walking<'w> {
 #[repr(align(64))]
 struct Room<A, const N: usize>([A; N]);
 
+/// Hands over room for tiles on the stack, no more than is needed by far: it is cleared.
+pub(super) fn in_room<A: Computes>(needed: usize, run: impl FnOnce(&mut [A])) {
+    match needed {
+        0..=1552 => in_room_of::<A, 1552>(needed, run),
+        1553..=8192 => in_room_of::<A, 8192>(needed, run),
+        _ => in_room_of::<A, LARGEST_ROOM>(needed, run),
+    }
+}
+
+#[inline(never)]
+fn in_room_of<A: Computes, const N: usize>(needed: usize, run: impl FnOnce(&mut [A])) {
+    let mut room = Room([A::ZERO; N]);
+    run(&mut room.0[..needed]);
+}
+
 impl Walking<'_> {
-    /// Makes room for tiles on the stack, no more than is needed by far: it is cleared.
     fn begin<A: Computes>(self) {
-        match self.program.0.room() {
-            0..=1552 => self.within::<A, 1552>(),
-            1553..=8192 => self.within::<A, 8192>(),
-            _ => self.within::<A, LARGEST_ROOM>(),
-        }
+        in_room::<A>(self.program.0.room(), |room| self.within(room));
     }
 
-    #[inline(never)]
-    fn within<A: Computes, const N: usize>(self) {
-        let mut room = Room([A::ZERO; N]);
-        let room = &mut room.0[..self.program.0.room()];
+    fn within<A: Computes>(self, room: &mut [A]) {
         // vectors of 64 bytes where the processor has them and the pass gains, else of 32
         match (size_of::<A>() == 4, self.level.is_wide() && self.program.0.is_wide()) {
             (true, true) => self.among::<A, 16>(room),

@@ -172,6 +172,9 @@ impl<'a> Step<'a> {
         let mut len = chunk.grad.len();
         self.elements += len;
         let each = if self.elements <= MEDIUM { SMALL_CHUNK } else { CHUNK };
+        if (1..=each + each / 2).contains(&len) && chunk.types.is_some() {
+            self.bodies.is_one();
+        }
         while len > each + each / 2 {
             cut(&mut self.streams, chunk.written as usize, |_| each);
             let (grad, rest) = chunk.grad.split_at(each);
@@ -285,7 +288,7 @@ impl<'a> Step<'a> {
     /// Adds a chunk to the list.
     #[inline(always)]
     fn keep(&mut self, chunk: Chunk<'a>) {
-        let like = Likeness::of(&chunk);
+        let like = Likeness::of(&chunk, &self.bodies);
         match self.alike.last_mut() {
             Some(count) if like.is_some() && self.like == like => *count += 1,
             _ => self.alike.push(1),

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use super::alike::{Likeness, run_alike};
 use super::bodies::Bodies;
 use super::chunk::Chunk;
-use super::finding::{Finding, Stopped};
+use super::finding::{Finding, Stopped, Way};
 use super::measured::{Lanes, Measured};
 use super::pass::Walk;
 use super::rows::RowList;
@@ -58,9 +58,14 @@ impl<'a> Step<'a> {
     /// # Errors
     /// If totals wait for each other, or for a panic in a kernel, which would be a defect of this crate.
     pub fn reduce(&mut self, pool: &dyn Pool, level: Level) -> Result<(), Stopped> {
-        let Self { streams, chunks, bodies, elements, rows, walk, finding, .. } = self;
-        let pool = if *elements < SERIAL { &Serial } else { pool };
-        finding.run(bodies, (chunks, streams), rows, walk, pool, level)
+        self.find(pool, level, false)
+    }
+
+    /// Finds numbers of programs; of a small step not those that can `wait` until their tensor is updated.
+    fn find(&mut self, pool: &dyn Pool, level: Level, wait: bool) -> Result<(), Stopped> {
+        let Self { streams, chunks, bodies, elements, rows, alike, walk, finding, .. } = self;
+        let way = if *elements < SERIAL { Way::InTurn(alike, wait) } else { Way::Shared(walk, pool) };
+        finding.run(bodies, (chunks, streams), rows, way, level)
     }
 
     /// A number of a tensor that has a program; those tensors are counted in the order in which they were pushed.
@@ -70,8 +75,8 @@ impl<'a> Step<'a> {
     }
 
     /// Finds what is still to be found before anything is written.
-    fn be_ready(&mut self, pool: &dyn Pool, level: Level) -> Result<(), Panic> {
-        self.reduce(pool, level).map_err(|stopped| match stopped {
+    fn be_ready(&mut self, pool: &dyn Pool, level: Level, wait: bool) -> Result<(), Panic> {
+        self.find(pool, level, wait).map_err(|stopped| match stopped {
             Stopped::Panic(panic) => panic,
             stopped @ Stopped::Totals => Box::new(stopped.to_string()),
         })
@@ -92,18 +97,19 @@ impl<'a> Step<'a> {
     /// # Errors
     /// The payload of a panic in a kernel, which would be a defect of this crate: some tensors are then half written.
     pub fn run(&mut self, pool: &dyn Pool, level: Level) -> Result<(), Panic> {
-        self.be_ready(pool, level)?;
+        self.be_ready(pool, level, true)?;
         let Self { streams, chunks, bodies, elements, factored, rows, alike, walk, .. } = self;
-        let (chunks, bodies, rows) = (chunks.as_slice(), &*bodies, &*rows);
+        let (chunks, rows) = (chunks.as_slice(), &*rows);
         if *elements < SERIAL {
             for_each(
                 &Serial,
-                &mut [streams.as_mut_slice()],
+                &mut [(streams.as_mut_slice(), bodies)],
                 |_| 1,
-                |_, streams| run_alike(streams, chunks, alike, bodies, rows, level),
+                |_, (streams, bodies)| run_alike(streams, chunks, alike, bodies, rows, level),
             )?;
             return factored.run(&Serial, level);
         }
+        let bodies = &*bodies;
         walk.each(pool, chunks, streams, |_, chunk, written| chunk.run(written, bodies, rows, level, None))?;
         factored.run(pool, level)
     }
@@ -113,7 +119,7 @@ impl<'a> Step<'a> {
     /// # Errors
     /// As [`Step::run`].
     pub fn run_measured(&mut self, measured: &mut Measured, pool: &dyn Pool, level: Level) -> Result<(), Panic> {
-        self.be_ready(pool, level)?;
+        self.be_ready(pool, level, false)?;
         let Self { streams, chunks, bodies, elements, factored, rows, walk, .. } = self;
         measured.chunks.resize_with(chunks.len(), Default::default);
         let (bodies, rows, found) = (&*bodies, &*rows, measured.chunks.as_slice());

@@ -109,7 +109,7 @@ impl Program {
 
     /// How many instructions are run for each element, over all passes.
     pub fn instructions(&self) -> usize {
-        self.finding.iter().flatten().chain(&self.writing).map(Pass::len).sum()
+        self.walks().map(Pass::len).sum()
     }
 
     /// Whether all numbers are known before any walk over memory, and without other tensors.
@@ -138,6 +138,16 @@ impl Program {
         self.numbers.asks_numel || !self.answers_at_once()
     }
 
+    /// Whether some number says how many elements there are.
+    pub fn asks_numel(&self) -> bool {
+        self.numbers.asks_numel
+    }
+
+    /// How many of its numbers, the first of a row, are known before any walk over memory.
+    pub(crate) fn known_at_once(&self) -> usize {
+        self.numbers.at_once()
+    }
+
     /// How many levels its numbers have.
     pub(crate) fn levels(&self) -> usize {
         self.numbers.levels()
@@ -163,6 +173,11 @@ impl Program {
     /// The walk that writes.
     pub(crate) fn writing(&self) -> Option<&Pass> {
         self.writing.as_ref()
+    }
+
+    /// The walks that find reductions, and the one that writes.
+    pub(crate) fn walks(&self) -> impl Iterator<Item = &Pass> {
+        self.finding.iter().flatten().chain(&self.writing)
     }
 
     /// The most reductions of a walk.

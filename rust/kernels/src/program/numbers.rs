@@ -80,6 +80,11 @@ impl Numbers {
         self.list.len()
     }
 
+    /// How many numbers the first level has.
+    pub(super) fn at_once(&self) -> usize {
+        self.ends.first().copied().unwrap_or(0)
+    }
+
     /// How many levels there are.
     pub(super) fn levels(&self) -> usize {
         self.ends.len()

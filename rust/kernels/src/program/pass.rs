@@ -26,6 +26,8 @@ pub(crate) struct Pass {
     pub(super) reads: u32,
     /// Bit s: stream s is written.
     pub(super) written: u32,
+    /// Whether it gains by vectors of 64 bytes.
+    wide: bool,
 }
 
 impl Pass {
@@ -64,6 +66,7 @@ impl Pass {
         let in_row = |&node: &u32| numbers.place(node as usize).unwrap_or(0) as u32;
         let joined = |code| if code == Code::MaxAbs { Joined::Largest } else { Joined::Sum };
         Ok(Self {
+            wide: placed.instructions.iter().all(|own| own.code.is_wide()),
             instructions: placed.instructions,
             streams,
             registers: placed.registers,
@@ -81,7 +84,7 @@ impl Pass {
 
     /// Whether it gains by vectors of 64 bytes.
     pub(crate) fn is_wide(&self) -> bool {
-        self.instructions.iter().all(|own| own.code.is_wide())
+        self.wide
     }
 
     /// Whether a stream is written; the gradient is stream 1.
