@@ -392,6 +392,124 @@ fn totals_are_over_all_tensors_of_all_programs() {
     step.run(&Serial, Level::best()).unwrap();
 }
 
+/// The gradient by the norm of all gradients, a mean of that, and the root mean square of the mean: walks that tensors
+/// take together, then walks of their own, and a number of elements. The inputs are lr and the weight.
+fn clipped() -> Draft {
+    let mut d = Draft::default();
+    let (p, g, m) = (d.op("param", &[]), d.op("grad", &[]), d.state(0));
+    let [lr, weight] = [0, 1].map(|k| d.input(k));
+    let own = d.op("dot", &[g, g]);
+    let total = d.given("total", &[own], 3);
+    let norm = d.op("sqrt", &[total]);
+    let unit = d.op("div", &[g, norm]);
+    let m = d.op("lerp", &[m, unit, weight]);
+    let square = d.op("dot", &[m, m]);
+    let numel = d.op("numel", &[]);
+    let mean = d.op("div", &[square, numel]);
+    let root = d.op("sqrt", &[mean]);
+    let size = d.op("div", &[lr, root]);
+    let change = d.op("mul", &[size, m]);
+    let p = d.op("sub", &[p, change]);
+    d.write(0, p);
+    d.write(1, m);
+    d.wanted.push(root);
+    d
+}
+
+/// When the numbers of a step are found.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum When {
+    All,
+    Together,
+    OnTheWay,
+}
+
+#[test]
+fn small_tensors_get_the_same_whenever_their_numbers_are_found() {
+    let drafts = [traced::lamb(), clipped()];
+    let [lamb, clipped] = drafts.each_ref().map(|draft| Program::new(&draft.description()).unwrap());
+    let f64s = [Type::F64; 4];
+    let halves = [Type::Bf16, Type::Bf16, F32, F32];
+    let mixed = [F32, F32, Type::Bf16, F32]; // no loop is compiled for these
+    // elements (13,000 are two chunks), types, the first input, the factor, whether there are gaps; many in a row alike
+    let items = [
+        (64, [F32; 4], 0.1, 1.0, false),
+        (64, [F32; 4], 0.1, 1.0, false),
+        (63, [F32; 4], 0.1, 1.0, false),
+        (64, [F32; 4], 0.2, 1.0, false),
+        (300, [F32; 4], 0.2, 1.0, false),
+        (13_000, [F32; 4], 0.2, 1.0, false),
+        (1, [F32; 4], 0.2, 1.0, false),
+        (0, [F32; 4], 0.2, 1.0, false),
+        (64, [F32; 4], 0.2, -1.0, false),
+        (70, [F32; 4], 0.2, 1.0, true),
+        (70, [F32; 4], 0.2, 1.0, false),
+        (64, halves, 0.2, 1.0, false),
+        (65, halves, 0.2, 1.0, false),
+        (64, mixed, 0.2, 1.0, false),
+        (64, f64s, 0.2, 1.0, false),
+        (90, f64s, 0.2, 1.0, false),
+    ];
+    for (program, draft, states) in [(&lamb, &drafts[0], 2), (&clipped, &drafts[1], 1)] {
+        let mut rng = Random(11);
+        let node = draft.wanted[0] as usize;
+        let has_total = states == 1;
+        let before: Vec<Tensor> = items
+            .iter()
+            .map(|&(n, types, first, factor, gaps)| {
+                let inputs = if has_total { vec![first, 0.3] } else { vec![first, 0.9, 0.99, 1e-8] };
+                let mut tensor = Tensor::new(&types[..2 + states], n, &inputs, &mut rng);
+                tensor.factor = factor;
+                if gaps {
+                    spread(&mut tensor, n);
+                }
+                tensor
+            })
+            .collect();
+        let updated = |when: When, level: Level| {
+            let mut tensors = before.clone();
+            let mut step = Step::default();
+            for Tensor { param, grad, states, layout, inputs, factor } in &mut tensors {
+                step.program(program, inputs).unwrap();
+                let states = states.iter_mut().map(Buffer::slice_mut);
+                let tensors = Tensors { param: param.slice_mut(), grad: grad.slice(), states, layout: layout.as_ref() };
+                step.push(tensors, *factor).unwrap();
+            }
+            match when {
+                When::All => step.reduce(&Serial, level).unwrap(),
+                When::Together => step.reduce_together(&Serial, level).unwrap(),
+                When::OnTheWay => {}
+            }
+            // a tensor of one chunk is left until it is updated, one of two chunks is not
+            assert_eq!(step.value(0, node).is_some(), when == When::All, "{when:?}");
+            assert_eq!(step.value(5, node).is_some(), when != When::OnTheWay, "{when:?}");
+            step.run(&Serial, level).unwrap();
+            let found: Vec<u64> = (0..items.len()).map(|t| step.value(t, node).unwrap().to_bits()).collect();
+            drop(step);
+            (tensors.iter().map(Tensor::bits).collect::<Vec<_>>(), found)
+        };
+        let expected = updated(When::All, levels()[0]);
+        assert!(
+            expected
+                .0
+                .iter()
+                .zip(&before)
+                .all(|(after, before)| before.param.bits().is_empty() || *after != before.bits())
+        );
+        for level in levels() {
+            for when in [When::All, When::Together, When::OnTheWay] {
+                assert!(updated(when, level) == expected, "{level:?} {when:?}");
+            }
+        }
+        // who looks at no other tensor gets what it would get alone
+        for (t, tensor) in before.iter().enumerate().filter(|_| !has_total) {
+            let mut own = [tensor.clone()];
+            let found = stepped(program, &draft.wanted, &mut own, &Serial, Level::best());
+            assert!(own[0].bits() == expected.0[t] && found[0][0].to_bits() == expected.1[t], "tensor {t}");
+        }
+    }
+}
+
 #[test]
 fn totals_that_wait_for_each_other_stop_before_anything_is_written() {
     // the one adds to 1 what it makes of 2, the other to 2 what it makes of 1

@@ -16,8 +16,8 @@ use crate::memory::torch::describe::Torch;
 /// How many items ahead is prefetched what the last step touched.
 pub(crate) const ITEMS_AHEAD: usize = 4;
 
-/// Parameter, gradient, states and counters: few rules have more of them. What is not there costs nothing.
-const TENSORS: usize = 9;
+/// Parameter, gradient, two states and a counter.
+const TENSORS: usize = 5;
 /// torch's tensor object begins with its virtual table, reference counts, storage and, for a parameter, what autograd
 /// knows of it, where `.grad` is.
 const STORAGE_WORD: usize = 2;

@@ -73,7 +73,12 @@ impl Leaf {
         self.has_totals || !self.shared.is_empty()
     }
 
-    /// Numbers are to be found and looked at before anything is written.
+    /// What some of its numbers come to is looked at before anything is written.
+    pub(crate) fn has_answers(&self) -> bool {
+        !self.shared.is_empty() || !self.asked.is_empty()
+    }
+
+    /// Numbers are to be found, and perhaps looked at, before anything is written.
     pub(crate) fn is_looked_at(&self) -> bool {
         self.is_together() || !self.asked.is_empty()
     }

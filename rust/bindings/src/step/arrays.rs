@@ -259,7 +259,7 @@ fn answer(py: Python<'_>, surveyed: Surveyed<'_>, answers: &mut Vec<Vec<u64>>) -
     let traced: Vec<Option<Traced>> = items.iter_mut().map(|(_, item)| item.traced.take()).collect();
     let mut step = Step::default();
     fill(&mut step, (&items, &traced), arrays.each(), &rules, (&mut None, None))?;
-    find(py, &mut step, rule_of(&traced))?;
+    find(py, &mut step, rule_of(&traced), true)?;
     for (place, (traced, to)) in traced.iter().flatten().zip(to).enumerate() {
         let answer = traced.leaf.question.and_then(|node| step.value(place, node));
         to.push(answer.unwrap_or(f64::NAN).to_bits());
@@ -284,7 +284,7 @@ fn look_at(
     if !programs().any(|(_, leaf)| leaf.is_looked_at()) {
         return Ok(numbers);
     }
-    find(py, step, rule_of(traced))?;
+    find(py, step, rule_of(traced), true)?;
     for (place, (g, leaf)) in programs().enumerate() {
         if !holds(leaf, |node| step.value(place, node)) {
             return Err(PyRuntimeError::new_err(format!(

@@ -73,13 +73,19 @@ impl GroupNumbers {
     }
 }
 
-/// Finds the numbers of a step that are to be known before anything is written.
+/// Finds the numbers of a step that are to be known before anything is written: `all` of them, or only what tensors
+/// have to do with each other.
 ///
 /// # Errors
 /// If sums wait for each other, of the rule of that name; for a panic in a kernel.
-pub(super) fn find(py: Python<'_>, step: &mut Step<'_>, rule: &str) -> PyResult<()> {
+pub(super) fn find(py: Python<'_>, step: &mut Step<'_>, rule: &str, all: bool) -> PyResult<()> {
     let small = step.elements() < driver::SERIAL;
-    let mut find = || with_pool(|pool| step.reduce(pool, Level::current()));
+    let mut find = || {
+        with_pool(|pool| {
+            let level = Level::current();
+            if all { step.reduce(pool, level) } else { step.reduce_together(pool, level) }
+        })
+    };
     let found = if small { find() } else { py.detach(find) };
     found.map_err(|stopped| match stopped {
         Stopped::Totals => PyTypeError::new_err(format!("rule {rule}: its totals wait for each other")),
@@ -100,7 +106,7 @@ pub(super) fn look_at(py: Python<'_>, step: &mut Step<'_>, items: &[Item]) -> Py
     let mut numbers = GroupNumbers::default();
     let Some((_, first)) = programs().find(|(_, leaf)| leaf.is_looked_at()) else { return Ok(numbers) };
     fault::point("look at numbers")?;
-    find(py, step, &first.rule)?;
+    find(py, step, &first.rule, true)?;
     for (place, (item, leaf)) in programs().enumerate() {
         if !holds(leaf, |node| step.value(place, node)) {
             return Err(PyRuntimeError::new_err(format!(

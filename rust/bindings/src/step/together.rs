@@ -47,7 +47,7 @@ impl Plan {
             let asks = |item: &Item| question(item).is_some();
             fill(&mut step, &self.items, asks, &self.rules, &mut self.advanced, None)?;
             let rule = self.items.iter().find_map(|item| Some(&item.traced.as_ref()?.leaf.rule));
-            find(py, &mut step, rule.map_or("", |rule| rule))?;
+            find(py, &mut step, rule.map_or("", |rule| rule), true)?;
             self.answers.resize_with(self.items.len(), Vec::new);
             let asking = self.items.iter().zip(&mut self.answers).filter_map(|(item, to)| Some((question(item)?, to)));
             for (place, (node, answers)) in asking.enumerate() {

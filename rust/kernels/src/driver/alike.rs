@@ -46,7 +46,7 @@ pub(super) fn run_alike<'a>(
     for &count in alike {
         let Some(first) = chunks.first() else { return };
         let written = first.written as usize * count;
-        let next = Alike { left: count, chunks, streams: &mut *streams };
+        let next = Alike { left: count, chunks, streams: &mut *streams, read: u32::MAX };
         match Likeness::of(first, bodies).zip(bodies.individual(first.body)) {
             Some((like, program)) => next.each(program, like, bodies, None, level),
             None => match first.types {
@@ -73,7 +73,7 @@ pub(super) fn reduce_alike<'a>(
         let written = first.written as usize;
         match Likeness::of(first, bodies).zip(bodies.individual(first.body)) {
             Some((like, program)) => {
-                Alike { left: count, chunks, streams: &mut *streams }.each(
+                Alike { left: count, chunks, streams: &mut *streams, read: u32::MAX }.each(
                     program,
                     like,
                     bodies,
@@ -115,6 +115,8 @@ struct Alike<'c, 'a> {
     /// What is left of these, and others.
     chunks: &'c [Chunk<'a>],
     streams: &'c mut [SliceMut<'a>],
+    /// Bit s: stream s is to be brought near; the parameter is 0, the gradient 1.
+    read: u32,
 }
 
 impl<'c, 'a> Alike<'c, 'a> {
@@ -126,7 +128,7 @@ impl<'c, 'a> Alike<'c, 'a> {
         let (own, streams) = std::mem::take(&mut self.streams).split_at_mut(chunk.written as usize);
         if let Some(ahead) = chunks.get(PLACES_AHEAD - 1) {
             let first = (ahead.first - chunk.first - chunk.written) as usize;
-            ahead.prefetch(streams[first..][..ahead.written as usize].iter().map(SliceMut::address));
+            ahead.prefetch(streams[first..][..ahead.written as usize].iter().map(SliceMut::address), self.read);
         }
         (self.chunks, self.streams) = (chunks, streams);
         Some((chunk, own))
@@ -142,13 +144,16 @@ impl<'c, 'a> Alike<'c, 'a> {
 
     /// Updates each with its own numbers, or finds what is next to be known of it.
     fn each(
-        self,
+        mut self,
         program: &Program,
         like: Likeness,
         bodies: &mut Bodies<'_>,
         reducing: Option<&mut Reducing<'_>>,
         level: Level,
     ) {
+        // (a walk that finds something reads few streams; all that are alike stand at the same level)
+        let run = self.chunks.first().filter(|_| reducing.is_some()).and_then(|first| bodies.run(first.body as usize));
+        self.read = run.and_then(|run| program.finding(run.known - 1)).map_or(u32::MAX, |pass| pass.reads);
         let (factor, double) = (f64::from_bits(like.grad_factor), like.types.param.is_double());
         one_by_one::run(program, level, factor, double, &mut Individuals { chunks: self, bodies, reducing });
     }

@@ -35,10 +35,10 @@ impl Run<'_> {
         self.known >= self.program.levels()
     }
 
-    /// Whether nothing but its tensor's one chunk has to be looked at to find its numbers: then one walk can follow the
-    /// other while the chunk is near.
+    /// Whether nothing but its tensor's one chunk has to be looked at to find the rest of its numbers: then one walk can
+    /// follow the other while the chunk is near. (A total stands in the row two levels after what adds to it.)
     pub(super) fn can_wait(&self) -> bool {
-        self.is_one && self.program.totals().is_empty()
+        self.is_one && self.program.totals().iter().all(|total| total.level + 2 <= self.known)
     }
 }
 
@@ -155,9 +155,7 @@ impl<'a> Bodies<'a> {
     #[inline]
     pub(super) fn own(&mut self, place: u32) -> Option<(&mut [f64], &mut usize)> {
         match &mut self.list[place as usize] {
-            Kept::Program(run) => {
-                Some((&mut self.numbers[run.first..][..run.program.row()], &mut run.known))
-            }
+            Kept::Program(run) => Some((&mut self.numbers[run.first..][..run.program.row()], &mut run.known)),
             Kept::Rule(_) => None,
         }
     }

@@ -10,6 +10,7 @@ use super::programmed::{self, Gathered};
 use super::rows::RowList;
 use super::source::{Flat, Source};
 use super::strided;
+use super::tensors::in_layout;
 use super::types::Types;
 use crate::compact::streams::Tile;
 use crate::compact::{Compact, Weights};
@@ -49,17 +50,19 @@ impl Chunk<'_> {
         self.range.1 - self.range.0 + 64
     }
 
-    /// Prefetches its beginning, given where its written streams lie: many small ones lie anywhere. A large one is
-    /// prefetched as it is worked on, and so are rows.
+    /// Prefetches its beginning, given where its written streams lie, of those streams whose bits stand in `read`: many
+    /// small ones lie anywhere. A large one is prefetched as it is worked on, and so are rows.
     #[inline]
-    pub(super) fn prefetch(&self, written: impl Iterator<Item = usize>) {
+    pub(super) fn prefetch(&self, written: impl Iterator<Item = usize>, read: u32) {
         if self.rows.is_some() {
             return;
         }
         let lines = ((self.range.1 - self.range.0) / 16 + 1).min(4);
         let prefetch = |stream: usize| (0..lines).for_each(|line| prefetch_far_address(stream + 64 * line));
-        written.for_each(prefetch);
-        prefetch(self.grad.address());
+        written.enumerate().filter(|&(k, _)| read >> in_layout(k) & 1 == 1).for_each(|(_, stream)| prefetch(stream));
+        if read & 2 == 2 {
+            prefetch(self.grad.address());
+        }
     }
 
     /// Updates what it writes, and measures that if sums are wanted.

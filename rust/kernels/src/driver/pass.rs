@@ -48,7 +48,10 @@ impl Walk {
             |work| work.chunk.cost(),
             |i, Work { chunk, written }| {
                 if let Some(ahead) = chunks.get(i + PLACES_AHEAD) {
-                    ahead.prefetch(addresses[ahead.first as usize..][..ahead.written as usize].iter().copied());
+                    ahead.prefetch(
+                        addresses[ahead.first as usize..][..ahead.written as usize].iter().copied(),
+                        u32::MAX,
+                    );
                 }
                 run(i, chunk, written);
             },

@@ -61,6 +61,14 @@ impl<'a> Step<'a> {
         self.find(pool, level, false)
     }
 
+    /// As [`Step::reduce`], but what one small tensor alone decides may be left for [`Step::run`] to find.
+    ///
+    /// # Errors
+    /// As [`Step::reduce`].
+    pub fn reduce_together(&mut self, pool: &dyn Pool, level: Level) -> Result<(), Stopped> {
+        self.find(pool, level, true)
+    }
+
     /// Finds numbers of programs; of a small step not those that can `wait` until their tensor is updated.
     fn find(&mut self, pool: &dyn Pool, level: Level, wait: bool) -> Result<(), Stopped> {
         let Self { streams, chunks, bodies, elements, rows, alike, walk, finding, .. } = self;

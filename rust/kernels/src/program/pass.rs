@@ -23,7 +23,7 @@ pub(crate) struct Pass {
     /// How each reduction is joined, and its place in the row.
     pub(crate) reductions: Vec<(Joined, u32)>,
     /// Bit s: stream s is read; the parameter is 0, the gradient 1.
-    pub(super) reads: u32,
+    pub(crate) reads: u32,
     /// Bit s: stream s is written.
     pub(super) written: u32,
     /// Whether it gains by vectors of 64 bytes.
