@@ -35,8 +35,8 @@ impl Run<'_> {
         self.known >= self.program.levels()
     }
 
-    /// Whether nothing but its tensor's one chunk has to be looked at to find the rest of its numbers: then one walk can
-    /// follow the other while the chunk is near. (A total stands in the row two levels after what adds to it.)
+    /// Whether nothing but its tensor's one chunk has to be looked at to find the rest of its numbers: then one walk
+    /// can follow the other while the chunk is near. (A total stands in the row two levels after what adds to it.)
     pub(super) fn can_wait(&self) -> bool {
         self.is_one && self.program.totals().iter().all(|total| total.level + 2 <= self.known)
     }

@@ -2,12 +2,12 @@
 //!
 //! [`Tensors`] (`tensors`, their storage types in `types`) are pushed to a [`Step`] (`push`), which cuts them into
 //! chunks (`chunk`) of one flat list of streams, and runs these (`step`). A large step shares them among threads
-//! (`pass`), a small one runs those of many small tensors together (`alike`, `one_by_one`). A chunk goes one of three ways, its
-//! elements lying one after the other, in some rows (`rows`), or apart (`strided`, `gather`, `apart`). All are sources
-//! (`source`) of streams that lie in one piece, to which a body is applied, the formula of a rule (`body`), by the
-//! innermost loop (`sweep`, `streaming`); or a light one where elements lie. Streams that no loop is compiled for are
-//! brought into tiles of `f32` (`decoded`), and so are those in fewer bytes (`compact`), but for a few combinations that
-//! have loops of their own (`fused`). `measured` looks at what this does to each parameter.
+//! (`pass`), a small one runs those of many small tensors together (`alike`, `one_by_one`). A chunk goes one of three
+//! ways, its elements lying one after the other, in some rows (`rows`), or apart (`strided`, `gather`, `apart`). All
+//! are sources (`source`) of streams that lie in one piece, to which a body is applied, the formula of a rule (`body`),
+//! by the innermost loop (`sweep`, `streaming`); or a light one where elements lie. Streams that no loop is compiled
+//! for are brought into tiles of `f32` (`decoded`), and so are those in fewer bytes (`compact`), but for a few
+//! combinations that have loops of their own (`fused`). `measured` looks at what this does to each parameter.
 
 mod alike;
 mod apart;
