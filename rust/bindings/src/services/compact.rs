@@ -24,8 +24,8 @@ pub(crate) fn block_of_codes() -> usize {
 type Told = (&'static str, (&'static str, Option<&'static str>, bool));
 
 /// What the states of a compiled rule are, as far as that matters for keeping them in fewer bytes: "exact", "signed",
-/// "magnitude", "fine", or "relative" with the name of the state that divides it and whether its root does. Empty for a group
-/// whose hyperparameters are torch's to judge.
+/// "magnitude", "fine", or "relative" with the name of the state that divides it and whether its root does. Empty for a
+/// group whose hyperparameters are torch's to judge.
 #[pyfunction]
 pub(crate) fn state_kinds<'py>(py: Python<'py>, rule: &str, group: &Bound<'py, PyDict>) -> PyResult<Vec<Told>> {
     let class = ClassRule::of(PyString::new(py, rule).as_any())?;

@@ -35,8 +35,8 @@ pub(crate) struct Fewer {
     pub(super) average: Option<f64>,
 }
 
-/// What a state of a traced rule is: "exact", "signed", "magnitude", "fine", or "relative" to the state of that name or, if
-/// true, its root.
+/// What a state of a traced rule is: "exact", "signed", "magnitude", "fine", or "relative" to the state of that name
+/// or, if true, its root.
 pub(crate) type KindByName = (String, Option<String>, bool);
 
 /// What parameters were when a step was done: version and address, by the addresses of their objects.

@@ -1,8 +1,8 @@
 //! States in 8 bits: a code for each element, and a header for each block of them.
 //!
 //! A code of a magnitude, or of what is relative to one, stands for the bits of an `f32`, which are nearly its
-//! logarithm, in integer arithmetic. A code of other numbers stands for a power of itself, in arithmetic that is exact or
-//! rounded to nearest. Both have the same bits at every SIMD level. Code zero is zero, exactly. What is not finite
+//! logarithm, in integer arithmetic. A code of other numbers stands for a power of itself, in arithmetic that is exact
+//! or rounded to nearest. Both have the same bits at every SIMD level. Code zero is zero, exactly. What is not finite
 //! becomes zero: the element's parameter is lost anyway, and its neighbours are not.
 //!
 //! Four elements of a block that lie a quarter of it apart have their codes side by side: as a word, which takes a

@@ -80,8 +80,9 @@ impl Bits {
 
     /// The same words at every step, but that each is turned on by the golden section from one step to the next.
     ///
-    /// At any one step they are as random as others. Over steps an element's words lie evenly, so that it is rounded up as
-    /// often as it should be among any few steps, not only in the long run: the mean of what rounding adds is smaller.
+    /// At any one step they are as random as others. Over steps an element's words lie evenly, so that it is rounded up
+    /// as often as it should be among any few steps, not only in the long run: the mean of what rounding adds is
+    /// smaller.
     #[inline(always)]
     pub(crate) fn turning(&self, words: &mut Words) {
         Self { key: self.still, ..*self }.words(words);

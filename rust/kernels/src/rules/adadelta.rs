@@ -48,9 +48,9 @@ impl Rule for Adadelta {
 
     fn kinds(&self) -> &'static [StateKind] {
         // An update is in proportion to the root of `acc_delta`, a mean of such updates: what errors add to it stays.
-        // Those of `square_avg` add in the mean, since what is divided by too little grows by more than it shrinks else;
-        // where a block's squares reach over a hundred octaves, codes have such errors. `acc_delta` itself is in codes
-        // that are never coarse near the block's largest: far below, epsilon is added to it.
+        // Those of `square_avg` add in the mean, since what is divided by too little grows by more than it shrinks
+        // else; where a block's squares reach over a hundred octaves, codes have such errors. `acc_delta` itself is in
+        // codes that are never coarse near the block's largest: far below, epsilon is added to it.
         &[StateKind::Fine, StateKind::Signed]
     }
 
