@@ -498,14 +498,14 @@ def _grown(magnitudes: set[str], programs: list[Program]) -> tuple[set[str], set
             through = args[node.op == "where" :]
             own = {node.what} & magnitudes if node.op == "state" else {GRADIENT} if node.op == "grad" else set()
             holds.append(own.union(*(holds[k] for k in through)))
-            factors, divisor = PRODUCTS.get(node.op, ((), None))
-            factors = [args[k] for k in factors] if args else []
-            others = factors if divisor is None or not args else [*factors, args[divisor]]
+            places, divisor = PRODUCTS.get(node.op, ((), None))
+            factors = [args[k] for k in places] if args else []
+            operands = factors if divisor is None or not args else [*factors, args[divisor]]
             pairs = {
                 (name, other)
                 for k, factor in enumerate(factors)
                 for name in holds[factor] - {GRADIENT}
-                for j, operand in enumerate(others)
+                for j, operand in enumerate(operands)
                 if j != k and GRADIENT in holds[operand]
                 for other in holds[operand]
             }
