@@ -152,7 +152,7 @@ OF_TORCH = {
     "Adam amsgrad": {**ADAM, "max_exp_avg_sq": "magnitude"},
     "AdamW": ADAM,
     "Adamax": {"exp_avg": "signed", "exp_inf": "magnitude"},  # divided by itself, no root
-    "Adadelta": {"square_avg": "fine", "acc_delta": "signed"},  # a mean of its own updates
+    "Adadelta": {"square_avg": "fine", "acc_delta": "fine"},  # a mean of its own updates
     "NAdam": ADAM,
     "RAdam": ADAM,
     "ASGD": {"ax": "exact"},
@@ -412,7 +412,48 @@ def test_what_multiplies_itself():
         s.d = s.d + s.a * abs(g)
         return p - lr * update * rules.sqrt(s.w)
 
-    assert kinds(rule) == {**dict.fromkeys("wabcd", "magnitude"), "v": "fine", "u": "signed"}
+    assert kinds(rule) == {**dict.fromkeys("wabcd", "magnitude"), "v": "fine", "u": "fine"}
+
+
+@pytest.mark.parametrize("state_dtype", [torch.bfloat16, "8bit"])
+def test_what_multiplies_itself_never_becomes_zero(state_dtype):
+    """Signed codes make zero of what lies deep below a block's largest: of a divisor, infinity."""
+
+    @oxistep.rule
+    def damped(p, g, s, lr=0.1):
+        s.h = rules.full_like(p, 1.0) if s.step == 1 else s.h * (1 + g * g)
+        return p - lr * g / s.h
+
+    grad = torch.full((4096,), 0.1)
+    grad[0] = 10.0
+    ends = []
+    for kept in (torch.float32, state_dtype):
+        p = torch.nn.Parameter(torch.zeros(4096))
+        optimizer = damped([p], state_dtype=kept)
+        for _ in range(8):
+            p.grad = grad.clone()
+            optimizer.step()
+        ends.append(p.detach())
+    torch.testing.assert_close(ends[1], ends[0], rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("words", [("add", "mul"), ("mul", "add")])
+def test_codes_are_what_they_were_when_a_word_changes(words):
+    @oxistep.rule
+    def of_words(p, g, s, lr=0.1, mode="add"):
+        s.h = s.h * (1 + g * g) + g * g if mode == "mul" else s.h + g * g
+        return p - lr * g / (rules.sqrt(s.h) + 1e-8)
+
+    ends = []
+    for kept in (torch.float32, "8bit"):
+        p = torch.nn.Parameter(torch.zeros(4096))
+        optimizer = of_words([p], state_dtype=kept, mode=words[0])
+        for t in range(6):
+            optimizer.param_groups[0]["mode"] = words[t > 2]
+            p.grad = torch.full((4096,), 0.1) * (1 + torch.arange(4096) % 7)
+            optimizer.step()
+        ends.append(oxistep.plain_state_dict(optimizer)["state"][0]["h"])
+    torch.testing.assert_close(ends[1], ends[0], rtol=0.1, atol=0)
 
 
 def test_a_variance_under_a_root():

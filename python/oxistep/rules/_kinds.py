@@ -31,10 +31,11 @@ class Kind(NamedTuple):
     """What a state holds.
 
     ``"magnitude"``: nothing below zero, whatever the gradients are.
-    ``"fine"``: a magnitude by which a state is divided, or multiplied, that goes on in itself: errors grow there.
+    ``"fine"``: a magnitude that goes on in itself times something that hangs on the gradient, or by which such a state
+    is divided or multiplied: errors grow there.
     ``"relative"``: numbers of either sign that the update divides by the root of the magnitude ``of``, or what hangs on
     that.
-    ``"signed"``: other numbers of either sign, which start at zero, and what grows by a share of itself.
+    ``"signed"``: other numbers of either sign, which start at zero.
     ``"exact"``: what must stay as it is: weights, and what lost digits would turn into NaN.
     """
 
@@ -110,9 +111,8 @@ def kinds_of(programs: Iterable[Program]) -> dict[str, Kind]:
         exact |= _under_roots(program, known)
     magnitudes = [name for name in names if ("state", name) in never_negative and name not in exact]
     magnitudes.sort(key=lambda name: not name.endswith("exp_avg_sq"))  # the rest stays in order
-    grown, fine = _grown(set(magnitudes), programs)
-    magnitudes = [name for name in magnitudes if name not in grown]
-    divided = _divided(names.keys() - exact - grown, set(magnitudes), programs)
+    fine = set[str]().union(*_grown(set(magnitudes), programs))
+    divided = _divided(names.keys() - exact, set(magnitudes), programs)
     kinds: dict[str, Kind] = {}
     for name in names:
         by = [other for other in magnitudes if (name, other) in divided]

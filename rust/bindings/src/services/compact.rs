@@ -122,7 +122,8 @@ fn single<'a>(slice: Option<&Slice<'a>>) -> Option<&'a [f32]> {
 fn kind_named(kind: &str, root: bool, has_divisor: bool) -> PyResult<StateKind> {
     match kind {
         "signed" => Ok(StateKind::Signed),
-        "magnitude" => Ok(StateKind::Magnitude),
+        // (fine states have codes only from when they were magnitudes)
+        "magnitude" | "fine" => Ok(StateKind::Magnitude),
         "relative" if has_divisor => Ok(StateKind::Relative { to: 0, root }),
         _ => Err(PyValueError::new_err(format!("expected a kind that codes are of, got {kind:?}"))),
     }

@@ -105,6 +105,8 @@ impl Fewer {
             GroupRule::Traced(_) => kind_of(look.kinds, names.states, k),
         };
         let kept = |(k, state): (usize, &Described<'_>)| match (beside.is_of(k), kind(k), state.memory.dtype) {
+            // its codes were written when other words of the group had it as a magnitude
+            (true, StateKind::Fine, _) => Kept::Codes(StateKind::Magnitude),
             (true, kind, _) => Kept::Codes(kind),
             (false, StateKind::Magnitude | StateKind::Fine, DType::Bf16) if self.fair || param == DType::F32 => {
                 Kept::Fair
