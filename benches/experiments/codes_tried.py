@@ -9,7 +9,7 @@ docs/experiments.md has what they gave.
 """
 
 import argparse
-import importlib.util
+import importlib
 import statistics
 import sys
 from collections.abc import Callable
@@ -104,16 +104,8 @@ class Lion:
         self.m = self.kept(np.float32(0.99) * self.m + np.float32(0.01) * g)
 
 
-def test_module(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def lion(seeds: int) -> None:
-    quadratic = test_module("trainings").quadratic
+    quadratic = importlib.import_module("trainings").quadratic
     log, tries = logarithms(126, 20), {p: powers(p, 127) for p in (1, 2, 3, 4)}
     formats: dict[str, tuple[Code | None, str]] = {
         "logarithms, new draws": (log, "new"),
@@ -157,7 +149,7 @@ def largest_update(gradients: Any, square_avg: Kept, acc_delta: Kept) -> float:
 
 
 def adadelta(seeds: int) -> None:
-    gradients = test_module("test_compact_updates").GRADIENTS
+    gradients = importlib.import_module("test_compact_updates").GRADIENTS
     log, near, squares = logarithms(254), logarithms(254, 19), powers(2, 127)
     formats: dict[str, tuple[Code | None, Code | None, str]] = {
         "logarithms, logarithms": (log, log, "new"),

@@ -29,8 +29,8 @@ for p in params:
 name = sys.argv[2]
 if name.startswith("rule "):
     step = RULES[name.removeprefix("rule ")].rule(params).step
-elif name == "compiled Adam":
-    step = oxistep.optim.Adam(params).step
+elif name.startswith("compiled "):
+    step = getattr(oxistep.optim, name.removeprefix("compiled "))(params).step
 else:
     optimizer = getattr(oxistep.zoo, name)(params, lr=1.0 if name == "Prodigy" else 1e-3)
     getattr(optimizer, "train", lambda: None)()
@@ -44,8 +44,8 @@ while time.perf_counter() < end:
     times.append((time.thread_time_ns() - begin) / 2000)
 print(statistics.median(times))
 """
-LOOPS = ("compiled Adam", "rule Adam", "rule LAMB-like", "Lion", "LAMB", "Adan", "Prodigy", "AdaBelief", "StableAdamW",
-         "NovoGrad", "MARS")  # fmt: skip
+LOOPS = ("compiled SGD", "compiled Adam", "rule Adam", "rule LAMB-like", "Lion", "LAMB", "Adan", "Prodigy", "AdaBelief",
+         "StableAdamW", "NovoGrad", "MARS")  # fmt: skip
 
 
 def main() -> None:

@@ -152,6 +152,7 @@ where
         let Self { formula, factor, param, beside, grad, states: (first, second), headers, noise, .. } = self;
         let update = (&formula.formula::<f32>(), factor as f32);
         let (noise, start) = noise;
+        // draws go by the place of a stream: the parameter's is 0, the first state's 1
         let (of_param, of_second) = (noise.stream(0, start), noise.stream(2, start));
         let (mut for_param, mut for_second) = (Words::default(), Words::default());
         let (mut m, mut v, mut theta) = (Tile::ZERO, Tile::ZERO, Tile::ZERO);
