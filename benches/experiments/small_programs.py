@@ -4,7 +4,8 @@
 
 Each argument is a wheel, or a folder that holds the package. Each round is a process that steps with one of them alone,
 and counts processor time, for machines that others use, too. Printed are nanoseconds a tensor, the median of each
-round. docs/experiments.md has what it gave.
+round. With --cold 128 MiB are written between two steps, as forward and backward would: then all of a step comes from
+memory. docs/experiments.md has what it gave.
 """
 
 import argparse
@@ -35,10 +36,12 @@ else:
     optimizer = getattr(oxistep.zoo, name)(params, lr=1.0 if name == "Prodigy" else 1e-3)
     getattr(optimizer, "train", lambda: None)()
     step = optimizer.step
+elsewhere = torch.zeros(2**25 if sys.argv[4] == "cold" else 1)
 for _ in range(10):
     step()
 times, end = [], time.perf_counter() + float(sys.argv[3])
 while time.perf_counter() < end:
+    elsewhere.add_(1.0)
     begin = time.thread_time_ns()
     step()
     times.append((time.thread_time_ns() - begin) / 2000)
@@ -53,6 +56,7 @@ def main() -> None:
     parser.add_argument("packages", type=Path, nargs="+")
     parser.add_argument("--only", action="append", help="one of those that are printed, or any class of the zoo")
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--cold", action="store_true", help="nothing of a step is in the caches when it begins")
     parser.add_argument("--seconds", type=float, default=1.0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -65,8 +69,11 @@ def main() -> None:
             for _ in range(options.rounds):
                 for site in sites:
                     command = [sys.executable, "-c", LOOP, str(site), loop, str(options.seconds)]
+                    command.append("cold" if options.cold else "warm")
                     done = subprocess.run(command, capture_output=True, text=True, check=False)
-                    rounds[site].append(f"{float(done.stdout):.0f}" if done.returncode == 0 else "-")
+                    if done.returncode != 0:
+                        sys.exit(f"{loop} with {site}: {done.stderr.strip()}")
+                    rounds[site].append(f"{float(done.stdout):.0f}")
             for package, site in zip(options.packages, sites, strict=True):
                 print(f"{loop:16} {package}: {' '.join(rounds[site])} ns a tensor", flush=True)
 

@@ -14,10 +14,13 @@ use crate::memory::stream::Memory;
 use crate::memory::torch::describe::Torch;
 
 /// How many items ahead is prefetched what the last step touched.
-pub(crate) const ITEMS_AHEAD: usize = 4;
+const ITEMS_AHEAD: usize = 4;
 
-/// Parameter, gradient, two states and a counter.
-const TENSORS: usize = 5;
+/// Of more lines of one parameter most would wait for their turn.
+const MOST_LINES: usize = 96;
+/// The bytes of a cache line.
+const LINE: usize = 64;
+
 /// torch's tensor object begins with its virtual table, reference counts, storage and, for a parameter, what autograd
 /// knows of it, where `.grad` is.
 const STORAGE_WORD: usize = 2;
@@ -25,63 +28,66 @@ const AUTOGRAD_WORD: usize = 3;
 /// Its version counter, another object.
 const VERSION_WORD: usize = 5;
 
-/// Where the objects of one parameter lie.
-#[derive(Clone, Copy, Debug, Default)]
+/// Where the objects of parameters lie, in the order of a step.
+#[derive(Debug, Default)]
 pub(crate) struct Nearby {
-    /// Its entry in `optimizer.state`, and that dict's table.
-    entry: [usize; 2],
-    autograd: usize,
-    /// The number in a counter, which is read when it is looked up.
-    counter: usize,
-    /// The parameter's version counter.
-    version: usize,
-    /// The Python object, torch's tensor object and its storage object.
-    tensors: [[usize; 3]; TENSORS],
+    /// The cache lines that looking a parameter up touches, each once, parameter after parameter.
+    lines: Vec<usize>,
+    /// Where those of each parameter end.
+    ends: Vec<usize>,
+    /// What counting the version of each parameter touches.
+    versions: Vec<[usize; 3]>,
 }
 
 impl Nearby {
-    /// Notes where the objects of one parameter lie: its entry, and its tensors, itself first.
-    pub(crate) fn of<'a, 'py: 'a>(
+    /// Notes where the objects of the next parameter lie: its entry in `optimizer.state`, and its tensors, itself first.
+    pub(crate) fn push<'a, 'py: 'a>(
+        &mut self,
         torch: &Torch,
         entry: Option<&Bound<'py, PyDict>>,
         tensors: impl Iterator<Item = (&'a Bound<'py, PyAny>, Memory)>,
-    ) -> Self {
-        let mut nearby = Self::default();
+    ) {
+        let mut addresses = Vec::new();
+        let mut add = |object: usize, lines: usize| addresses.extend((0..lines).map(|line| object + line * LINE));
         if let Some(entry) = entry {
-            nearby.entry = [entry.as_ptr() as usize, table_of(entry)];
+            add(entry.as_ptr() as usize, 1);
+            add(table_of(entry), 3);
         }
-        for (i, (place, (object, memory))) in nearby.tensors.iter_mut().zip(tensors).enumerate() {
+        let mut of_version = None;
+        for (i, (object, memory)) in tensors.enumerate() {
             let words = torch.words(object, [STORAGE_WORD, AUTOGRAD_WORD, VERSION_WORD]);
             let Some((tensor, [storage, autograd, version])) = words else { continue };
-            *place = [object.as_ptr() as usize, tensor, storage];
+            add(object.as_ptr() as usize, 1);
+            // torch's tensor object is three cache lines long, its storage object two
+            add(tensor, 3);
+            add(storage, 2);
             if i == 0 {
-                (nearby.autograd, nearby.version) = (autograd, version);
+                add(autograd, 2);
+                of_version = Some([object.as_ptr() as usize, tensor + size_of::<usize>() * VERSION_WORD, version]);
             }
             if memory.len == 1 {
-                nearby.counter = memory.interval().0;
+                add(memory.interval().0, 1); // a counter is read when it is looked up
             }
         }
-        nearby
+        addresses.iter_mut().for_each(|address| *address -= *address % LINE);
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses.truncate(MOST_LINES);
+        self.lines.append(&mut addresses);
+        self.ends.push(self.lines.len());
+        self.versions.push(of_version.unwrap_or_default());
     }
 
-    /// What counting the parameter's version touches.
+    /// Asks for all that looking up a parameter soon after the `k`-th touches to be brought near: into the second-level
+    /// cache, since of so many lines at a time most would wait for a place in the queue of the first.
     #[inline]
-    pub(crate) fn version(&self) -> [usize; 3] {
-        let [object, tensor, _] = self.tensors[0];
-        [object, tensor + size_of::<usize>() * VERSION_WORD, self.version]
+    pub(crate) fn prefetch_after(&self, k: usize) {
+        let Some(&[begin, end]) = self.ends.get(k + ITEMS_AHEAD - 1..).and_then(<[usize]>::first_chunk) else { return };
+        self.lines[begin..end].iter().copied().for_each(prefetch_far_address);
     }
 
-    /// Asks for all that looking the parameter up touches to be brought near: into the second-level cache, since of so
-    /// many lines at a time most would wait for a place in the queue of the first.
-    #[inline]
-    pub(crate) fn prefetch(&self) {
-        let [entry, table] = self.entry;
-        let lines = [entry, table, table + 64, table + 128, self.autograd, self.autograd + 64, self.counter];
-        lines.into_iter().for_each(prefetch_far_address);
-        for [object, tensor, storage] in self.tensors.into_iter().take_while(|[object, ..]| *object != 0) {
-            // torch's tensor object is three cache lines long, its storage object two
-            let lines = [object, tensor, tensor + 64, tensor + 128, storage, storage + 64];
-            lines.into_iter().for_each(prefetch_far_address);
-        }
+    /// What counting the versions of parameters touches, so many at a time.
+    pub(crate) fn versions(&self, at_a_time: usize) -> impl Iterator<Item = &[[usize; 3]]> {
+        self.versions.chunks(at_a_time)
     }
 }

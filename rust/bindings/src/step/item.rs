@@ -200,9 +200,9 @@ impl Item {
         self.states.iter().chain(self.scalars.iter().flatten()).map(|object| object.as_ptr() as usize)
     }
 
-    /// Where Python and torch keep the objects that looking this parameter up touches.
-    pub(crate) fn nearby(&self, py: Python<'_>, torch: &Torch) -> Nearby {
+    /// Notes where Python and torch keep the objects that looking this parameter up touches.
+    pub(crate) fn note_nearby(&self, py: Python<'_>, torch: &Torch, nearby: &mut Nearby) {
         let objects = self.tensors_and_memory().map(|(object, memory)| (object.bind(py), memory));
-        Nearby::of(torch, self.entry.as_ref().map(|entry| entry.bind(py)), objects)
+        nearby.push(torch, self.entry.as_ref().map(|entry| entry.bind(py)), objects);
     }
 }

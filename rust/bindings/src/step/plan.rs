@@ -46,7 +46,7 @@ pub(crate) struct Plan {
     pub(super) hints: Vec<u32>,
     /// What looking up each item touches, as of when the list of parameters last changed: many small tensors lie
     /// anywhere, and waiting for one after the other is half of what their step costs.
-    pub(super) nearby: Vec<Nearby>,
+    pub(super) nearby: Nearby,
     pub(super) step: Option<Box<Step<'static>>>,
     /// Memory for the steps of parameters that take turns.
     pub(super) turns: Vec<Step<'static>>,
@@ -104,7 +104,7 @@ impl Plan {
             advanced: Vec::new(),
             written: Written::default(),
             hints: Vec::new(),
-            nearby: Vec::new(),
+            nearby: Nearby::default(),
             step: Some(Box::default()),
             turns: Vec::new(),
             gradients: Gradients::default(),

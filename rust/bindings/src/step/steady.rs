@@ -25,7 +25,6 @@ use smallvec::SmallVec;
 
 use crate::fault;
 use crate::memory::dtype::DType;
-use crate::memory::nearby::ITEMS_AHEAD;
 use crate::memory::python::{Attribute, CollectorRests, entry_at, has_plain_keys, values_under};
 use crate::memory::stream::Described;
 use crate::memory::torch::describe::{Torch, warns_of_missing_grad};
@@ -190,9 +189,7 @@ impl Plan {
                 (Some(&held), described)
             }
         };
-        if let Some(nearby) = self.nearby.get(*k + ITEMS_AHEAD) {
-            nearby.prefetch();
-        }
+        self.nearby.prefetch_after(*k);
         let known = self.versions.as_mut().filter(|versions| versions.holds(*k, &param));
         let Some(versions) = known else { return Ok(false) };
         versions.hold(*k, &param)?;

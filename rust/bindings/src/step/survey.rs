@@ -5,7 +5,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use crate::fault;
-use crate::memory::nearby::ITEMS_AHEAD;
+use crate::memory::nearby::Nearby;
 use crate::memory::python::has_plain_keys;
 use crate::memory::torch::describe::{Torch, warns_of_missing_grad};
 use crate::memory::torch::modules::modules;
@@ -129,9 +129,7 @@ impl Plan {
             self.foreign |= warns_of_missing_grad(&param)?;
             return Ok(false);
         }
-        if let Some(nearby) = self.nearby.get(self.items.len() + ITEMS_AHEAD) {
-            nearby.prefetch();
-        }
+        self.nearby.prefetch_after(self.items.len());
         if let (Ok(_), Some((GroupRule::Compiled(rule), _))) = (&of_group.rule, self.rules.last_mut()) {
             adafactor::settle(rule, &param)?;
         }
@@ -234,7 +232,8 @@ impl Plan {
         let versions = Versions::of(py, &self.items)?;
         self.check_storages(py)?;
         let torch = &modules(py)?.torch;
-        self.nearby = self.items.iter().map(|item| item.nearby(py, torch)).collect();
+        self.nearby = Nearby::default();
+        self.items.iter().for_each(|item| item.note_nearby(py, torch, &mut self.nearby));
         self.holds_inference_tensor = self.find_inference_tensor(py)?;
         self.versions = Some(versions);
         Ok(())

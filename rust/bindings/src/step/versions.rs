@@ -102,13 +102,11 @@ impl Versions {
     }
 
     /// Adds one to the version of each. They are held.
-    pub(super) fn count(&self, py: Python<'_>, nearby: &[Nearby]) -> PyResult<()> {
+    pub(super) fn count(&self, py: Python<'_>, nearby: &Nearby) -> PyResult<()> {
         let increment = modules(py)?.increment_version.bind(py);
-        let mut next = nearby.chunks(BATCH).skip(1);
+        let mut next = nearby.versions(BATCH).skip(1);
         for batch in &self.batches {
-            for nearby in next.next().unwrap_or_default() {
-                nearby.version().into_iter().for_each(prefetch_far_address);
-            }
+            next.next().unwrap_or_default().as_flattened().iter().copied().for_each(prefetch_far_address);
             increment.call1((batch,))?;
         }
         Ok(())
