@@ -761,6 +761,7 @@ def test_everything_that_is_torchs_is_refused():
 
 
 def test_a_version_that_runs_code_meets_no_freed_memory(monkeypatch):
+    monkeypatch.setenv("OXISTEP_CHECK", "1")  # the short way asks torch's own function, whatever stands in the class
     p = torch.ones(5000, dtype=BF16, requires_grad=True)
     optimizer = optim.SGD([p], lr=1e-4, weights="residual16")
     p.grad = torch.ones_like(p)

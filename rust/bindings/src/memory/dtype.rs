@@ -66,3 +66,12 @@ pub(crate) fn rounded(x: f64, dtype: DType) -> f64 {
         DType::Bf16 => bf16::from_f32(x as f32).to_f64(),
     }
 }
+
+/// The combinations of parameter, gradient and state types that kernels serve.
+#[inline]
+pub(crate) fn served(param: DType, grad: DType, state: Option<DType>) -> bool {
+    let half = |dtype| matches!(dtype, DType::F16 | DType::Bf16);
+    let grad_fits = grad == param || (param == DType::F32 && half(grad));
+    let state_fits = state.is_none_or(|state| state == param || (half(param) && state == DType::F32));
+    grad_fits && state_fits
+}

@@ -1,23 +1,24 @@
 //! Looking up a parameter that is kept in fewer bytes, and what becomes of what stands beside it.
 
+use std::sync::Arc;
+
 use oxistep_kernels::StateKind;
 use oxistep_kernels::compact::{Compact, Kept, Weights};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList};
+use pyo3::types::{PyDict, PyList, PyString};
 
-use crate::memory::dtype::DType;
+use crate::memory::dtype::{DType, served};
 use crate::memory::stream::{Described, layout};
 use crate::memory::torch::modules::modules;
 use crate::memory::unfit::{Unfit, outside};
 use crate::optimizer::rule::GroupRule;
-use crate::step::fewer::{AVERAGE, Beside, Fewer, KindByName, LAID_OUT, OfCompact, STEP, draws};
+use crate::step::fewer::{AVERAGE, Beside, Fewer, Form, KindByName, KnownForm, LAID_OUT, OfCompact, STEP, draws};
 use crate::step::item::{Item, Route};
 use crate::step::lists::Streams;
 use crate::step::look::{Going, Look};
 use crate::step::matched::Names;
 use crate::step::plan::Plan;
-use crate::step::routed::served;
 use crate::whole::adafactor::Whole;
 
 impl Fewer {
@@ -150,53 +151,51 @@ fn kind_of(kinds: &[(String, KindByName)], names: &[&str], place: usize) -> Stat
     }
 }
 
+/// Where the entry of a parameter has what it is kept in.
+fn form_of(py: Python<'_>, fewer: Fewer, rule: &GroupRule, item: &Item, of_compact: &OfCompact) -> Form {
+    let leaf = item.traced.as_ref().map(|traced| &*traced.leaf);
+    let of_rule = Names::of(rule, leaf, 0);
+    let is_coded = |k: usize| matches!(of_compact.compact.states[k], Kept::Codes(_));
+    let states = of_rule
+        .states
+        .iter()
+        .enumerate()
+        .map(|(k, name)| if is_coded(k) { format!("{name}_codes") } else { (*name).to_owned() });
+    let headers =
+        of_rule.states.iter().enumerate().filter(|(k, _)| is_coded(*k)).map(|(_, name)| format!("{name}_headers"));
+    let mut names: Vec<String> = states.chain(headers).chain(fewer.companion().map(str::to_owned)).collect();
+    let streams = names.len();
+    let counters = if of_compact.counts { STEP } else { of_rule.counters };
+    names.extend(counters.iter().map(|name| (*name).to_owned()));
+    Form {
+        names: names.iter().map(|name| PyString::intern(py, name).unbind()).collect(),
+        streams,
+        like: of_compact.without_noise(),
+        kinds: rule.compiled().map_or(&[], |rule| rule.kinds()),
+    }
+}
+
 impl Item {
     /// As `settle_types`, of a parameter that is kept in fewer bytes.
     pub(super) fn settle_compact_types(
         &mut self,
-        look: &Look<'_, '_>,
         of_compact: &OfCompact,
         described: &[Described<'_>],
     ) -> Going<(DType, bool)> {
         let [param, grad, ..] = described else { return Err(LAID_OUT.into()) };
-        let compact = &of_compact.compact;
-        let averages = usize::from(compact.average.is_some());
         let reason = match () {
             () if self.rows.is_some() => Some("the gradient is sparse"),
             () if self.whole != Whole::No => Some("its rule looks at tensors whole"),
             () if described.iter().any(|stream| stream.memory.complex) => Some("the parameter is complex"),
-            () if !served(param.memory.dtype, grad.memory.dtype, None) || param.memory.dtype == DType::F64 => {
-                Some("no kernel for this combination of dtypes")
-            }
-            () if look.single_lr && param.memory.dtype == DType::F64 => Some("lr is a float32 tensor"),
+            () if let Err(reason) = of_compact.serves(param, grad) => Some(reason),
             () => None,
         };
         if let Some(reason) = reason {
             return Err(reason.into());
         }
-        let wanted = |stream: usize, dtype: DType| match stream.checked_sub(2) {
-            None => true,
-            Some(k) if k < compact.states.len() => match compact.states[k] {
-                Kept::Codes(_) => dtype == DType::U8,
-                Kept::Fair => dtype == DType::Bf16,
-                Kept::Nearest => matches!(dtype, DType::F32 | DType::F16 | DType::Bf16),
-            },
-            Some(k) if k + 2 + averages == compact.streams() && compact.weights.has_companion() => {
-                match compact.weights {
-                    Weights::Residual8 => dtype == DType::U8,
-                    Weights::Residual16 => dtype == DType::I16,
-                    Weights::Kahan => dtype == param.memory.dtype,
-                    _ => dtype == DType::F32,
-                }
-            }
-            Some(_) => dtype == DType::F32,
-        };
-        if !described.iter().enumerate().all(|(stream, d)| wanted(stream, d.memory.dtype)) {
+        let of_param = param.memory.dtype;
+        if !described.iter().enumerate().skip(2).all(|(k, d)| of_compact.takes(k, of_param, d.memory.dtype)) {
             return Err("a state, or what stands beside it, has another dtype than it is kept in".into());
-        }
-        let needs_bf16 = matches!(compact.weights, Weights::Fair | Weights::Residual8 | Weights::Residual16);
-        if needs_bf16 && param.memory.dtype != DType::Bf16 {
-            return Err("these weights= are for bfloat16".into());
         }
         self.layout = of_compact.fits(described)?.map(Box::new);
         self.memory = described.iter().map(|d| d.memory).collect();
@@ -291,6 +290,43 @@ impl Plan {
         Ok(asked)
     }
 
+    /// Notes how parameters are kept, for the next step; nothing if none is kept in fewer bytes.
+    pub(super) fn note_forms(&mut self, py: Python<'_>) {
+        self.steady.forms.clear();
+        if self.items.iter().all(|item| item.compact.is_none()) {
+            return;
+        }
+        let mut last: Option<(&Item, Arc<Form>)> = None;
+        for item in &self.items {
+            let known = item.compact.as_ref().map(|of_compact| {
+                let same = last.as_ref().filter(|(other, _)| {
+                    let leaf = |item: &Item| item.traced.as_ref().map(|traced| Arc::as_ptr(&traced.leaf));
+                    let like = |other: &OfCompact| other.is_like(of_compact);
+                    other.rule == item.rule && leaf(other) == leaf(item) && other.compact.as_deref().is_some_and(like)
+                });
+                let form = match same {
+                    Some((_, form)) => form.clone(),
+                    None => Arc::new(form_of(py, self.fewer, &self.rules[item.rule as usize].0, item, of_compact)),
+                };
+                last = Some((item, form.clone()));
+                let (compact, param) = (of_compact.compact.clone(), item.param.as_ptr() as usize);
+                Box::new(KnownForm { form, compact, param })
+            });
+            self.steady.forms.push(known);
+        }
+    }
+
+    /// Notes that a steady step has counted the versions of parameters.
+    pub(super) fn note_forms_written(&mut self) {
+        if self.fewer.weights.has_companion() {
+            for known in self.steady.forms.iter().flatten() {
+                if let Some((version, _)) = self.seen.get_mut(&known.param) {
+                    *version += 1;
+                }
+            }
+        }
+    }
+
     /// Notes what parameters are after a step.
     pub(super) fn note_weights(&mut self, py: Python<'_>) {
         if self.fewer.weights.has_companion() {
@@ -332,6 +368,7 @@ impl Plan {
             Some(other) => return Err(PyValueError::new_err(format!("no weights are kept as {other:?}"))),
         };
         self.fewer = Fewer { weights, fair, seed, average };
+        self.steady.clear(); // how parameters are kept is looked up anew
         self.kinds = kinds;
         self.seen.clear();
         self.firsts.clear();

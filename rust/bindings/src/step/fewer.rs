@@ -3,14 +3,15 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use oxistep_kernels::compact::{BLOCK, Compact, Kept, Noise, Weights};
 use oxistep_kernels::{Layout, StateKind};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyString};
 use smallvec::SmallVec;
 
-use crate::memory::dtype::DType;
+use crate::memory::dtype::{DType, served};
 use crate::memory::stream::{Described, layout};
 use crate::step::lists::{Counted, Streams};
 
@@ -52,6 +53,30 @@ pub(crate) struct OfCompact {
     pub(crate) compact: Compact,
     /// Its rule has no counter: the step counts for it.
     pub(crate) counts: bool,
+}
+
+/// Where the entry of a parameter has what it is kept in: the same for most parameters of a group.
+#[derive(Debug)]
+pub(crate) struct Form {
+    /// Names of its states or their codes, of the headers of those, and of what stands beside the parameter; then those
+    /// of its counters.
+    pub(super) names: Vec<Py<PyString>>,
+    /// How many of them are no counters.
+    pub(super) streams: usize,
+    /// How it is kept, but for what is drawn.
+    pub(super) like: OfCompact,
+    /// What its states are to a compiled rule.
+    pub(super) kinds: &'static [StateKind],
+}
+
+/// How a parameter is kept, and was kept at the last step.
+#[derive(Debug)]
+pub(crate) struct KnownForm {
+    pub(super) form: Arc<Form>,
+    /// With the noise of the step under way.
+    pub(super) compact: Compact,
+    /// The address of its object.
+    pub(super) param: usize,
 }
 
 /// What stands beside a parameter and its states.
@@ -111,6 +136,11 @@ impl Fewer {
     }
 }
 
+/// What is drawn for the parameter in this place of this group, whose first counter stood there before the step.
+pub(super) fn noise_at(seed: u64, (group, index): (usize, usize), count: Option<f64>) -> Noise {
+    Noise::new(seed, [group as u64, index as u64], (count.unwrap_or(0.0) + 1.0) as u64)
+}
+
 /// Whether something is rounded with fair odds.
 pub(super) fn draws(compact: &Compact) -> bool {
     let state = |kept: &Kept| matches!(kept, Kept::Fair | Kept::Codes(StateKind::Signed | StateKind::Magnitude));
@@ -118,6 +148,49 @@ pub(super) fn draws(compact: &Compact) -> bool {
 }
 
 impl OfCompact {
+    /// Whether parameter and gradient are of types that can be kept so.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn serves(&self, param: &Described<'_>, grad: &Described<'_>) -> Result<(), &'static str> {
+        let (param, grad) = (param.memory.dtype, grad.memory.dtype);
+        let needs_bf16 = matches!(self.compact.weights, Weights::Fair | Weights::Residual8 | Weights::Residual16);
+        if !served(param, grad, None) || param == DType::F64 {
+            return Err("no kernel for this combination of dtypes");
+        }
+        if needs_bf16 && param != DType::Bf16 { Err("these weights= are for bfloat16") } else { Ok(()) }
+    }
+
+    /// Whether a stream behind the gradient, of a parameter of type `param`, is of the type that it is kept in.
+    pub(super) fn takes(&self, stream: usize, param: DType, dtype: DType) -> bool {
+        let (k, Compact { weights, states, .. }) = (stream - 2, &self.compact);
+        let beside = states.len() + self.headers().len();
+        match states.get(k) {
+            Some(Kept::Codes(_)) => dtype == DType::U8,
+            Some(Kept::Fair) => dtype == DType::Bf16,
+            Some(Kept::Nearest) => matches!(dtype, DType::F32 | DType::F16 | DType::Bf16),
+            None if k == beside && weights.has_companion() => match weights {
+                Weights::Residual8 => dtype == DType::U8,
+                Weights::Residual16 => dtype == DType::I16,
+                Weights::Kahan => dtype == param,
+                _ => dtype == DType::F32,
+            },
+            None => dtype == DType::F32,
+        }
+    }
+
+    /// The same, of a step that draws nothing.
+    pub(super) fn without_noise(&self) -> Self {
+        let compact = Compact { noise: Noise::default(), ..self.compact.clone() };
+        Self { compact, counts: self.counts }
+    }
+
+    /// Whether another parameter is kept in the same way.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        let of = |of: &Self| (of.compact.weights, of.compact.average, of.counts);
+        of(self) == of(other) && self.compact.states == other.compact.states
+    }
+
     /// Whether a step moves the average of the parameter.
     pub(super) fn has_average(&self) -> bool {
         self.compact.average.is_some()
@@ -125,13 +198,12 @@ impl OfCompact {
 
     /// With the noise of this step.
     pub(super) fn at(mut self, seed: u64, place: (u32, u32), counters: &Counted) -> Self {
-        let step = counters.first().map_or(0.0, |(count, _)| *count) + 1.0;
-        self.compact.noise = Noise::new(seed, [place.0.into(), place.1.into()], step as u64);
+        self.compact.noise = noise_at(seed, (place.0 as usize, place.1 as usize), counters.first().map(|(x, _)| *x));
         self
     }
 
     /// Where among what is described the headers are.
-    fn headers(&self) -> Range<usize> {
+    pub(super) fn headers(&self) -> Range<usize> {
         let first = 2 + self.compact.states.len();
         first..first + self.compact.states.iter().filter(|kept| matches!(kept, Kept::Codes(_))).count()
     }

@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use crate::memory::stream::Memory;
 use crate::memory::torch::describe::Torch;
 use crate::optimizer::traced::Leaf;
+use crate::step::fewer::KnownForm;
 use crate::step::found::GroupNumbers;
 
 /// How many steps in a row may begin as steady ones and turn out not to be, before it is tried but once in a while.
@@ -37,6 +38,8 @@ pub(super) struct Steady {
     pub(super) counters: Vec<(Memory, f64)>,
     /// The programs of rules that users wrote, parameter by parameter: as of the last step, and held for this one.
     pub(super) leaves: Vec<Arc<Leaf>>,
+    /// How parameters are kept, one by one, if in fewer bytes; empty if none is.
+    pub(super) forms: Vec<Option<Box<KnownForm>>>,
     /// Counters that are known when the step is done: which of them, which program of the step tells, and which of its
     /// numbers.
     pub(super) awaited: Vec<(usize, usize, usize)>,
@@ -65,6 +68,7 @@ impl Steady {
     pub(super) fn clear(&mut self) {
         self.ready = false;
         self.specs.clear();
+        self.forms.clear();
     }
 
     /// The local shard of a gradient or a state that is a DTensor like its parameter, as at the last step.

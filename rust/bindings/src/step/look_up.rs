@@ -91,7 +91,7 @@ impl Item {
         }
         let (dtype, one_dtype) = match &compact {
             None => self.settle_types(look, &described)?,
-            Some(compact) => self.settle_compact_types(look, compact, &described)?,
+            Some(compact) => self.settle_compact_types(compact, &described)?,
         };
         states.extend(beside.objects());
         if compact.as_ref().is_some_and(|compact| compact.has_average()) {

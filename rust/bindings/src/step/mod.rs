@@ -22,6 +22,7 @@ pub(crate) mod lists;
 pub(crate) mod look;
 pub(crate) mod look_up;
 pub(crate) mod matched;
+pub(crate) mod one;
 pub(crate) mod order;
 pub(crate) mod overlaps;
 pub(crate) mod plan;

@@ -2,7 +2,7 @@
 
 use oxistep_kernels::AnyRule;
 
-use crate::memory::dtype::DType;
+use crate::memory::dtype::{DType, served};
 use crate::memory::stream::{Described, layout};
 use crate::step::item::{Item, Route};
 use crate::step::look::{Going, Look};
@@ -15,15 +15,6 @@ const NOT_ALL_COMPLEX: &str = "parameter, gradient and states are not all comple
 const SINGLE_LR: &str = "lr is a float32 tensor: torch computes constants of a float64 step in float32";
 
 const UNUSUAL: &str = "a hyperparameter or counter is outside its usual range, torch decides what that means";
-
-/// The combinations of parameter, gradient and state types that kernels serve.
-#[inline]
-pub(super) fn served(param: DType, grad: DType, state: Option<DType>) -> bool {
-    let half = |dtype| matches!(dtype, DType::F16 | DType::Bf16);
-    let grad_fits = grad == param || (param == DType::F32 && half(grad));
-    let state_fits = state.is_none_or(|state| state == param || (half(param) && state == DType::F32));
-    grad_fits && state_fits
-}
 
 impl Item {
     /// The route of a parameter whose states are yet to be made, of which nothing is to be written: they overlap

@@ -11,9 +11,9 @@
 //! step uses alive where the interpreter is released.
 #![allow(unsafe_code)]
 
-use std::cell::Cell;
 use std::sync::Arc;
 
+use oxistep_kernels::compact::{BLOCK, Compact};
 use oxistep_kernels::pool::Serial;
 use oxistep_kernels::program::Program;
 use oxistep_kernels::simd::Level;
@@ -21,23 +21,21 @@ use oxistep_kernels::{MAX_SCALARS, MAX_STATES, Precision, Scalars, SliceMut, Ste
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
-use smallvec::SmallVec;
 
 use crate::fault;
-use crate::memory::dtype::DType;
+use crate::memory::dtype::{DType, served};
 use crate::memory::python::{Attribute, CollectorRests, entry_at, has_plain_keys, values_under};
 use crate::memory::stream::Described;
 use crate::memory::torch::describe::{Torch, warns_of_missing_grad};
 use crate::memory::torch::modules::modules;
-use crate::optimizer::group::{Group, Keys, is_fused};
+use crate::optimizer::group::{Group, is_fused};
 use crate::optimizer::rule::GroupRule;
-use crate::optimizer::traced::Leaf;
+use crate::step::fewer::{Form, noise_at};
 use crate::step::found::{find, holds};
 use crate::step::guard::Guard;
-use crate::step::lists::Counters;
+use crate::step::one::{FEW_NAMES, Found, LARGEST_NAMES, Names, One, alike};
 use crate::step::plan::Plan;
-use crate::step::routed::served;
-use crate::step::traced::{Inputs, OfCounters, OfGroup};
+use crate::step::traced::OfGroup;
 use crate::threads::with_pool;
 
 /// How trying a steady step ended.
@@ -102,7 +100,7 @@ impl Plan {
         let Some(grad) = torch.grad_attribute(py)? else { return Ok(false) };
         self.written.begin();
         let mut k = 0;
-        for values in groups {
+        for (index, values) in groups.iter().enumerate() {
             let Ok(values) = values.cast_into_exact::<PyDict>() else { return Ok(false) };
             if !has_plain_keys(&values) {
                 return Ok(false);
@@ -127,12 +125,23 @@ impl Plan {
                 self.groups.push(values.clone().unbind());
             }
             let of_group = OfGroup::of(&values);
-            let mut one = One { rule, factor, single_lr, names, of_group, last: None, leaf: None, found: None };
+            let mut one = One {
+                rule,
+                factor,
+                single_lr,
+                index,
+                names,
+                of_group,
+                last: None,
+                leaf: None,
+                found: None,
+                form: None,
+            };
             for i in 0..params.len() {
                 // SAFETY: the index is below the list's length. The item is borrowed from the list, which is not
                 // changed while it is used: no Python code runs.
                 let param = unsafe { Borrowed::from_ptr(py, ffi::PyList_GetItem(params.as_ptr(), i as isize)) };
-                if !self.gather_param(torch, grad, &mut one, &mut k, (state, param), step)? {
+                if !self.gather_param(torch, grad, &mut one, (&mut k, i), (state, param), step)? {
                     return Ok(false);
                 }
             }
@@ -150,7 +159,7 @@ impl Plan {
         torch: &Torch,
         grad: &Attribute,
         one: &mut One<'_>,
-        k: &mut usize,
+        (k, i): (&mut usize, usize),
         (state, param): (&Bound<'_, PyDict>, Borrowed<'_, '_, PyAny>),
         step: &mut Step<'static>,
     ) -> PyResult<bool> {
@@ -193,7 +202,7 @@ impl Plan {
         let known = self.versions.as_mut().filter(|versions| versions.holds(*k, &param));
         let Some(versions) = known else { return Ok(false) };
         versions.hold(*k, &param)?;
-        if !self.gather_one(torch, one, *k, state, (&param, shard.as_ref()), (grad, g), step)? {
+        if !self.gather_one(torch, one, (*k, i), state, (&param, shard.as_ref()), (grad, g), step)? {
             return Ok(false);
         }
         *k += 1;
@@ -214,7 +223,7 @@ impl Plan {
         &mut self,
         torch: &Torch,
         one: &mut One<'_>,
-        k: usize,
+        (k, i): (usize, usize),
         state: &Bound<'_, PyDict>,
         (param, shard): (&Bound<'_, PyAny>, Option<&Bound<'_, PyAny>>),
         (grad, g): (Option<&Bound<'_, PyAny>>, Described<'_>),
@@ -230,6 +239,21 @@ impl Plan {
         self.written.meeting(g.memory.interval(), hint, |_| met = true);
         if met || !p.is_dense || !alike(&p, &g) || !self.written.add_known(k, p.memory.interval()) {
             return Ok(false);
+        }
+        if let Some(Some(known)) = self.steady.forms.get(k) {
+            let of = (state, param);
+            let many = known.form.names.len() > FEW_NAMES;
+            let done = if shard.is_some() || known.form.names.len() > LARGEST_NAMES {
+                false
+            } else if many {
+                self.gather_compact::<LARGEST_NAMES>(torch, one, (k, i), of, (&p, &g), step)?
+            } else {
+                self.gather_compact::<FEW_NAMES>(torch, one, (k, i), of, (&p, &g), step)?
+            };
+            if let (true, Some(grad)) = (done, grad) {
+                self.steady.hold(grad);
+            }
+            return Ok(done);
         }
         if let GroupRule::Traced(_) = &one.rule {
             if !self.gather_names(py, one, k) {
@@ -331,11 +355,33 @@ impl Plan {
             self.read_counters(torch, py, k, &objects[names.states..names.count()], (&mut values, &mut precisions))
         };
         let Some(first_counter) = first? else { return Ok(false) };
-        let values = &values[..leaf.counters.len()];
-        if !one.find(values, p, is_dtensor) {
+        if !self.take_program(one, k, (p, is_dtensor), (&values[..leaf.counters.len()], first_counter), step) {
             return Ok(false);
         }
-        let Some(Found { now, inputs, .. }) = &one.found else { return Ok(false) };
+        if self.measuring {
+            self.gradients.push_dense(g.memory);
+        }
+        // SAFETY: as in `gather_one`.
+        let (param, grad) = unsafe { (p.memory.slice_mut(), g.memory.slice()) };
+        let states = states.iter_mut().map(std::mem::take);
+        Ok(step.push(Tensors { param, grad, states, layout: None }, one.factor).is_ok())
+    }
+
+    /// Finds the program of parameter `k` with its numbers, which become those of the step, and notes its counters
+    /// after it; `false` if they are not known.
+    #[inline(always)]
+    fn take_program(
+        &mut self,
+        one: &mut One<'_>,
+        k: usize,
+        (p, is_dtensor): (&Described<'_>, bool),
+        (values, first_counter): (&[f64], usize),
+        step: &mut Step<'static>,
+    ) -> bool {
+        if !one.find(values, p, is_dtensor) {
+            return false;
+        }
+        let Some(Found { now, inputs, .. }) = &one.found else { return false };
         self.steady.looks |= now.is_looked_at();
         self.steady.group_of.push(self.groups.len() - 1);
         self.steady.counters[first_counter].1 = values[0] + 1.0;
@@ -344,22 +390,150 @@ impl Plan {
             self.steady.awaited.push((first_counter + 1 + i, self.steady.programs, node));
         }
         self.steady.programs += 1;
-        if self.measuring {
-            self.gradients.push_dense(g.memory);
-        }
         if !Arc::ptr_eq(now, &self.steady.leaves[k]) {
             self.steady.leaves[k] = now.clone();
         }
         // SAFETY: `leaves` holds the program until the step is done: it is the only one that this place of it holds in
         // this step.
         let program: &'static Program = unsafe { &*Arc::as_ptr(&now.program) };
-        if step.program(program, inputs).is_err() {
+        step.program(program, inputs).is_ok()
+    }
+
+    /// As [`Plan::gather_one`], for a parameter that is kept in fewer bytes, under at most `N` names.
+    fn gather_compact<const N: usize>(
+        &mut self,
+        torch: &Torch,
+        one: &mut One<'_>,
+        (k, i): (usize, usize),
+        (state, param): (&Bound<'_, PyDict>, &Bound<'_, PyAny>),
+        (p, g): (&Described<'_>, &Described<'_>),
+        step: &mut Step<'static>,
+    ) -> PyResult<bool> {
+        let py = state.py();
+        let (Some(Some(known)), Some(&place)) = (self.steady.forms.get(k), self.places.get(k)) else {
+            return Ok(false);
+        };
+        let form = known.form.clone();
+        if !one.form.as_ref().is_some_and(|(last, _)| Arc::ptr_eq(last, &form)) {
+            one.form = Some((form.clone(), Names::of_form(&form)));
+        }
+        let Some((_, names)) = &one.form else { return Ok(false) };
+        let streams = names.states;
+        // SAFETY: as in `gather_one`; the form keeps the names.
+        let objects: [_; N] = unsafe {
+            let Some(entry) = entry_at(state, place, param) else { return Ok(false) };
+            // of a state that stands there twice, in codes and not, a general step knows which counts
+            if entry.len() != names.count() {
+                return Ok(false);
+            }
+            values_under(entry, names.all())
+        };
+        let (objects, counters) = objects[..names.count()].split_at(streams);
+        if p.memory.complex || self.fewer.of(p).is_err() || form.like.serves(p, g).is_err() {
             return Ok(false);
         }
+        let mut slots: [SliceMut<'static>; N] = std::array::from_fn(|_| SliceMut::default());
+        // SAFETY: as in `gather_one`.
+        if !unsafe { self.gather_kept(torch, py, (k, p), &form, objects, &mut slots)? } {
+            return Ok(false);
+        }
+        let (mut values, mut precisions) = ([0.0; N], [Precision::F64; N]);
+        // SAFETY: as in `gather_one`.
+        let first = unsafe { self.read_counters(torch, py, k, counters, (&mut values, &mut precisions))? };
+        let Some(first_counter) = first else { return Ok(false) };
+        fault::point("steady weights")?;
+        if form.like.compact.weights.has_companion() {
+            // what stands beside a parameter that somebody changed is made anew
+            let now = torch.version(param).map(|version| (version, p.memory.interval().0));
+            if now.is_none() || self.seen.get(&(param.as_ptr() as usize)).copied() != now {
+                return Ok(false);
+            }
+        }
+        match &one.rule {
+            GroupRule::Compiled(rule) => {
+                if rule.kinds() != form.kinds {
+                    return Ok(false);
+                }
+                let of_rule = if form.like.counts { 0 } else { counters.len() };
+                let (mut of_before, mut types) = ([0.0; MAX_SCALARS], [Precision::F64; MAX_SCALARS]);
+                of_before[..of_rule].copy_from_slice(&values[..of_rule]);
+                types[..of_rule].copy_from_slice(&precisions[..of_rule]);
+                let before = Scalars::new(of_before, types);
+                if !self.advance_counters(one, before, p.memory.dtype, first_counter, step) {
+                    return Ok(false);
+                }
+                if form.like.counts {
+                    self.steady.counters[first_counter].1 = values[0] + 1.0;
+                }
+            }
+            GroupRule::Traced(_) => {
+                let Some(leaf) = self.steady.leaves.get(k) else { return Ok(false) };
+                if !one.leaf.as_ref().is_some_and(|last| Arc::ptr_eq(last, leaf)) {
+                    one.names = Names::of(py, &leaf.states, &leaf.counters, &mut self.keys);
+                    one.leaf = Some(leaf.clone());
+                }
+                let counters = (&values[..counters.len()], first_counter);
+                if !self.take_program(one, k, (p, false), counters, step) {
+                    return Ok(false);
+                }
+            }
+        }
+        if self.measuring {
+            self.gradients.push_dense(g.memory);
+        }
+        let first = values[..counters.len()].first().copied();
+        let noise = noise_at(self.fewer.seed, (one.index, i), first);
+        let Some(Some(known)) = self.steady.forms.get_mut(k) else { return Ok(false) };
+        known.compact.noise = noise;
+        // SAFETY: `forms` holds it in memory of its own until the next general step, and nothing changes it before this
+        // step is done: each place of the list is taken up once.
+        let compact: &'static Compact = unsafe { &*std::ptr::from_ref(&known.compact) };
         // SAFETY: as in `gather_one`.
         let (param, grad) = unsafe { (p.memory.slice_mut(), g.memory.slice()) };
-        let states = states.iter_mut().map(std::mem::take);
-        Ok(step.push(Tensors { param, grad, states, layout: None }, one.factor).is_ok())
+        let states = slots[..streams].iter_mut().map(std::mem::take);
+        Ok(step.push_compact(Tensors { param, grad, states, layout: None }, compact, one.factor).is_ok())
+    }
+
+    /// Checks what parameter `k` keeps in fewer bytes, and puts it into `slots`; `false` if something is not as it was.
+    ///
+    /// # Safety
+    /// `objects` are what it keeps, or null, and live. Their memory may be written as that of the parameter.
+    #[inline(always)]
+    unsafe fn gather_kept(
+        &mut self,
+        torch: &Torch,
+        py: Python<'_>,
+        (k, p): (usize, &Described<'_>),
+        form: &Form,
+        objects: &[*mut ffi::PyObject],
+        slots: &mut [SliceMut<'static>],
+    ) -> PyResult<bool> {
+        let headers = form.like.headers();
+        for ((stream, &object), slot) in (2..).zip(objects).zip(slots) {
+            fault::point("steady state")?;
+            // SAFETY: the contract.
+            let Some(object) = (unsafe { Borrowed::from_ptr_or_opt(py, object) }) else { return Ok(false) };
+            if !self.steady.is_next(&object) {
+                return Ok(false);
+            }
+            let Some(kept) = torch.describe_known_codes(&object) else { return Ok(false) };
+            let fits = if headers.contains(&stream) {
+                kept.shape.is_contiguous() && kept.memory.len == p.memory.len.div_ceil(BLOCK)
+            } else {
+                alike(p, &kept)
+            };
+            if !fits
+                || kept.memory.complex
+                || !form.like.takes(stream, p.memory.dtype, kept.memory.dtype)
+                || !self.written.add_known(k, kept.memory.interval())
+            {
+                return Ok(false);
+            }
+            // SAFETY: as for the parameter, in `gather_one`.
+            *slot = unsafe { kept.memory.slice_mut() };
+            self.steady.hold(&object);
+        }
+        Ok(true)
     }
 
     /// Takes up the names of what parameter `k` keeps, where a user wrote the rule; `false` if there are too many.
@@ -531,6 +705,7 @@ impl Plan {
             unsafe { memory.write_scalar(*value) };
         }
         if done.is_ok() {
+            self.note_forms_written();
             self.steady.numbers.write(|g| self.groups[g].bind(py))?;
         }
         done.map(|()| Attempt::Done(norm)).map_err(|panic| self.broke_off(py, &*panic))
@@ -553,112 +728,5 @@ impl Plan {
             }
         }
         Ok(true)
-    }
-}
-
-/// Whether the elements of a tensor lie like those of its parameter, without gaps.
-#[inline(always)]
-fn alike(param: &Described<'_>, tensor: &Described<'_>) -> bool {
-    tensor.is_dense
-        && tensor.memory.complex == param.memory.complex
-        && param.shape.same_sizes(&tensor.shape)
-        && param.shape.same_order(&tensor.shape)
-}
-
-/// So many states and counters are looked up in this way.
-const LARGEST_NAMES: usize = 24;
-/// Most rules have no more, and room for few is cleared in less time: for a small tensor that is seen.
-const FEW_NAMES: usize = 6;
-
-/// What the parameters of a group have in common.
-struct One<'a> {
-    rule: GroupRule,
-    /// The numbers that its parameters share, if a user wrote the rule.
-    of_group: OfGroup<'a>,
-    factor: f64,
-    single_lr: bool,
-    names: Names,
-    /// The counters of the last parameter, its dtype, and its counters after the step: mostly those of the next one.
-    last: Option<(Scalars, DType, Scalars)>,
-    /// The program of the last parameter, of which `names` are the names.
-    leaf: Option<Arc<Leaf>>,
-    /// What the last parameter got, if a user wrote the rule.
-    found: Option<Found>,
-}
-
-/// The sizes of a parameter's dimensions.
-type Sizes = SmallVec<[i64; 4]>;
-
-/// With which program and at which counters a parameter came, and which program with which numbers it got.
-struct Found {
-    of: Arc<Leaf>,
-    at: Counters<f64>,
-    /// Its sizes, if anything depends on them.
-    sizes: Option<(Sizes, bool)>,
-    now: Arc<Leaf>,
-    inputs: Inputs,
-}
-
-impl Found {
-    /// Whether another parameter that comes so gets the same.
-    #[inline]
-    fn is_for(&self, leaf: &Arc<Leaf>, values: &[f64], p: &Described<'_>) -> bool {
-        let alike = |(a, b): (&f64, &f64)| a.to_bits() == b.to_bits();
-        let same_sizes = |(sizes, complex): &(Sizes, bool)| sizes[..] == *p.shape.sizes && *complex == p.memory.complex;
-        Arc::ptr_eq(&self.of, leaf)
-            && self.at.iter().zip(values).all(alike)
-            && self.sizes.as_ref().is_none_or(same_sizes)
-    }
-}
-
-impl One<'_> {
-    /// Finds the program and the numbers of a parameter that comes with these counters; `false` if they are not known.
-    #[inline]
-    fn find(&mut self, values: &[f64], p: &Described<'_>, is_dtensor: bool) -> bool {
-        let (Some(leaf), GroupRule::Traced(numbers)) = (&self.leaf, &self.rule) else { return false };
-        // parameters of a group nearly always stand at the same step: conditions and numbers are computed once
-        if let Some(found) = self.found.as_ref().filter(|found| found.is_for(leaf, values, p)) {
-            return !(is_dtensor && found.now.is_whole);
-        }
-        let of_counters = OfCounters {
-            names: &leaf.counters,
-            values,
-            group: &self.of_group,
-            asked: &leaf.asked,
-            sizes: p.shape.sizes,
-            is_complex: p.memory.complex,
-            asked_sizes: Cell::new(false),
-        };
-        let Some(now) = numbers.known_leaf(&of_counters) else { return false };
-        let same_names = now.states == leaf.states && now.counters == leaf.counters;
-        if !Arc::ptr_eq(&now, leaf) && (!same_names || (now.is_whole && is_dtensor)) {
-            return false;
-        }
-        let inputs = numbers.inputs(&now.inputs, &of_counters);
-        let sizes = of_counters.asked_sizes.get().then(|| (Sizes::from_slice(p.shape.sizes), p.memory.complex));
-        self.found = Some(Found { of: leaf.clone(), at: values.into(), sizes, now, inputs });
-        !self.of_group.unreadable.get()
-    }
-}
-
-/// The names of states, then those of counters, as Python's strings, which `Keys` keeps alive.
-#[derive(Default)]
-struct Names {
-    strings: SmallVec<[*mut ffi::PyObject; LARGEST_NAMES]>,
-    states: usize,
-}
-
-impl Names {
-    fn of(py: Python<'_>, states: &[&'static str], counters: &[&'static str], keys: &mut Keys) -> Self {
-        let strings = states.iter().chain(counters).map(|name| keys.get(py, name).as_ptr()).collect();
-        Self { strings, states: states.len() }
-    }
-
-    fn count(&self) -> usize {
-        self.strings.len()
-    }
-
-    fn all(&self) -> &[*mut ffi::PyObject] {
-        &self.strings
     }
 }

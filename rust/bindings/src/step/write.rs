@@ -99,7 +99,7 @@ impl Plan {
                 && item.whole == Whole::No
                 && item.layout.is_none()
                 && !item.tied
-                && item.compact.is_none()
+                && (item.compact.is_none() || item.shards.is_none())
                 && item.rows.is_none()
                 && item.python_counter.is_none()
         };
@@ -118,6 +118,9 @@ impl Plan {
             && self.fewer.average.is_none()
             && self.places.len() == self.items.len()
             && self.items.iter().all(plain);
+        if self.steady.ready {
+            self.note_forms(py);
+        }
     }
 }
 

@@ -12,11 +12,10 @@ use super::source::{Flat, Source};
 use super::strided;
 use super::tensors::in_layout;
 use super::types::Types;
-use crate::compact::streams::Tile;
 use crate::compact::{Compact, Weights};
 use crate::formats::{Slice, SliceMut};
 use crate::layout::Layout;
-use crate::program::{Lanes as Reduced, Pass, STREAMS};
+use crate::program::{Lanes as Reduced, Pass};
 use crate::rule::MAX_STATES;
 use crate::simd::{Level, prefetch_far_address};
 
@@ -123,13 +122,9 @@ impl Chunk<'_> {
         }
         let grad = Gradient::of(self.grad, self.layout);
         let mut go = |source: &mut dyn Source| update(body, level, factor, Types::F32, source, sums.take());
-        if 2 + compact.states.len() <= compact::FEW {
-            let mut tiles = [Tile::default(); compact::FEW];
-            go(&mut Unpacked::new(&mut tiles, (written, grad), (compact, writes), range, level).after(done));
-        } else {
-            let mut tiles = [Tile::default(); STREAMS];
-            go(&mut Unpacked::new(&mut tiles, (written, grad), (compact, writes), range, level).after(done));
-        }
+        compact::with_tiles(|tiles| {
+            go(&mut Unpacked::new(tiles, (written, grad), (compact, writes), range, level).after(done));
+        });
     }
 
     /// Runs the walk of a program that writes, and measures that if sums are wanted: streams of any formats.
@@ -177,10 +172,11 @@ impl Chunk<'_> {
         let Self { grad, layout, range, grad_factor: factor, .. } = *self;
         let double = grad.format().is_double();
         if let Some(compact) = self.compact {
-            let mut tiles = [Tile::default(); STREAMS];
             let grad = Gradient::of(grad, layout);
-            let mut source = Unpacked::new(&mut tiles, (streams, grad), (compact, None), range, level);
-            return programmed::run(program, level, factor, false, &mut source, lanes);
+            return compact::with_tiles(|tiles| {
+                let mut source = Unpacked::new(tiles, (streams, grad), (compact, None), range, level);
+                programmed::run(program, level, factor, false, &mut source, lanes);
+            });
         }
         let mut found = |source: &mut dyn Source| programmed::run(program, level, factor, double, source, lanes);
         match (self.rows, layout) {

@@ -1,5 +1,7 @@
 //! Streams in fewer bytes: tiles of `f32` are read from them, updated, and written back in one pass over memory.
 
+use std::cell::Cell;
+
 use super::source::Source;
 use super::sweep::beyond_caches;
 use super::tensors::in_layout;
@@ -14,8 +16,21 @@ use crate::program::{Pass, STREAMS};
 use crate::rule::StateKind;
 use crate::simd::{Level, Simd, Vectorized, prefetch_address};
 
-/// The most streams of a parameter of nearly every rule: itself, its gradient, three states.
-pub(super) const FEW: usize = 5;
+thread_local! {
+    static TILES: Cell<Option<Box<[Tile]>>> = const { Cell::new(None) };
+}
+
+/// Calls `f` with room for the tiles of a parameter, which each thread keeps: to clear it for each parameter would take
+/// longer than the arithmetic of a small one. It holds what was left there, and nothing of that is ever read.
+pub(super) fn with_tiles<R>(f: impl FnOnce(&mut [Tile]) -> R) -> R {
+    let mut tiles = TILES.take().unwrap_or_else(|| vec![Tile::default(); STREAMS].into_boxed_slice());
+    if cfg!(debug_assertions) {
+        tiles.iter_mut().for_each(|tile| tile.x.fill(f32::NAN)); // so that tests see who reads it
+    }
+    let found = f(&mut tiles);
+    TILES.set(Some(tiles));
+    found
+}
 
 /// A gradient: beside its parameter or, with a layout, with its elements anywhere.
 #[derive(Clone, Copy)]

@@ -25,6 +25,7 @@ pub(crate) struct Torch {
     shim: Option<Shim>,
     grad: Option<Attribute>,
     requires_grad: Option<Attribute>,
+    version: Option<Attribute>,
     cpp_grads: Option<CppGrads>,
     function_modes: Py<PyAny>,
     subclasses: Subclasses,
@@ -41,6 +42,7 @@ impl Torch {
         let shim = table.as_ref().and_then(|_| Shim::new(&torch, &tensor));
         let grad = Attribute::new(&parameter, "grad");
         let requires_grad = Attribute::new(&parameter, "requires_grad");
+        let version = Attribute::new(&parameter, "_version");
         let cpp_grads = shim.as_ref().and_then(|shim| CppGrads::new(&torch, shim));
         let function_modes = torch.getattr("_C")?.getattr("_len_torch_function_stack")?.unbind();
         let (tensor, parameter) = (tensor.unbind(), parameter.unbind());
@@ -51,6 +53,7 @@ impl Torch {
             shim,
             grad,
             requires_grad,
+            version,
             cpp_grads,
             function_modes,
             subclasses: Subclasses::default(),
@@ -256,6 +259,28 @@ impl Torch {
             described.whole = whole(shim, shim.tensor_in(object), &described.memory)?;
         }
         Ok(described)
+    }
+
+    /// As [`Torch::describe_known`], for codes and residuals too.
+    #[inline]
+    pub(crate) fn describe_known_codes<'t>(&self, object: &'t Bound<'_, PyAny>) -> Option<Described<'t>> {
+        if !self.is_plain(object) {
+            return None;
+        }
+        let Some(shim) = &self.shim else { return self.describe_codes(object).ok() };
+        let tensor = shim.tensor_in(object);
+        let mut described = understood_codes(shim.describe_strided(tensor)?).ok()?;
+        described.whole = Some(whole(shim, tensor, &described.memory).ok()??);
+        let is_number = !matches!(described.memory.dtype, DType::U8 | DType::I16);
+        let lazy = is_number && described.may_be_lazy() && is_lazy(object, described.memory.complex);
+        if lazy { None } else { Some(described) }
+    }
+
+    /// How often a plain tensor was written to, as autograd counts; `None` where it is not counted. Runs no Python code
+    /// where no torch function mode is active.
+    #[inline]
+    pub(crate) fn version(&self, param: &Bound<'_, PyAny>) -> Option<u64> {
+        self.version.as_ref()?.of(param).ok()?.extract().ok()
     }
 
     /// The value and dtype of a plain tensor of one element that requires no gradient; `None` for all else, and where

@@ -58,7 +58,7 @@ pub(crate) struct Shim {
     storage_offset: Ask<i64>,
     storage_bytes: Ask<i64>,
     /// torch's numbers of the types, with those of DLPack.
-    dtypes: [(i32, dlpack::DataType); 7],
+    dtypes: [(i32, dlpack::DataType); 9],
     cpu: i32,
     strided: i32,
 }
@@ -104,6 +104,8 @@ impl Shim {
                     (constant(b"aoti_torch_dtype_complex64\0")?, dl(5, 64)),
                     (constant(b"aoti_torch_dtype_complex128\0")?, dl(5, 128)),
                     (constant(b"aoti_torch_dtype_int64\0")?, dl(0, 64)),
+                    (constant(b"aoti_torch_dtype_uint8\0")?, dl(1, 8)),
+                    (constant(b"aoti_torch_dtype_int16\0")?, dl(0, 16)),
                 ],
                 cpu: constant(b"aoti_torch_device_type_cpu\0")?,
                 strided: constant(b"aoti_torch_layout_strided\0")?,
