@@ -234,9 +234,12 @@ ENGINE_TESTS := tests/engines tests/test_registries.py tests/test_integrations.p
 test-engines: ## trainers and engines themselves (Hugging Face, Lightning, DeepSpeed, ...), in an environment of its own
 	$(MAKE) test-python ENGINES=1 TESTS="$(ENGINE_TESTS)"
 
+PEER_TESTS := tests/test_benchmark_compact.py \
+	$(patsubst %,tests/test_zoo_%.py,norms peers prodigy schedulefree wrappers)
+
 .PHONY: test-peers
 test-peers: ## the zoo and 8-bit states beside the packages of others (timm, schedulefree, bitsandbytes, ...), in an environment of its own
-	$(MAKE) test-python PEERS=1 TESTS="tests/test_zoo_peers.py tests/test_benchmark_compact.py" PYTEST_ARGS="-n 2 $(PYTEST_ARGS)"
+	$(MAKE) test-python PEERS=1 TESTS="$(PEER_TESTS)" PYTEST_ARGS="-n 2 $(PYTEST_ARGS)"
 
 # A wheel that fails on demand, in a folder of its own. It is never installed into the environment.
 FAULTS := target/faults

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 import brief  # noqa: E402
 import oxistep  # noqa: E402
 from oxistep import zoo  # noqa: E402
-from zoo_cases_b import CASES, CLASSES  # noqa: E402
+from zoo_cases_b import CASES, CLASSES, class_of  # noqa: E402
 
 SHAPES = [(), (5,), (4, 6), (3, 2, 3, 3), (7, 3)]
 STEPS = 11
@@ -80,8 +80,6 @@ def apart(one, other):
 def made(case, params, theirs=False, *, two=True, **more):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a decay that is large with decouple_lr
-        if theirs:
-            pytest.importorskip(case.package)
         other = {} if case.same_rates else {"lr": 0.01}
         make = case.make if theirs else lambda params: getattr(zoo, case.name)(params, **{**case.ours, **more})
         return make(grouped(params, two, **other))
@@ -262,13 +260,13 @@ def test_the_packages_load_ours(case):
 # ---- the constructors ----
 
 LEFT_OUT = {"triton", "gradient_release", "fsdp_in_use", "optim_bits", "min_8bit_size", "is_paged"}
-OURS = ["state_dtype", "max_grad_norm", "skip_nonfinite", "grad_norm_group"]
+OURS = ["state_dtype", "weights", "seed", "ema", "ema_warmup", "max_grad_norm", "skip_nonfinite", "grad_norm_group"]
 
 
 @each_class
 def test_the_signature_is_the_packages_then_ours(case):
     module = {"AdEMAMix": "bitsandbytes.optim"}.get(case.name, case.module)
-    theirs = inspect.signature(getattr(pytest.importorskip(module), case.cls)).parameters.values()
+    theirs = inspect.signature(class_of(module, case.cls)()).parameters.values()
     wanted = [(p.name, p.default) for p in theirs if p.name not in LEFT_OUT]
     shared = [name for name, _ in wanted]
     wanted += [(name, default) for name, default in (("maximize", False), ("foreach", None)) if name not in shared]

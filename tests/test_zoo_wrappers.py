@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 
 import oxistep.optim  # noqa: E402
 from oxistep import zoo  # noqa: E402
+from zoo_cases_b import module_of_timm  # noqa: E402
 
 BASES = {
     "torch.AdamW": lambda params: torch.optim.AdamW(params, lr=0.05),
@@ -62,9 +63,8 @@ def same(one, other):
 
 @each_base
 def test_lookahead_is_timms(base):
-    timm = pytest.importorskip("timm.optim.lookahead")
     found = []
-    for wrap in (zoo.Lookahead, timm.Lookahead):
+    for wrap in (zoo.Lookahead, module_of_timm("lookahead").Lookahead):
         params = params_of(torch.float64)
         optimizer = wrap(base([{"params": params[:1]}, {"params": params[1:]}]), 0.3, 3)
         run(optimizer, params, range(10))

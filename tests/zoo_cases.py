@@ -3,11 +3,8 @@
 A class of the zoo is added by cases, by its signature, and by what its package calls it.
 """
 
-import importlib
-import importlib.util
 import inspect
 import sys
-import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,33 +19,7 @@ from oxistep.rules._run import Given, Run
 from oxistep.rules._together import Member, group_numbers, settle
 from oxistep.rules._trace import Facts
 from zoo_cases_b import CASES as OF_GROUPS
-
-
-def module_of_timm(name):
-    """A module of timm.optim by itself: timm imports models, which want torchvision and take seconds."""
-    spec = importlib.util.find_spec("timm")
-    if spec is None:
-        pytest.skip("timm is not installed")
-    if "timms_optim" not in sys.modules:
-        package = types.ModuleType("timms_optim")
-        package.__path__ = [f"{place}/optim" for place in spec.submodule_search_locations]
-        sys.modules["timms_optim"] = package
-    return importlib.import_module(f"timms_optim.{name}")
-
-
-def timm(module, name):
-    return lambda: getattr(module_of_timm(module), name)
-
-
-def of(package, name):
-    return lambda: getattr(pytest.importorskip(package), name)
-
-
-def class_of(module, name):
-    """A class of a package; a module of timm.optim is taken by itself."""
-    inner = module.removeprefix("timm.optim.")
-    return timm(inner, name) if inner != module else of(module, name)
-
+from zoo_cases_b import class_of, of, timm
 
 # What each is called in the package that people take it from.
 PACKAGE_CLASS: dict[str, Callable[[], type]] = {

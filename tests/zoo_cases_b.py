@@ -4,10 +4,41 @@ A case compares ``oxistep.zoo.NAME(params, **ours)`` with what ``theirs(params)`
 """
 
 import importlib
+import importlib.util
+import sys
+import types
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["CASES", "CLASSES", "Case"]
+import pytest
+
+__all__ = ["CASES", "CLASSES", "Case", "class_of", "module_of_timm", "of", "timm"]
+
+
+def module_of_timm(name):
+    """A module of timm.optim by itself: timm imports models, which want torchvision and take seconds."""
+    spec = importlib.util.find_spec("timm")
+    if spec is None:
+        pytest.skip("timm is not installed")
+    if "timms_optim" not in sys.modules:
+        package = types.ModuleType("timms_optim")
+        package.__path__ = [f"{place}/optim" for place in spec.submodule_search_locations]
+        sys.modules["timms_optim"] = package
+    return importlib.import_module(f"timms_optim.{name}")
+
+
+def timm(module, name):
+    return lambda: getattr(module_of_timm(module), name)
+
+
+def of(package, name):
+    return lambda: getattr(pytest.importorskip(package), name)
+
+
+def class_of(module, name):
+    """A class of a package; a module of timm.optim is taken by itself."""
+    inner = module.removeprefix("timm.optim.")
+    return timm(inner, name) if inner != module else of(module, name)
 
 
 @dataclass
@@ -35,14 +66,9 @@ class Case:
     """Whether all groups must have one learning rate."""
 
     def make(self, params: Any) -> Any:
-        """The package's optimizer."""
+        """The package's optimizer; skips the test if the package is missing."""
         arguments = {key: value for key, value in {**self.ours, **self.theirs}.items() if key not in self.lacks}
-        return getattr(importlib.import_module(self.module), self.cls)(params, **arguments)
-
-    @property
-    def package(self) -> str:
-        """The package, as it is imported."""
-        return self.module.partition(".")[0]
+        return class_of(self.module, self.cls)()(params, **arguments)
 
     def __str__(self) -> str:
         flags = [f"{key}={value}" for key, value in self.ours.items() if key not in ("lr", "weight_decay")]
