@@ -1,13 +1,17 @@
 """Steps worth failing in: each scenario makes an optimizer that stands before a step, the same at every call."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 
 import oxistep.optim
+from oxistep import zoo
 from scenarios import NATIVE, draw, make, params_of, set_gradients
 from seeing import Seeing
+from snapshots import snapshot
 
 SHAPES = [(4, 3), (5,), (), (7, 2)]
 
@@ -20,11 +24,27 @@ class Scenario:
     ready: Callable[[], None]  # sets the gradients of the step
     left: list[torch.Tensor]  # those that torch updates
     changes_gradients: bool = False
+    changed_by_hand: list[torch.Tensor] = field(default_factory=list)  # since the last step
 
     @property
     def ours(self) -> list[torch.Tensor]:
         """The native parameters."""
         return [p for p in params_of(self.optimizer) if not any(p is q for q in self.left)]
+
+    def snapshot(self) -> dict[str, Any]:
+        """What a step that raises must leave alone.
+
+        Digits beside a parameter that was changed by hand belong to what it was before. A step drops them before it is
+        sure to be taken, so they are left out; that the next step is the same with or without a failure before it
+        is asserted beside this.
+        """
+        ours = self.ours
+        seen = snapshot(self.optimizer, ours, not self.changes_gradients)
+        for p, state in zip(ours, seen["states"], strict=True):
+            if any(p is q for q in self.changed_by_hand):
+                for name in {"residual", "compensation"} & set(state):
+                    state[name] = "dropped or not"
+        return seen
 
 
 class Plain(Seeing, torch.Tensor):
@@ -157,6 +177,88 @@ def large():
     return Scenario(optimizer, lambda: set_gradients(params, 50), [])
 
 
+def half_states():
+    params = draw(*SHAPES, dtype=torch.bfloat16)
+    optimizer = grouped("Adam", params, state_dtype=torch.float32)
+    set_gradients(params[:1], 0)
+    optimizer.step()
+    return Scenario(optimizer, lambda: set_gradients(params, 50), [])
+
+
+@oxistep.rule
+def accumulating(p, g, s, lr=0.1):
+    s.m = 0.9 * s.m + 0.1 * g
+    s.v = s.v + g * g
+    return p - lr * s.m / (s.v**0.5 + 1e-8)
+
+
+FEWER_BYTES = [(33, 130), (5,), ()]  # the first is kept in codes, its last block is not full
+
+
+def compact(make_one, steps, frozen_until_now=(), edited=False, **settings):
+    """States in fewer bytes, digits beside bfloat16 weights, or both."""
+    params = draw(*FEWER_BYTES, dtype=torch.bfloat16 if "weights" in settings else torch.float32)
+    optimizer = make_one([{"params": params[:2]}, {"params": params[2:], "lr": 0.002}], lr=0.01, **settings)
+    for k in range(steps):
+        set_gradients([p for i, p in enumerate(params) if i not in frozen_until_now], k)
+        optimizer.step()
+    if edited:
+        with torch.no_grad():
+            params[0].mul_(2.0)
+            params[2].data = params[2].detach() + 1.0
+    return Scenario(
+        optimizer, lambda: set_gradients(params, 50), [], changed_by_hand=[params[0], params[2]] if edited else []
+    )
+
+
+def compact_and_scaled(steps, **settings):
+    scenario = compact(oxistep.optim.AdamW, steps, fused=True, **settings)
+    scenario.optimizer.grad_scale, scenario.optimizer.found_inf = torch.tensor(4.0), torch.tensor(0.0)
+    scenario.changes_gradients = True
+    return scenario
+
+
+MODES = ("stochastic", "kahan", "residual8", "residual16", "master")
+KEPT = {
+    "8-bit states": {"state_dtype": "8bit"},
+    "bfloat16 states": {"state_dtype": torch.bfloat16},
+    **{mode: {"weights": mode, "state_dtype": torch.float32} for mode in MODES},
+    "residual8, 8-bit states": {"weights": "residual8", "state_dtype": "8bit"},
+    "master, bfloat16 states": {"weights": "master", "state_dtype": torch.bfloat16},
+}
+SOME_KEPT = {kept: KEPT[kept] for kept in ("8-bit states", "stochastic", "residual8, 8-bit states")}
+AdamW = oxistep.optim.AdamW
+
+COMPACT = {
+    **{
+        f"{name}, {kept}, {step} step": partial(compact, make_one, steps, **settings)
+        for name, make_one, of in (
+            ("AdamW", AdamW, KEPT),  # has loops of its own
+            ("SGD", partial(oxistep.optim.SGD, momentum=0.9), SOME_KEPT),  # a counter where something is drawn
+            ("Lion", zoo.Lion, SOME_KEPT),
+        )
+        for kept, settings in of.items()
+        for step, steps in (("first", 0), ("third", 2))
+    },
+    **{
+        f"{name}, 8-bit states, third step": partial(compact, make_one, 2, state_dtype="8bit")
+        for name, make_one in (
+            ("Adadelta", oxistep.optim.Adadelta),  # one of its states is bfloat16
+            ("RMSprop", partial(oxistep.optim.RMSprop, centered=True, momentum=0.9)),  # some stay in float32
+            ("ASGD", oxistep.optim.ASGD),  # counters of its own
+            ("LAMB", zoo.LAMB),  # looks at norms first
+            ("a rule", accumulating.torch),
+        )
+    },
+    **{f"{mode}, changed by hand": partial(compact, AdamW, 2, edited=True, weights=mode) for mode in MODES},
+    **{f"{kept}, unfrozen late": partial(compact, AdamW, 2, [0], **settings) for kept, settings in SOME_KEPT.items()},
+    **{
+        f"{kept}, clipping and averages": partial(compact, AdamW, 2, ema=0.9, max_grad_norm=0.1, **settings)
+        for kept, settings in SOME_KEPT.items()
+    },
+    **{f"{kept}, GradScaler": partial(compact_and_scaled, 2, **settings) for kept, settings in SOME_KEPT.items()},
+}
+
 SCENARIOS = {
     **{f"{name}, first step": lambda name=name: stepped(name, 0) for name in NATIVE},
     **{f"{name}, fourth step": lambda name=name: stepped(name, 3) for name in NATIVE},
@@ -179,16 +281,9 @@ SCENARIOS = {
     "hooks": hooked,
     "unusual numbers": unusual,
     "large": large,
-    "state_dtype": lambda: half_states(),
+    "state_dtype": half_states,
     "averages, first step": lambda: stepped("AdamW", 0, ema=0.9),
     "averages, fourth step": lambda: stepped("AdamW", 3, ema=0.9),
     "averages, part torch's": lambda: mixed(2, ema=0.9),
+    **COMPACT,
 }
-
-
-def half_states():
-    params = draw(*SHAPES, dtype=torch.bfloat16)
-    optimizer = grouped("Adam", params, state_dtype=torch.float32)
-    set_gradients(params[:1], 0)
-    optimizer.step()
-    return Scenario(optimizer, lambda: set_gradients(params, 50), [])

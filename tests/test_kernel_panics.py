@@ -13,7 +13,8 @@ import torch
 import oxistep
 import oxistep.numpy
 import oxistep.optim
-from oxistep import _core
+from oxistep import _core, zoo
+from oxistep.optim._kept import WEIGHTS
 from scenarios import draw, set_gradients
 from snapshots import difference, outcome_of, snapshot
 
@@ -100,6 +101,56 @@ def test_every_beginning_and_end_of_the_work_may_panic():
     # 400 000 elements in chunks, and two small tensors; each begins and ends
     assert not _core.fault_panicked()
     assert n > 2 * (LARGE // 65536 + 2)
+
+
+FEWER_BYTES = [
+    {"state_dtype": "8bit"},
+    {"state_dtype": torch.bfloat16},
+    *({"weights": mode, "state_dtype": "8bit", "ema": 0.9} for mode in WEIGHTS),
+]
+# AdamW has loops of its own for some of them, others are brought into tiles
+CLASSES = {"AdamW": FEWER_BYTES, "RMSprop": FEWER_BYTES[:3], "Lion": [FEWER_BYTES[0], FEWER_BYTES[-1]]}
+
+
+@pytest.mark.parametrize("steps", [0, 2], ids=["first step", "third step"])
+@pytest.mark.parametrize("name, settings", [(name, one) for name, of in CLASSES.items() for one in of], ids=str)
+def test_with_fewer_bytes_a_load_makes_up_for_a_panic(name, settings, steps):
+    """Codes, headers, digits beside weights and averages are half written then; a load puts all of them back."""
+    cls = zoo.Lion if name == "Lion" else getattr(oxistep.optim, name)
+
+    def trained(steps):
+        params = draw((LARGE,), (5,), dtype=torch.bfloat16 if "weights" in settings else torch.float32)
+        optimizer = cls(params, lr=0.01, **settings)
+        for k in range(steps):
+            set_gradients(params, k)
+            optimizer.step()
+        set_gradients(params, 50)
+        return params, optimizer
+
+    def everything(params, optimizer):
+        return [*params, *(t for p in params for _, t in sorted(optimizer.state[p].items()))]
+
+    expected_params, expected = trained(steps)
+    expected.step()
+    params, optimizer = trained(steps)
+    saved = checkpoint(params, optimizer)
+    _core.fault_arm_panic(1, False)  # one piece of the work is not begun, all others are done
+    with pytest.raises(RuntimeError, match="injected into a kernel"):
+        optimizer.step()
+    assert _core.fault_panicked()
+    _core.fault_arm_panic(0, False)
+    torn = copy.deepcopy(everything(params, optimizer))
+    assert not same(torn, everything(expected_params, expected)), "the panic came too late"
+    with pytest.raises(RuntimeError, match="takes no step"):
+        optimizer.step()
+    assert same(torn, everything(params, optimizer))
+    restore(saved, params, optimizer)
+    optimizer.step()
+    assert same(everything(params, optimizer), everything(expected_params, expected))
+
+
+def same(some, others):
+    return len(some) == len(others) and all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
 
 
 def test_names_are_told_where_there_are_names():
