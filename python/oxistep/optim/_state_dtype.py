@@ -20,6 +20,8 @@ from oxistep.optim._storages import place
 __all__ = ["form_states", "in_state_dtype", "loaded_in_their_dtypes", "refuse_narrow_states", "restore_dtypes"]
 
 _HALF = (torch.float16, torch.bfloat16)
+_NARROWER = {torch.float32: (torch.bfloat16,)}
+"""What ``state_dtype`` may have kept the states of a parameter in, which does not tell that it was of another type."""
 
 
 def in_state_dtype(optimizer: Any, p: Tensor, state: dict[str, Any]) -> dict[str, Any]:
@@ -122,7 +124,7 @@ def restore_dtypes(
             continue
         for key, value in in_state_dtype(optimizer, p, optimizer.state.get(p, {})).items():
             optimizer.state[p][key] = saved[key].to(dtype=value.dtype, device=p.device)
-        if saved and _of_dtype(saved, (p.dtype, kept.state_dtype), scalars):
+        if saved and _of_dtype(saved, (p.dtype, kept.state_dtype, *_NARROWER.get(p.dtype, ())), scalars):
             for key in scalars:
                 value, loaded = saved.get(key), optimizer.state[p].get(key)
                 # what torch need not cast it hands on as it is, and whoever loads in place counts on that
