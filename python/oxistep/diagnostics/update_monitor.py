@@ -43,7 +43,8 @@ class UpdateMonitor:
     weights, much less means that they hardly learn, much more that they are thrown about) and ``effective_lr``
     (``update / gradient``: the learning rate with which plain gradient descent would have made a step of the same
     length. For SGD without momentum and weight decay it is ``lr``). Norms are Euclidean, in float64. A parameter that
-    was not updated, having no gradient, has NaN.
+    was not updated, having no gradient, has NaN. With ``weights=`` the update is that of the float32 numbers, before
+    they are rounded to what is kept: what ``"stochastic"`` adds to bfloat16 parameters at random is not in it.
 
     Native element-wise optimizers of ``oxistep.optim`` and those of ``oxistep.numpy`` measure inside the step, on
     tiles that are in the cache anyway; the parameters come out with the same bits as without a monitor. What torch
