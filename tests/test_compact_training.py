@@ -12,14 +12,14 @@ from oxistep import zoo
 from trainings import TRAININGS
 
 RATES = {
-    "AdamW": {"GPT": 3e-3, "quadratic": 1e-2, "rare rows": 1e-2},
-    "Adam": {"GPT": 3e-3, "quadratic": 1e-2, "rare rows": 1e-2},
-    "NAdam": {"GPT": 3e-3, "quadratic": 1e-2, "rare rows": 1e-2},
-    "RAdam": {"GPT": 3e-3, "quadratic": 3e-2, "rare rows": 3e-2},
-    "RMSprop": {"GPT": 1e-3, "quadratic": 1e-2, "rare rows": 1e-2},
-    "Adagrad": {"GPT": 2e-2, "quadratic": 1e-1, "rare rows": 1e-1},
-    "Lion": {"GPT": 5e-4, "quadratic": 1e-2, "rare rows": 3e-3},
-    "SGD": {"GPT": 0.1, "quadratic": 0.05, "rare rows": 1.0},
+    "AdamW": {"GPT": 3e-3, "quadratic": 1e-2, "rare rows": 1e-2, "digits": 3e-3},
+    "Adam": {"GPT": 3e-3, "quadratic": 1e-2, "rare rows": 1e-2, "digits": 3e-3},
+    "NAdam": {"GPT": 3e-3, "quadratic": 1e-2, "rare rows": 1e-2, "digits": 3e-3},
+    "RAdam": {"GPT": 3e-3, "quadratic": 3e-2, "rare rows": 3e-2, "digits": 3e-3},
+    "RMSprop": {"GPT": 1e-3, "quadratic": 1e-2, "rare rows": 1e-2, "digits": 1e-3},
+    "Adagrad": {"GPT": 2e-2, "quadratic": 1e-1, "rare rows": 1e-1, "digits": 2e-2},
+    "Lion": {"GPT": 5e-4, "quadratic": 1e-2, "rare rows": 3e-3, "digits": 5e-4},
+    "SGD": {"GPT": 0.1, "quadratic": 0.05, "rare rows": 1.0, "digits": 0.05},
 }
 SEEDS = range(brief.number(whole=3, brief=1))
 
@@ -54,7 +54,7 @@ BF16, CODES = (torch.bfloat16, 0.02), ("8bit", 0.05)
 @pytest.mark.parametrize("name", RATES)
 @pytest.mark.covers(("name", "training"))
 def test_training_ends_where_float32_ends(name, training):
-    """Measured over three seeds: bfloat16 within 0.02 % (Lion 0.12 %), 8 bits within 0.3 %."""
+    """Measured over three seeds: bfloat16 within 0.02 % (Lion 0.12 %, digits 0.1 %), 8 bits within 0.3 %."""
     for state_dtype, largest in [BF16, CODES]:
         found = difference(name, training, state_dtype)
         print(f"{training} {name} {state_dtype}: {found:+.4%}")

@@ -89,4 +89,27 @@ def rare_rows(make, seed, steps=250):
     return _mean_of_last(losses)
 
 
-TRAININGS = {"GPT": gpt, "quadratic": quadratic, "rare rows": rare_rows}
+def digits(make, seed, steps=150):
+    """The perceptron of examples/digits_mlp.py on scikit-learn's digits, the first 1,500 of a shuffle, a fifth of whose
+    labels are wrong: else the loss would come near zero.
+    """
+    x, y = _example("digits_mlp").read_digits()
+    generator = torch.Generator().manual_seed(seed)
+    learn = torch.randperm(len(x), generator=generator)[:1500]
+    wrong = torch.randint(10, (1500,), generator=generator)
+    x, y = x[learn], torch.where(torch.rand(1500, generator=generator) < 0.2, wrong, y[learn])
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
+    optimizer = make(model.parameters())
+    losses = []
+    for _ in range(steps):
+        rows = torch.randint(1500, (64,), generator=generator)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x[rows]), y[rows])
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return _mean_of_last(losses)
+
+
+TRAININGS = {"GPT": gpt, "quadratic": quadratic, "rare rows": rare_rows, "digits": digits}
