@@ -351,3 +351,93 @@ def test_a_parameter_unfrozen_late_begins_as_in_a_run_of_its_own(name, settings)
     assert torch.equal(large, alone)
     for key, value in other.state[alone].items():
         assert torch.equal(optimizer.state[large][key], value), key
+
+
+# ---- files of others, and float16 ----
+
+
+@pytest.mark.covers(("name", "settings"))
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "Adadelta", "Lion", "LAMB", "a rule"])
+@pytest.mark.parametrize("settings", RESUMED, ids=str)
+def test_safetensors_keep_codes_headers_and_digits(name, settings):
+    safetensors = pytest.importorskip("safetensors.torch")
+    whole = train(make(name, params(type_for(settings)), **settings), 5)
+    first = train(make(name, params(type_for(settings)), **settings), 3)
+    state = first.state_dict()
+    tensors = {
+        f"{number}.{key}": value
+        for number, entry in state["state"].items()
+        for key, value in entry.items()
+        if isinstance(value, torch.Tensor)
+    }
+    if settings["state_dtype"] == "8bit":
+        assert {tensors[key].dtype for key in tensors if key.endswith("_codes")} == {torch.uint8}
+    weights = {f"weight{i}": value for i, value in enumerate(values(first))}
+    loaded = safetensors.load(safetensors.save({**tensors, **weights}))
+    for number, entry in state["state"].items():
+        entry.update({key: loaded[f"{number}.{key}"] for key in entry if f"{number}.{key}" in loaded})
+    ps = with_values(params(type_for(settings)), [loaded[key] for key in weights])
+    second = make(name, ps, **settings)
+    second.load_state_dict(state)
+    assert bits(train(second, 2, first=3)) == bits(whole)
+
+
+F16 = torch.float16
+
+
+@pytest.mark.parametrize("weights", ["stochastic", "residual8", "residual16"])
+@each_class
+def test_float16_has_no_other_half_to_keep(name, weights):
+    """Its exponent is not that of float32."""
+    with pytest.raises(ValueError, match=rf"weights='{weights}': expected parameters of .*, got torch.float16 for .*"):
+        make(name, params(F16), weights=weights)
+    optimizer = make(name, params(BF16), weights=weights)
+    with pytest.raises(ValueError, match=r"expected parameters of .*bfloat16.*, got torch.float16"):
+        optimizer.add_param_group({"params": params(F16)})
+    assert len(optimizer.param_groups) == 1
+
+
+IN_FLOAT16 = ["Adam", "AdamW", "Adadelta", "RMSprop", "SGD", "Lion", "ADOPT", "a rule"]
+
+
+def in_both(name, state_dtype, steps, **settings):
+    """A run of float16 parameters, and one of float32 from the same start with the same gradients."""
+    runs = []
+    for dtype in (F16, torch.float32):
+        ps = [p.detach().to(dtype).requires_grad_() for p in params(F16)]
+        optimizer = make(name, ps, state_dtype=state_dtype, **(settings if dtype == F16 else {}))
+        for step in range(steps):
+            for p, like in zip(ps, params(F16), strict=True):
+                p.grad = gradient(like, step).to(dtype)
+            optimizer.step()
+        assert {row.path for row in oxistep.explain(optimizer)} == {"native"}
+        runs.append(optimizer)
+    return runs
+
+
+@pytest.mark.parametrize("name", IN_FLOAT16)
+@pytest.mark.parametrize("state_dtype", ["8bit", BF16], ids=str)
+def test_states_of_float16_parameters_with_masters_are_those_of_float32_ones(name, state_dtype):
+    halves, whole = in_both(name, state_dtype, 4, weights="master")
+    for p, q in zip(*(optimizer.param_groups[0]["params"] for optimizer in (halves, whole)), strict=True):
+        assert torch.equal(halves.master(p), q.detach())
+        assert torch.equal(p, q.detach().half())
+        for key, value in whole.state[q].items():
+            assert torch.equal(halves.state[p][key], value), key
+
+
+@pytest.mark.parametrize("name", IN_FLOAT16)
+@pytest.mark.parametrize("state_dtype", ["8bit", BF16], ids=str)
+def test_states_of_float16_parameters_are_those_of_float32_ones(name, state_dtype):
+    """Gradients do not depend on parameters here, so states have the same bits; parameters are rounded in each step."""
+    for steps in (1, 6):
+        halves, whole = in_both(name, state_dtype, steps)
+        for p, q, start in zip(*(o.param_groups[0]["params"] for o in (halves, whole)), params(F16), strict=True):
+            assert {k: (v.dtype, v.tolist()) for k, v in halves.state[p].items()} == {
+                k: (v.dtype, v.tolist()) for k, v in whole.state[q].items()
+            }
+            if steps == 1:
+                assert torch.equal(p, q.detach().half())
+            assert steps == 1 or not torch.equal(p, start)  # ADOPT begins to move in the second step
+            largest = (q.abs() + (q - start.float()).abs()).clamp(min=2**-14)  # below, numbers are as far apart
+            assert torch.all((p.float() - q).abs() <= steps * 2**-10 * largest)
