@@ -2,13 +2,15 @@
 
     python docs/zoo_tables.py training           trains with every class and with the package's, some minutes
     python docs/zoo_tables.py speed bench.json   from what `oxistep bench zoo --into bench.json` measured:
-                                                 ours beside the fastest of the package's variants
+                                                 ours beside the fastest of the package's variants; also the last
+                                                 column of the table that helps to choose, and what is missed
 
 The packages must be installed: timm, pytorch_optimizer, schedulefree, prodigyopt, torch-optimi, adabound, sophia-opt,
 adam-atan2-pytorch.
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 from statistics import mean
@@ -18,10 +20,13 @@ import torch
 
 from oxistep import zoo
 from oxistep.bench.originals import ORIGINALS
+from oxistep.bench.rules import PROBE
+from oxistep.bench.zoo import floor
 
 DOCS = Path(__file__).resolve().parent
 PAGE = DOCS / "zoo.md"
 WORKLOADS = ("flat", "GPT-2 small", "2,000 x 64", "two scalars")
+CHOSEN_BY = ("flat", "2,000 x 64")  # the workloads in the table that helps to choose
 LAST = 20  # losses whose mean is where a training ends
 
 
@@ -79,18 +84,53 @@ def training_rows():
         yield cells
 
 
-def speed_rows(path):
+def measured(path):
+    """By class: how many times the package's speed by workload, as far as they were measured, and the probe's share."""
     rows = json.loads(Path(path).read_text(encoding="utf-8"))["zoo"]
-    workloads = [workload for workload in WORKLOADS if any(row["workload"] == workload for row in rows)]
+    found = {name: {} for name in ORIGINALS}
+    for row in rows:
+        of_class = found[row["rule"]]
+        workload = "of the probe" if row["against"] == "probe" else row["workload"]
+        if workload != "of the probe":
+            of_class[workload] = min(row["median"], of_class.get(workload, row["median"]))
+        else:
+            of_class.setdefault(workload, row["median"])
+    return found
+
+
+def speed_rows(found):
+    workloads = [workload for workload in WORKLOADS if any(workload in of_class for of_class in found.values())]
     yield ["class", "package", *workloads, "of the probe"]
     for name, original in ORIGINALS.items():
-        mine = [row for row in rows if row["rule"] == name]
-        cells = [f"`{name}`", original.pip or original.package]
-        for workload in workloads:
-            rivals = [row["median"] for row in mine if row["workload"] == workload and row["against"] != "probe"]
-            cells.append(f"{min(rivals):.1f}" if rivals else "")
-        probes = [row["median"] for row in mine if row["against"] == "probe"]
-        yield [*cells, f"{probes[0]:.2f}" if probes else ""]
+        cells = [f"{found[name][workload]:.1f}" if workload in found[name] else "" for workload in workloads]
+        probe = f"{found[name]['of the probe']:.2f}" if "of the probe" in found[name] else ""
+        yield [f"`{name}`", original.pip or original.package, *cells, probe]
+
+
+def with_speeds(text, found):
+    """The page with the last column of the table that helps to choose; classes that were not measured keep theirs."""
+
+    def row(match):
+        of_class = found[match["name"]]
+        if not all(workload in of_class for workload in CHOSEN_BY):
+            return match[0]
+        return f"{match['rest']} | {', '.join(f'{of_class[workload]:.1f}' for workload in CHOSEN_BY)} |"
+
+    names = "|".join(ORIGINALS)
+    return re.sub(rf"^(?P<rest>\| \[`(?P<name>{names})`\]\(zoo/.*) \| [^|]* \|$", row, text, flags=re.M)
+
+
+def missed_rows(found):
+    """Which classes have less than the benchmark asks of them."""
+    yield ["case", "wanted", "missed by"]
+    for case in (*WORKLOADS, "of the probe"):
+        against, form = (PROBE, ".2f") if case == "of the probe" else ("", ".1f")
+        numbers = {name: format(of_class[case], form) for name, of_class in found.items() if case in of_class}
+        wants = {name: floor(case, name, against) for name in numbers}
+        if numbers:
+            below = [f"`{name}` {number}" for name, number in numbers.items() if float(number) < wants[name]]
+            asked = " or ".join(f"{want:g}" for want in sorted(set(wants.values())))
+            yield [case, asked, ", ".join(below) or "none"]
 
 
 def table(rows):
@@ -112,7 +152,10 @@ def main():
         case ["training"]:
             write("training", table(training_rows()))
         case ["speed", path]:
-            write("speed", table(speed_rows(path)))
+            found = measured(path)
+            write("speed", table(speed_rows(found)))
+            write("missed", table(missed_rows(found)))
+            PAGE.write_text(with_speeds(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
         case _:
             sys.exit(__doc__)
 
