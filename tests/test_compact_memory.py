@@ -77,6 +77,20 @@ def test_the_page_tells_what_fits():
         assert billions == [f"{0.75 * float(memory) / listed[setting]:.1f}" for setting in settings]
 
 
+def test_the_example_follows_from_the_table():
+    """7 billion parameters in three quarters of 64 GiB."""
+    most = 0.75 * 64 * 2**30 / 7e9
+    fits = [(setting, float(found)) for dtype, setting, found in ROWS if float(found) <= most]
+    setting, found = fits[0]
+    assert setting == '`weights="residual8", state_dtype="8bit"`'
+    (example,) = re.findall(r"^\*\*An example\.\*\*.*?\n\n\S*The bytes are the peak", TEXT, re.M | re.S)
+    assert f"{0.75 * 64 * 2**30 / 1e9:.1f} GB" in example
+    assert f"{7 * found:.0f} GB" in example
+    listed = {setting: float(found) for _, setting, found in ROWS}
+    without = [listed['`weights="residual16", state_dtype="8bit"`'] - 2, listed['`state_dtype="8bit"`'] - 4]
+    assert all(f"{7 * one:.0f} GB so, and so do float32" in " ".join(example.split()) for one in without)
+
+
 needs_account = pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="no account of the largest resident size here"
 )
