@@ -36,6 +36,8 @@ class Snapshot:
         self._tensors = [_Kept(x) for x in objects.values()]
         self._grads = [(p, p.grad, _Kept(p.grad)) for p in objects.values() if is_tensor(p) and _is_leaf(p)]
         self._state = None if self._optimizer is None else _Kept(self._optimizer.state)
+        self._wrappers, self._steps = _wrappers_of(self._optimizer)
+        self._as_stepped = _as_stepped(self._steps, [p for group in groups for p in group["params"]])
         own = {} if self._optimizer is None else vars(self._optimizer)
         self._own = {key: own[key] for key in ("step_count", "last_grad_norm") if key in own}
         self._random = _random_states()
@@ -68,9 +70,33 @@ class Snapshot:
                     setattr(self._optimizer, key, self._own[key])
                 elif key in vars(self._optimizer):
                     delattr(self._optimizer, key)
+        for kept in self._wrappers:
+            kept.restore()
+        if self._as_stepped:
+            from oxistep.optim._digits import note
+
+            note(self._steps, self._as_stepped)
         for generator in self._generators:
             generator.restore()
         _set_random_states(self._random)
+
+
+def _wrappers_of(optimizer: Any) -> tuple[list[_Kept], Any]:
+    """What wrappers of ``oxistep.zoo`` keep of the parameters, and the optimizer in the innermost."""
+    kept = []
+    while optimizer is not None and "base_optimizer" in vars(optimizer):
+        kept.append(_Kept(vars(optimizer).get("_kept")))
+        optimizer = optimizer.base_optimizer
+    return kept, optimizer
+
+
+def _as_stepped(optimizer: Any, params: list[Any]) -> list[Any]:
+    """The parameters to which what is kept beside them belongs (``weights=``)."""
+    if not any(is_tensor(p) for p in params):
+        return []
+    from oxistep.optim._digits import unedited
+
+    return unedited(optimizer, params)
 
 
 class _Kept:

@@ -93,6 +93,9 @@ class ZooOptimizer(RuleOptimizer):
             for array, entry in zip(group["params"], states, strict=True):
                 yield group, array, entry
 
+    def _zoo_refuse_in_averaged(self, method: str) -> None:
+        """Arrays have no averages."""
+
     def _zoo_lerp(self, p: Array, end: Array, weight: float) -> None:
         start, end = np.asarray(p, np.float64), np.asarray(end, np.float64)
         p[...] = start + weight * (end - start) if abs(weight) < 0.5 else end - (end - start) * (1 - weight)

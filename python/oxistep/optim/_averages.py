@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oxistep.optim._compact import COMPANIONS, exact
+from oxistep.optim._compact import exact
+from oxistep.optim._digits import keeps_digits, note, unedited
 from oxistep.optim._kept import KEY, Kept
 from oxistep.optim._storages import local_of, missing_bytes, place, refuse_freed
 
@@ -53,12 +54,7 @@ def made_average(optimizer: Any, p: Tensor) -> Tensor:
     entry = optimizer.state[p] if p in optimizer.state else {}
     with torch.no_grad():
         average: Tensor = torch.empty_like(p.detach(), dtype=dtype_of(p), memory_format=torch.preserve_format)
-        return average.copy_(exact(p, entry) if _has_master(optimizer) else p.detach())
-
-
-def _has_master(optimizer: Any) -> bool:
-    """Whether digits are kept beside parameters. (A rule of a user's may have states of the same names.)"""
-    return optimizer.__dict__[KEY].weights in COMPANIONS
+        return average.copy_(exact(p, entry) if keeps_digits(optimizer) else p.detach())
 
 
 def _move(optimizer: Any, p: Tensor, weight: float) -> None:
@@ -66,7 +62,7 @@ def _move(optimizer: Any, p: Tensor, weight: float) -> None:
     entry = optimizer.state[p] if p in optimizer.state else {}
     average = entry.get(AVERAGE)
     if average is not None:
-        average.lerp_(exact(p, entry) if _has_master(optimizer) else p.detach().to(average.dtype), weight)
+        average.lerp_(exact(p, entry) if keeps_digits(optimizer) else p.detach().to(average.dtype), weight)
 
 
 def _averages_of(optimizer: Any) -> Iterator[tuple[int, Tensor, dict[str, Any]]]:
@@ -210,6 +206,7 @@ def averaged(optimizer: Any) -> Iterator[None]:
         raise RuntimeError("averaged: the parameters are their averages already")
     check_all(optimizer)
     undo: list[Callable[[], None]] = []
+    as_stepped = unedited(optimizer, (p for group in optimizer.param_groups for p in group["params"]))
     allow_saving = _forbid_saving(optimizer, kept)
     kept.swapped = True
     try:
@@ -225,11 +222,7 @@ def averaged(optimizer: Any) -> Iterator[None]:
                     back()
                 except Exception as error:  # the others shall come back
                     failed.append(error)
-        params = [p for group in optimizer.param_groups for p in group["params"]]
-        parts = () if kept.release is None else kept.release.plans()
-        for plan in (*kept.plans.values(), *parts):
-            if kept.torn is None:
-                plan.note(params)
+        note(optimizer, as_stepped)
         allow_saving()
         kept.swapped = False
         if failed:

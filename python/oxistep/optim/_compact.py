@@ -33,7 +33,6 @@ __all__ = [
     "is_in_another_form",
     "keep_in",
     "made_compact",
-    "master_of",
     "names_of_headers",
     "plain_entry",
     "plain_names",
@@ -387,21 +386,6 @@ def exact(p: Tensor, entry: Mapping[str, Tensor]) -> Tensor:
         leaves = ((p == 0) & (small < 0)) | (~p.isfinite() & (small > 0))
         return torch.where(leaves, p.float(), joined)
     return p.float()
-
-
-def master_of(optimizer: Any, p: Tensor) -> Tensor:
-    """What ``optimizer.master(p)`` returns."""
-    kept = optimizer.__dict__.get(KEY)
-    if kept is None or kept.weights not in COMPANIONS:
-        raise RuntimeError(
-            'master: this optimizer keeps no digits beside its parameters; give weights="residual16", "residual8", '
-            '"kahan" or "master" to its constructor'
-        )
-    if kept.swapped:
-        raise RuntimeError("master: the parameters are their averages inside `with optimizer.averaged():`")
-    if not any(p is other for group in optimizer.param_groups for other in group["params"]):
-        raise ValueError("master: expected a parameter of this optimizer")
-    return exact(p, optimizer.state.get(p, {})).clone()
 
 
 def weights_changed(optimizer: Any, p: Tensor) -> None:

@@ -19,8 +19,9 @@ from torch._compile import _disable_dynamo
 from oxistep import _core
 from oxistep.optim import _averages, _modes
 from oxistep.optim._all_or_nothing import loaded_whole, tear
-from oxistep.optim._compact import check_parameters, forget_parameters, master_of
+from oxistep.optim._compact import check_parameters, forget_parameters
 from oxistep.optim._definition import definition_of, plan_of
+from oxistep.optim._digits import master_of
 from oxistep.optim._hooks import observed, wrapper_is_at_work
 from oxistep.optim._kept import (
     KEY,

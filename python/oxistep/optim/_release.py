@@ -9,7 +9,6 @@ What parameters point to is a hook that knows the release weakly: an optimizer t
 
 import weakref
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -155,10 +154,10 @@ class Release:
             self._norms = []
         self._iteration += 1
 
-    def plans(self) -> Iterator[Any]:
-        """What steps single parameters."""
-        for part in self._parts.values():
-            yield from part.kept.plans.values()
+    def plan_of(self, p: Tensor) -> Any:
+        """What steps a parameter; None: it was not stepped yet."""
+        part = self._parts.get(id(p))
+        return None if part is None else part.kept.plans.get(self._cls)
 
     def last(self) -> Rows:
         """What became of each parameter that was stepped in this iteration or, if none was, in the last."""

@@ -59,13 +59,23 @@ class Optimizer(RulesOptimizer):
             for p in group["params"]:
                 yield group, p, self.state[p] if p in self.state else {}
 
+    def _zoo_refuse_in_averaged(self, method: str) -> None:
+        """Refuses to move parameters where they are their averages."""
+        from oxistep.optim._digits import refuse_in_averaged
+
+        refuse_in_averaged(self, method)
+
     def _zoo_lerp(self, p: Any, end: Any, weight: float) -> None:
         """``p`` becomes ``lerp(p, end, weight)`` in place, rounded once."""
         import torch
 
+        from oxistep.optim._digits import keeps_digits, now, write
+
         with torch.no_grad():
             end = end.to(p.device)
-            if end.dtype == p.dtype:
+            if keeps_digits(self):
+                write(self, p, torch.lerp(now(self, p), end.float(), weight))
+            elif end.dtype == p.dtype:
                 p.lerp_(end, weight)
             else:  # of the states' own dtype
                 p.copy_(torch.lerp(p.to(end.dtype), end, weight))

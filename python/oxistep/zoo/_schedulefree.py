@@ -60,6 +60,7 @@ class ScheduleFree(GroupCounts):
         groups = [group for group in self.param_groups if bool(group["train_mode"]) != train]
         if not groups:
             return
+        self._zoo_refuse_in_averaged("train" if train else "eval")
         weights = {id(group): _weight(group, train) for group in groups}
         for group, p, state in self._zoo_entries():
             if id(group) in weights and "z" in state:

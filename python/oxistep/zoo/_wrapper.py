@@ -65,6 +65,16 @@ class Wrapper(TorchOptimizer):
         self._patch_step_function()
         self._complete()
 
+    @property
+    def _steps(self) -> Any:
+        """The optimizer that takes the steps: the innermost, if wrappers go around wrappers."""
+        base = self.base_optimizer
+        return base._steps if isinstance(base, Wrapper) else base
+
+    def _dtype_kept(self, p: "Tensor") -> Any:
+        """The dtype of the tensor that the wrapper keeps of a parameter."""
+        return p.dtype
+
     def _complete(self) -> None:
         """The keys of the wrapper in groups that came without them."""
         for name, value in self._keys.items():
@@ -150,7 +160,7 @@ class Wrapper(TorchOptimizer):
         for saved_id, p in self._ids(state_dict):
             if self._kept_as in state.get(saved_id, {}):
                 entry = dict(state[saved_id])
-                kept[p] = entry.pop(self._kept_as).detach().to(device=p.device, dtype=p.dtype, copy=True)
+                kept[p] = entry.pop(self._kept_as).detach().to(device=p.device, dtype=self._dtype_kept(p), copy=True)
                 state[saved_id] = entry
                 if not entry:
                     del state[saved_id]

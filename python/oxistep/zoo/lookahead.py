@@ -1,9 +1,12 @@
 """Lookahead."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from oxistep.zoo._wrapper import Wrapper
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Lookahead"]
 
@@ -16,7 +19,8 @@ class Lookahead(Wrapper):
         \theta &\leftarrow \phi
 
     As ``timm.optim.Lookahead``: names, order, defaults, param-group keys and states. The slow weights :math:`\phi`
-    begin as what the parameter is after the first ``k`` steps.
+    begin as what the parameter is after the first ``k`` steps. Of a base with ``weights=`` that keeps digits beside
+    bfloat16 parameters, both have these digits, and the slow weights are float32.
 
     Args:
         base_optimizer: any optimizer of oxistep or torch, which takes the steps.
@@ -75,17 +79,30 @@ class Lookahead(Wrapper):
 
     def sync_lookahead(self) -> None:
         """Updates the slow weights now, and takes the parameters back to them: at the end of training, say."""
+        from oxistep.optim._digits import refuse_in_averaged
+
+        refuse_in_averaged(self._steps, "sync_lookahead")
         for group in self.param_groups:
             self._go_back(group)
 
     def _go_back(self, group: dict[str, Any]) -> None:
         import torch
 
+        from oxistep.optim._digits import now, write
+
         with torch.no_grad():
             for p in group["params"]:
                 if p.grad is None:
                     continue
+                fast = now(self._steps, p)
                 if p in self._kept:
-                    p.copy_(self._kept[p].lerp_(p, group["lookahead_alpha"]))
+                    write(self._steps, p, self._kept[p].lerp_(fast, group["lookahead_alpha"]))
                 else:
-                    self._kept[p] = p.detach().clone(memory_format=torch.preserve_format)
+                    self._kept[p] = fast.clone(memory_format=torch.preserve_format)
+
+    def _dtype_kept(self, p: "Tensor") -> Any:
+        import torch
+
+        from oxistep.optim._digits import keeps_digits
+
+        return torch.float32 if keeps_digits(self._steps) else p.dtype

@@ -1,9 +1,12 @@
 """Sharpness-aware minimization."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from oxistep.zoo._wrapper import Wrapper
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["SAM"]
 
@@ -56,6 +59,11 @@ class SAM(Wrapper):
             raise ValueError(f"Invalid rho, should be non-negative: {rho}")
         super().__init__(base_optimizer, {"rho": rho, "adaptive": adaptive})
 
+    def _begin(self, base_optimizer: Any, keys: dict[str, Any], kept: "dict[Tensor, Tensor]") -> None:
+        self._as_stepped: list[Tensor] = []
+        """Those of the parameters at the worst point that nobody had changed since the last step of the base."""
+        super()._begin(base_optimizer, keys, kept)
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Goes to the worst point, has the gradients taken there, comes back and takes a step of the base.
 
@@ -98,13 +106,17 @@ class SAM(Wrapper):
         """
         import torch
 
+        from oxistep.optim._digits import refuse_in_averaged, unedited
+
         self._refuse_release()
+        refuse_in_averaged(self._steps, "first_step")
         self._come_back()  # from a step that was begun and not ended
         with torch.no_grad():
             rows = [(p, p.grad, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
             norms = [torch.linalg.vector_norm(p.abs() * g if group["adaptive"] else g) for p, g, group in rows]
             if norms:
                 norm = torch.linalg.vector_norm(torch.stack([one.to(norms[0]) for one in norms]))
+            self._as_stepped = unedited(self._steps, (p for p, *_ in rows))
             for p, g, group in rows:
                 self._kept[p] = p.detach().clone(memory_format=torch.preserve_format)
                 rho = (
@@ -129,7 +141,11 @@ class SAM(Wrapper):
     def _come_back(self) -> None:
         import torch
 
+        from oxistep.optim._digits import note
+
         with torch.no_grad():
             while self._kept:
                 p, before = self._kept.popitem()
                 p.copy_(before)
+        note(self._steps, self._as_stepped)  # what stands beside them belongs to them again
+        self._as_stepped = []

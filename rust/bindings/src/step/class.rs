@@ -89,6 +89,12 @@ impl Plan {
         self.note_again(params);
     }
 
+    /// Whether somebody changed a parameter since the last step, or since it was noted.
+    /// (Not in a step, which has seen to it.)
+    fn edited(slf: &Bound<'_, Self>, param: &Bound<'_, PyAny>) -> bool {
+        slf.try_borrow().is_ok_and(|plan| plan.is_edited(param))
+    }
+
     /// Why the next step is torch's as a whole, if it is.
     fn because(&mut self, optimizer: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
         if !self.is_torchs(optimizer)? {

@@ -216,6 +216,15 @@ fn version(param: &Bound<'_, PyAny>) -> Option<u64> {
     }
 }
 
+/// The version and the address of a parameter that was not looked up; `None` if it has no version or no memory.
+fn found(param: &Bound<'_, PyAny>) -> Option<(u64, usize)> {
+    let py = param.py();
+    let local = modules(py).ok()?.torch.dtensors.local(param);
+    let memory = local.as_ref().unwrap_or(param);
+    let address = memory.call_method0(pyo3::intern!(py, "data_ptr")).ok()?.extract().ok()?;
+    Some((version(param)?, address))
+}
+
 /// The version and the address of a parameter; `None` if it has no version. Asking may run Python code.
 fn seen(item: &Item, py: Python<'_>) -> Option<(u64, usize)> {
     Some((version(item.param.bind(py))?, item.memory.first().map_or(0, |memory| memory.interval().0)))
@@ -343,10 +352,15 @@ impl Plan {
     /// Notes what these parameters are now.
     pub(super) fn note_again(&mut self, params: &Bound<'_, PyList>) {
         for param in params {
-            if let (Some(version), Some(known)) = (version(&param), self.seen.get_mut(&(param.as_ptr() as usize))) {
-                known.0 = version;
-            }
+            let Some(known) = self.seen.get_mut(&(param.as_ptr() as usize)) else { continue };
+            *known = found(&param).unwrap_or(*known);
         }
+    }
+
+    /// Whether somebody changed this parameter since it was noted last.
+    pub(super) fn is_edited(&self, param: &Bound<'_, PyAny>) -> bool {
+        let Some(known) = self.seen.get(&(param.as_ptr() as usize)) else { return false };
+        found(param).is_some_and(|now| *known != now)
     }
 
     /// Sets what the settings ask.
