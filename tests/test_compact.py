@@ -180,6 +180,56 @@ def test_the_zoo(name):
     assert optimizer.master(halves[0]).dtype == torch.float32
 
 
+@pytest.mark.parametrize("weights", ["residual16", "master"])
+@pytest.mark.parametrize("name", [name for name in zoo.__all__ if name not in ("Grokfast", "Lookahead", "SAM")])
+def test_the_zoo_follows_a_float32_run_bit_for_bit(name, weights):
+    cls = getattr(zoo, name)
+    ps, reference = params(BF16), [p.float().detach().requires_grad_() for p in params(BF16)]
+    ours = ready(cls(ps, lr=1e-3, weights=weights, state_dtype=torch.float32))
+    theirs = ready(cls(reference, lr=1e-3))
+    for step in range(8):
+        generator = torch.Generator().manual_seed(step)
+        for p, q in zip(ps, reference, strict=True):
+            p.grad = torch.randn(p.shape, generator=generator).to(BF16)
+            q.grad = p.grad.float()
+        ours.step()
+        theirs.step()
+    for p, q, before in zip(ps, reference, params(BF16), strict=True):
+        assert torch.equal(ours.master(p), q.detach()) and not torch.equal(q, before.float())
+        for key, value in theirs.state[q].items():
+            assert torch.equal(ours.state[p][key], value), key
+
+
+def test_stable_adamw_keeps_digits_once():
+    """By ``weights=`` or by ``kahan_sum=``, which is on for half types otherwise."""
+    for kahan_sum in (None, False):
+        optimizer = train(zoo.StableAdamW(params(BF16), lr=1e-3, weights="residual16", kahan_sum=kahan_sum), 1)
+        assert all("kahan_comp" not in entry for entry in optimizer.state.values())
+    message = r"kahan_sum=True: expected None or False with weights='residual16', .*leave one of them out"
+    with pytest.raises(ValueError, match=message):
+        zoo.StableAdamW(params(BF16), lr=1e-3, weights="residual16", kahan_sum=True)
+    with pytest.raises(ValueError, match=message):
+        optimizer.add_param_group({"params": params(BF16), "kahan_sum": True})
+    assert len(optimizer.param_groups) == 1
+    plain = train(zoo.StableAdamW(params(BF16), lr=1e-3), 2)
+    assert all("kahan_comp" in entry for entry in plain.state.values())
+    ps = [p.detach().clone().requires_grad_() for p in values(plain)]
+    optimizer = zoo.StableAdamW(ps, lr=1e-3, weights="residual16")
+    optimizer.load_state_dict(plain.state_dict())
+    for p, q in zip(ps, plain.param_groups[0]["params"], strict=True):
+        assert sorted(optimizer.state[p]) == ["exp_avg", "exp_avg_sq", "residual", "step"]
+        own, rest = q.detach().float(), plain.state[q]["kahan_comp"].float()
+        fits = rest.abs() <= own.abs() * 2**-8  # as compensation of weights="kahan" must
+        wanted = own + torch.where(fits, rest, 0.0)
+        assert fits.float().mean() > 0.9 and not torch.equal(wanted, own)
+        assert torch.all((optimizer.master(p) - wanted).abs() <= 2**-22 * own.abs())
+    copied = train(copy.deepcopy(optimizer), 1)
+    assert bits(train(optimizer, 1)) == bits(copied)
+    plain.load_state_dict(optimizer.state_dict())
+    train(plain, 1)
+    assert all("kahan_comp" in entry for entry in plain.state.values())
+
+
 def test_a_rule_that_a_user_wrote():
     @oxistep.rule
     def own(p, g, s, lr=0.01):
@@ -668,6 +718,16 @@ def test_a_state_of_a_rule_that_begins_later(settings):
     optimizer.step()
     assert optimizer.state[p]["step"] == 4
     assert before is None or torch.equal(optimizer.master(p), before)
+
+
+def test_groups_of_a_rule_have_kinds_by_what_is_none():
+    """A number in place of None changes which states there are."""
+    single, half = params(shapes=[LARGE])[0], params(BF16, [LARGE])[0]
+    groups = [{"params": [single]}, {"params": [half]}]
+    optimizer = train(zoo.StableAdamW(groups, lr=1e-3, state_dtype="8bit"), 2)
+    assert {row.path for row in oxistep.explain(optimizer)} == {"native"}
+    assert "kahan_comp" in optimizer.state[half] and "kahan_comp" not in optimizer.state[single]
+    assert oxistep.plain_state_dict(optimizer)["state"][1]["kahan_comp"].dtype == BF16
 
 
 def test_names_that_users_have_stay_theirs():

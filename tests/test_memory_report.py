@@ -187,3 +187,13 @@ def test_the_table():
     assert "averages" not in text
     two = oxistep.optim.SGD([{"params": [weight]}, {"params": [torch.zeros(3, requires_grad=True)]}])
     assert any(line[:2] == ["all", "1,048,579"] for line in map(str.split, str(oxistep.memory(two)).splitlines()))
+
+
+def test_states_that_other_settings_do_without_are_not_in_them():
+    """StableAdamW sums half-precision parameters as Kahan does, but not with ``weights=``."""
+    optimizer = made(zoo.StableAdamW, torch.bfloat16)
+    before = {one.setting: (one.states, one.residuals) for one in oxistep.memory(optimizer).settings}
+    for p in optimizer.param_groups[0]["params"]:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert {one.setting: (one.states, one.residuals) for one in oxistep.memory(optimizer).settings} == before

@@ -49,7 +49,7 @@ class Sizes:
 
     def under(self, g: int, p: Tensor, setting: Setting) -> tuple[int, int]:
         """Bytes of the states of a parameter, and of what stands beside it."""
-        group = self._optimizer.param_groups[g]
+        group = self._under(self._optimizer.param_groups[g], setting.weights)
         local, blocks = local_of(p), blocks_of(p, estimates=True) if setting.state_dtype == "8bit" else 0
         kinds: Kinds = self._definition.kinds(self._optimizer, group) if self._is_element_wise else {}
         applies = local.device.type == "cpu" and local.dtype in (torch.float32, *_HALF)
@@ -95,17 +95,31 @@ class Sizes:
     def _plain(self, g: int, group: dict[str, Any], p: Tensor) -> dict[str, tuple[int, torch.dtype | None, bool]]:
         """How many elements each state has, of which dtype, and whether it has the parameter's shape."""
         local = local_of(p)
-        key = (g, (tuple(local.shape), local.dtype, local.stride()))
-        if key not in self._known:
-            self._known[key] = dict(self._told(group, local))
-        known = dict(self._known[key])
+        now = self._optimizer.param_groups[g]
+        known = self._of_rule(g, group, local)
+        others = set() if group is now else self._of_rule(g, now, local).keys() - known.keys()
         entry = self._optimizer.state.get(p) or {}
         if self._is_element_wise:  # a rule's states may begin later than in the first step
             kinds = self._definition.kinds(self._optimizer, group)
             for name in plain_names(entry, kinds, kept_of(self._optimizer).weights):
-                if name not in known and name != AVERAGE:
+                if name not in known and name not in others and name != AVERAGE:
                     known[name] = (local.numel() if name in kinds else 1, local.dtype, name in kinds)
         return known
+
+    def _under(self, group: dict[str, Any], weights: Weights) -> dict[str, Any]:
+        """A group as the constructor would settle it with this setting of ``weights``: the group itself, if alike."""
+        settled = getattr(self._optimizer, "_zoo_under", None) if self._definition.rule == "program" else None
+        if settled is None or (weights is None) == (kept_of(self._optimizer).weights is None):
+            return group
+        return settled(group, weights)  # type: ignore[no-any-return]
+
+    def _of_rule(self, g: int, group: dict[str, Any], local: Tensor) -> dict[str, tuple[int, torch.dtype | None, bool]]:
+        """The same, of the states that a first step makes."""
+        is_now = group is self._optimizer.param_groups[g]
+        key = (g, (tuple(local.shape), local.dtype, local.stride(), is_now))
+        if key not in self._known:
+            self._known[key] = dict(self._told(group, local))
+        return dict(self._known[key])
 
     def _told(self, group: dict[str, Any], p: Tensor) -> Iterator[tuple[str, tuple[int, torch.dtype | None, bool]]]:
         if self._definition.rule == "lbfgs":

@@ -240,7 +240,7 @@ class _RuleDefinition(Definition):
         known: dict[Any, Kinds] = kept_of(optimizer).kinds
         # they hang on what is no number, and on how many numbers a tuple has
         words = tuple(
-            (name, len(value) if isinstance(value, tuple) else value if isinstance(value, (str, bool)) else None)
+            (name, len(value) if isinstance(value, tuple) else value if isinstance(value, str | bool | None) else float)
             for name, value in ((name, group.get(name)) for name in source.hyperparameters)
         )
         if (source, words) not in known:

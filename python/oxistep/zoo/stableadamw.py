@@ -32,7 +32,8 @@ class StableAdamW(GroupCounts, Optimizer):
         decouple_lr: decay with :math:`\eta / \gamma_{max}` in place of :math:`\eta` (default: False).
         max_lr: :math:`\gamma_{max}`, the largest learning rate of the schedule (default: None: ``lr``).
         kahan_sum: keep beside a half-precision parameter what rounding would lose of it. A group is then all bfloat16
-            or all float16 (default: None: for half-precision parameters).
+            or all float16 (default: None: for half-precision parameters, if there are no ``weights=``, which keep
+            more).
         foreach: a key of the param groups, as in optimi; it changes nothing (default: None).
         maximize: ascend instead of descend (default: False).
         state_dtype: how to store the states: ``torch.float32`` for half-precision parameters, ``torch.bfloat16``, or
@@ -57,7 +58,7 @@ class StableAdamW(GroupCounts, Optimizer):
 
     Raises:
         ValueError: for a hyperparameter out of range, in optimi's words; for a group of several dtypes with
-            ``kahan_sum``.
+            ``kahan_sum``; for ``kahan_sum=True`` with ``weights``.
 
     Example:
         >>> import torch
@@ -145,19 +146,39 @@ class StableAdamW(GroupCounts, Optimizer):
             param_group: ``{"params": tensors}``, and hyperparameters of this group.
 
         Raises:
-            ValueError: for parameters of several dtypes with ``kahan_sum``.
+            ValueError: for parameters of several dtypes with ``kahan_sum``, or if that is True beside ``weights``.
         """
         super().add_param_group(param_group)
         try:
-            settle(self.param_groups[-1])
+            settle(self.param_groups[-1], self._weights())
         except ValueError:
             del self.param_groups[-1]
             raise
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        kept = vars(self).get("_oxistep")
+        if kept is not None and kept.weights is not None and kept.loading is not None:  # what may be made without
+            entries = {number: _without_kahan(entry) for number, entry in kept.loading["state"].items()}
+            kept.loading = {**kept.loading, "state": entries}
+            for group in state["param_groups"]:
+                group["kahan_sum"] = None
         super().__setstate__(state)
         for group in self.param_groups:
-            settle(group)
+            settle(group, self._weights())
+
+    def _weights(self) -> str | None:
+        """The setting ``weights``, if it is there already."""
+        kept = vars(self).get("_oxistep")
+        return None if kept is None else kept.weights
+
+    def _zoo_under(self, group: dict[str, Any], weights: str | None) -> dict[str, Any]:
+        """A group as it would be with this setting of ``weights``, for estimates."""
+        other = {**group, "kahan_sum": None}
+        try:
+            settle(other, weights)
+        except ValueError:  # of several dtypes, which then need kahan_sum=False
+            other["kahan_sum"] = False
+        return other
 
     @staticmethod
     def update(
@@ -191,8 +212,20 @@ class StableAdamW(GroupCounts, Optimizer):
         return kept
 
 
-def settle(group: dict[str, Any]) -> None:
-    """Settles whether a group sums as Kahan does, and of which type its parameters are: that of the first says both."""
+def settle(group: dict[str, Any], weights: str | None = None) -> None:
+    """Settles whether a group sums as Kahan does, and of which type its parameters are: that of the first says both.
+
+    Raises:
+        ValueError: for a group of several dtypes, and where ``weights`` keeps the digits already.
+    """
+    if weights is not None:
+        if group["kahan_sum"]:
+            raise ValueError(
+                f"kahan_sum=True: expected None or False with weights={weights!r}, which keeps the digits that "
+                "parameters cannot hold; leave one of them out"
+            )
+        group["kahan_split"] = None
+        return
     dtypes = {str(p.dtype).removeprefix("torch.") for p in group["params"]}
     halves = dtypes & _SPLITS.keys()
     group["kahan_split"] = None
@@ -204,6 +237,17 @@ def settle(group: dict[str, Any]) -> None:
             )
         group["kahan_sum"], group["kahan_split"] = True, _SPLITS[halves.pop()]
 
+
+def _without_kahan(entry: dict[str, Any]) -> dict[str, Any]:
+    """A saved entry; what the rule kept of the parameter's digits becomes what ``weights`` keeps."""
+    rest = {name: value for name, value in entry.items() if name != "kahan_comp"}
+    if len(rest) < len(entry) and not any(name in entry for name in _BESIDE):
+        rest["compensation"] = entry["kahan_comp"]
+    return rest
+
+
+# What ``weights`` keeps beside a parameter.
+_BESIDE = ("residual", "compensation", "master")
 
 # 2 ** s + 1 for the s bits that float32 has and the type lacks.
 _SPLITS = {"bfloat16": 2.0**16 + 1, "float16": 2.0**13 + 1}
