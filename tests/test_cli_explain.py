@@ -86,6 +86,118 @@ def test_every_class_of_the_zoo_is_recognized(name, capsys, tmp_path):
         assert row["path"] == oxistep.explain(optimizer)[0].path != "unknown", row["reason"]
 
 
+BF16 = torch.bfloat16
+FEWER = [  # of float32 parameters
+    {"state_dtype": "8bit"},
+    {"ema": 0.9},
+    {"state_dtype": "8bit", "ema": 0.9},
+    # of bfloat16 parameters
+    *(
+        {"weights": weights, "state_dtype": state_dtype}
+        for weights in ("kahan", "residual8", "residual16", "master")
+        for state_dtype in (None, torch.float32, BF16, "8bit")
+    ),
+    {"weights": "residual16", "state_dtype": "8bit", "ema": 0.9},
+]
+COMPRESSED = {
+    "AdamW": {},
+    "Adam": {"amsgrad": True},
+    "Adadelta": {},
+    "SGD": {"momentum": 0.9},
+    "zoo.Lion": {},
+    "zoo.LAMB": {},
+    "zoo.AdamWScheduleFree": {},
+    "zoo.StableAdamW": {},
+}
+
+
+def stepped_in_fewer_bytes(name, settings, dtype=None, **arguments):
+    """An optimizer after two steps: one parameter whose states are in codes, if any are, and one that is too small."""
+    dtype = dtype or (BF16 if "weights" in settings else torch.float32)
+    parameters = [torch.ones(shape).to(dtype).requires_grad_() for shape in ((80, 64), (40,))]
+    library = zoo if name.startswith("zoo.") else oxistep.optim
+    optimizer = getattr(library, name.removeprefix("zoo."))(parameters, lr=1e-3, **arguments, **settings)
+    getattr(optimizer, "train", lambda: None)()
+    for _ in range(2):
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("settings", FEWER, ids=str)
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_states_in_fewer_bytes_are_recognized(name, settings, capsys, tmp_path):
+    optimizer = stepped_in_fewer_bytes(name, settings, **COMPRESSED[name])
+    memory = oxistep.memory(optimizer)
+    torch.save(optimizer.state_dict(), tmp_path / "c.pt")
+    code, output, _ = run(capsys, tmp_path / "c.pt", "--json")
+    [found] = json.loads(output)["optimizers"]
+    assert (code, found["optimizers"]) == (0, [name])
+    assert found["setting"].get("weights") == settings.get("weights")
+    assert found["setting"].get("ema", False) == ("ema" in settings)
+    state_dtype = settings.get("state_dtype")
+    if state_dtype == "8bit":
+        assert found["setting"]["state_dtype"] == "8bit"
+        assert [row["states"] for row in found["parameters"]] == ["8bit", "float32"]
+    elif state_dtype == torch.float32:
+        assert found["setting"]["state_dtype"] == "float32"
+    wanted = [[80, 64], [40]], "bfloat16" if "weights" in settings else "float32"
+    assert ([row["shape"] for row in found["parameters"]], found["parameters"][0]["dtype"]) == wanted
+    # the bytes are those of the optimizer itself
+    assert found["memory"]["total"] == memory.total
+    assert found["bytes_a_parameter"] == round(memory.total / (80 * 64 + 40), 2)
+    for row, real in zip(found["parameters"], oxistep.explain(optimizer), strict=True):
+        assert (row["path"], row["reason"]) == ("native", real.reason)
+
+
+def test_settings_are_told_in_words(capsys, tmp_path):
+    for settings, told in (
+        ({"weights": "residual16", "state_dtype": "8bit"}, "settings: weights='residual16', state_dtype='8bit'\n"),
+        ({"weights": "kahan", "state_dtype": torch.float32}, "settings: weights='kahan', state_dtype=torch.float32\n"),
+        ({"state_dtype": "8bit"}, "settings: state_dtype='8bit' (if the parameters are float32: the states do not"),
+        ({"weights": "master", "ema": 0.9}, "settings: weights='master', ema=..."),
+    ):
+        torch.save(stepped_in_fewer_bytes("AdamW", settings).state_dict(), tmp_path / "c.pt")
+        output = run(capsys, tmp_path / "c.pt")[1]
+        assert told in output and "states of AdamW" in output
+    torch.save(stepped_in_fewer_bytes("AdamW", {"state_dtype": "8bit"}).state_dict(), tmp_path / "c.pt")
+    output = run(capsys, tmp_path / "c.pt", "--all")[1]
+    assert "states: 1 of 8bit, 1 of float32" in output and "; 10.08 bytes a parameter" in output
+    assert "6.03 bytes an" in output
+
+
+def test_what_leaves_no_trace():
+    """Drawn weights keep nothing; SGD counts steps for them, and a state in full otherwise tells a dtype alone."""
+    optimizer = stepped_in_fewer_bytes("SGD", {"weights": "stochastic"})
+    report = report_of("", optimizer.state_dict())
+    assert (report.optimizers, report.setting) == (["SGD"], {"weights": "stochastic"})
+    assert [row.shape for row in report.parameters] == [None, None]
+    optimizer = stepped_in_fewer_bytes("AdamW", {"weights": "stochastic"})
+    report = report_of("", optimizer.state_dict())
+    assert (report.optimizers, report.setting) == (["AdamW"], {})
+    for weights in ("kahan", "residual8", "residual16", "master"):
+        optimizer = stepped_in_fewer_bytes("SGD", {"weights": weights})  # without any other state
+        report = report_of("", optimizer.state_dict())
+        assert (report.optimizers, report.setting) == (["SGD"], {"weights": weights})
+        assert [(row.shape, row.dtype, row.states) for row in report.parameters] == [
+            ([80, 64], "bfloat16", None),
+            ([40], "bfloat16", None),
+        ]
+        assert report.memory.total == oxistep.memory(optimizer).total
+
+
+def test_float16_is_told_by_what_stands_beside_it():
+    report = report_of("", stepped_in_fewer_bytes("AdamW", {"weights": "kahan"}, torch.float16).state_dict())
+    assert [(row.dtype, row.path) for row in report.parameters] == [("float16", "native")] * 2
+
+
+def test_names_that_end_as_codes_are_no_codes():
+    state = {0: {"exp_avg_codes": torch.ones(2), "exp_avg": torch.ones(2)}}
+    report = report_of("", {"state": state, "param_groups": [{"params": [0]}]})
+    assert report.title == "no class of torch.optim or oxistep.zoo" and report.setting == {}
+
+
 def test_all_states_of_the_zoo_are_known():
     assert set(ZOO_STATES) == set(zoo.__all__) - {"Grokfast", "Lookahead", "SAM"}
     for name, keys in ZOO_STATES.items():
@@ -193,9 +305,17 @@ def test_a_model_is_no_optimizer(capsys, tmp_path):
     assert code == 1 and "holds no optimizer's state_dict" in errors
 
 
+SGD_GROUP = {key: value for key, value in stepped("SGD")["param_groups"][0].items() if key != "params"}
+
+
 @pytest.mark.parametrize("state", [
     {"state": {0: {"step": "three", "exp_avg": torch.ones(2), "exp_avg_sq": 3}}, "param_groups": [{"params": [0]}]},
     {"state": {0: 3}, "param_groups": [{"params": [0]}]},
+    {"state": {0: {1: torch.ones(2), "exp_avg": 2}}, "param_groups": [{"params": [0]}]},
+    {"state": {0: {"residual": 3, "compensation": "2", "exp_avg": 2}}, "param_groups": [{"params": [0]}]},
+    {"state": {0: {"residual": torch.ones(2)}}, "param_groups": [{"params": [0], **SGD_GROUP}]},
+    {"state": {0: {"momentum_buffer_codes": torch.ones(2), "momentum_buffer_headers": "no"}},
+     "param_groups": [{"params": [0], **SGD_GROUP}]},
     {"state": {}, "param_groups": [{"lr": 0.1}]},
     {"state": {}, "param_groups": []},
 ])  # fmt: skip
