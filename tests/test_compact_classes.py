@@ -39,7 +39,7 @@ def multiplied(p, g, s, lr=1.0, rho=0.9, eps=1e-6):
 
 RULES = {"a rule": signed_and_not.torch, "a rule like Adadelta": multiplied.torch}
 # One begins to move in the sixth step otherwise, the other has a compensation of its own beside bfloat16.
-OF_ZOO = {"RAdamScheduleFree": {"silent_sgd_phase": False}, "StableAdamW": {"kahan_sum": False}}
+OF_ZOO = {"RAdamScheduleFree": {"silent_sgd_phase": False}}
 ZOO = sorted(set(zoo.__all__) - {*WRAPPERS})
 NAMES = [*OF_TORCH, *ZOO, *RULES]
 each_class = pytest.mark.parametrize("name", NAMES)

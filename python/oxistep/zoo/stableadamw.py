@@ -161,7 +161,8 @@ class StableAdamW(GroupCounts, Optimizer):
             entries = {number: _without_kahan(entry) for number, entry in kept.loading["state"].items()}
             kept.loading = {**kept.loading, "state": entries}
             for group in state["param_groups"]:
-                group["kahan_sum"] = None
+                if group["kahan_sum"]:
+                    group["kahan_sum"] = None
         super().__setstate__(state)
         for group in self.param_groups:
             settle(group, self._weights())
