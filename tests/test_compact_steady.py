@@ -74,7 +74,9 @@ def test_every_setting_comes_to_the_same_bits(monkeypatch, name, settings):
     assert isinstance(alike(monkeypatch, name, settings), list)
 
 
-@pytest.mark.parametrize("settings", [{"state_dtype": "8bit"}, {"weights": "residual16", "state_dtype": "8bit"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"state_dtype": "8bit"}, {"weights": "residual16", "state_dtype": "8bit"}], ids=str
+)
 @pytest.mark.parametrize("name", MAKERS)
 def test_every_class_comes_to_the_same_bits(monkeypatch, name, settings):
     assert isinstance(alike(monkeypatch, name, settings), list)
@@ -170,7 +172,9 @@ EDITS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("settings", [{"state_dtype": "8bit"}, {"weights": "residual8", "state_dtype": "8bit"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"state_dtype": "8bit"}, {"weights": "residual8", "state_dtype": "8bit"}], ids=str
+)
 @pytest.mark.parametrize("edit", EDITS)
 def test_what_was_changed_in_between_counts_as_in_a_step_that_looks_everything_up(monkeypatch, settings, edit):
     alike(monkeypatch, "AdamW", settings, edit)

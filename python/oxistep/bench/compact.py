@@ -5,7 +5,8 @@
 Speed: contestants take turns, and are compared within each round. Each one's first steps were compared with float32's
 before the clock runs. Accuracy: updates beside those of Adam in float64, for gradients that are hard to keep. Packages:
 bitsandbytes' AdamW8bit (on the CPU it steps with torch's operations) and pytorch_optimizer's FlashAdamW (the format of
-FlashOptim); one that is missing is named with the reason, and left out.
+FlashOptim); one that is missing is named with the reason, and left out. The ceiling is the native probe: a loop over
+float32 arrays with next to no arithmetic, brought to the bytes that the setting reads and writes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from .beside import show_beside, show_floors
 from .compact_accuracy import GRADIENTS, errors
 from .packages import PACKAGES
 from .paired import Step, contestant, measure
-from .rules import Parameters, parameters
+from .probe import native_probe
+from .rules import PROBE, Parameters, parameters
 from .tables import plain, show
 
 LR, WARM_UP = 1e-3, 3
@@ -53,6 +55,8 @@ class Setting:
     arguments: dict[str, Any]
     floors: tuple[float, float] | None = None
     """The time of our float32 AdamW over its own on a large tensor, with AVX-512 and without."""
+    of_probe: float | None = None
+    """The time of the probe over its own on a large tensor."""
     beside: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Packages whose format is the nearest, and what they are given."""
 
@@ -69,7 +73,9 @@ class Setting:
 
 BF16, CODES = torch.bfloat16, {"state_dtype": "8bit"}
 SETTINGS = {
-    'state_dtype="8bit"': Setting(torch.float32, CODES, (1.0, 0.8), {"bitsandbytes": {}, "pytorch_optimizer": {}}),
+    'state_dtype="8bit"': Setting(
+        torch.float32, CODES, (1.0, 0.8), beside={"bitsandbytes": {}, "pytorch_optimizer": {}}
+    ),
     "state_dtype=torch.bfloat16": Setting(torch.float32, {"state_dtype": BF16}, (1.15, 1.05)),
     'weights="residual16", state_dtype=torch.float32': Setting(
         BF16, {"weights": "residual16", "state_dtype": torch.float32}, (1.25, 1.25)
@@ -78,14 +84,14 @@ SETTINGS = {
         BF16, {"weights": "residual16", "state_dtype": BF16}, (1.25, 1.2)
     ),
     'weights="residual16", state_dtype="8bit"': Setting(
-        BF16, {"weights": "residual16", **CODES}, (0.95, 0.7), {"pytorch_optimizer": {"master_weight_bits": 32}}
+        BF16, {"weights": "residual16", **CODES}, (0.95, 0.7), beside={"pytorch_optimizer": {"master_weight_bits": 32}}
     ),
     'weights="residual8", state_dtype="8bit"': Setting(
-        BF16, {"weights": "residual8", **CODES}, None, {"pytorch_optimizer": {"master_weight_bits": 24}}
+        BF16, {"weights": "residual8", **CODES}, beside={"pytorch_optimizer": {"master_weight_bits": 24}}
     ),
     'weights="stochastic", state_dtype="8bit"': Setting(BF16, {"weights": "stochastic", **CODES}),
     'weights="master", state_dtype=torch.float32': Setting(BF16, {"weights": "master", "state_dtype": torch.float32}),
-    "all bfloat16": Setting(BF16, {}, (1.4, 1.15)),
+    "all bfloat16": Setting(BF16, {}, (1.4, 1.15), of_probe=0.65),
 }
 
 Make = Callable[[Parameters], Any]
@@ -126,22 +132,39 @@ def check(name: str, elements: int = 2**14) -> None:
             raise SystemExit(f"{name}: {who} moves parameters otherwise than float32 does")
 
 
-def contestants(setting: Setting, elements: int) -> dict[str, Step]:
-    """A step of each; those on parameters of one type share parameters and gradients."""
+def moved(optimizer: Any) -> int:
+    """The bytes that a step of ours reads and writes."""
+    (p,) = optimizer.param_groups[0]["params"]
+    written = [p, *(state for state in optimizer.state[p].values() if state.dim() > 0)]
+    return 2 * sum(int(tensor.nbytes) for tensor in written) + int(p.grad.nbytes)
+
+
+def contestants(setting: Setting, elements: int) -> tuple[dict[str, Step], float]:
+    """A step of each; those on parameters of one type share parameters and gradients. The probe is one of them on a
+    large tensor, and how many times its bytes ours moves is the second."""
     shared: dict[torch.dtype, Parameters] = {}
     steps: dict[str, Step] = {}
+    bytes_of_ours = 0
     for who, (make, dtype) in makers(setting).items():
         if dtype not in shared:
             shared[dtype] = parameters([(elements,)], dtype)
-        steps[who] = make(shared[dtype]).step
+        optimizer = make(shared[dtype])
+        steps[who] = optimizer.step
         for _ in range(WARM_UP):
-            steps[who]()
-    return steps
+            optimizer.step()
+        bytes_of_ours = moved(optimizer) if who == "oxistep" else bytes_of_ours
+    probe = native_probe(4 * elements, 2) if elements >= LARGE else None
+    if probe is None:
+        return steps, 1.0
+    steps[PROBE] = probe[0]
+    return steps, bytes_of_ours / probe[1]
 
 
 def floor(setting: Setting, against: str, large: bool) -> float | None:
     if against in setting.beside:
         return OTHERS
+    if against == PROBE:
+        return setting.of_probe
     if against != FLOAT32 or setting.floors is None or not large:
         return None
     return setting.floors[oxistep.cpu_features()["simd"] != "avx512"]
@@ -150,9 +173,9 @@ def floor(setting: Setting, against: str, large: bool) -> float | None:
 def speed(name: str, elements: int, seconds: float) -> list[dict[str, Any]]:
     """One row for each that is not ours."""
     setting = SETTINGS[name]
-    steps = contestants(setting, elements)
+    steps, share = contestants(setting, elements)
     paired = measure({n: contestant(step) for n, step in steps.items()}, seconds, lead_in=elements < 2**22)
-    return [
+    rows = [
         {
             "setting": name,
             "elements": elements,
@@ -166,6 +189,10 @@ def speed(name: str, elements: int, seconds: float) -> list[dict[str, Any]]:
         for other in steps
         if other != "oxistep"
     ]
+    for row in rows:
+        if row["against"] == PROBE:  # which reads and writes float32 arrays
+            row.update({key: share * row[key] for key in ("other_ns", "median", "q1", "q3")})
+    return rows
 
 
 def accuracy(steps: int) -> list[dict[str, Any]]:
