@@ -40,7 +40,7 @@ pub(crate) struct Nearby {
 }
 
 impl Nearby {
-    /// Notes where the objects of the next parameter lie: its entry in `optimizer.state`, and its tensors, itself first.
+    /// Notes where the objects of the next parameter lie: its entry in `optimizer.state`, and its tensors, it first.
     pub(crate) fn push<'a, 'py: 'a>(
         &mut self,
         torch: &Torch,
