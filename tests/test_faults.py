@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import oxistep
-from failing_steps import SCENARIOS
+from failing_steps import COMPACT, SCENARIOS
 from numpy_table import CLASSES
 from numpy_table import snapshot as arrays_of
 from oxistep import _core
@@ -69,6 +69,18 @@ def test_counters_of_int64_take_steady_steps():
     assert "survey" not in met
 
 
+@pytest.mark.parametrize("name", [name for name in COMPACT if name.endswith("third step")])
+def test_fewer_bytes_take_steady_steps(name):
+    scenario = COMPACT[name]()
+    scenario.ready()
+    _core.fault_arm(0)
+    scenario.optimizer.step()
+    met = _core.fault_met()
+    assert {"steady state", "steady versions"} <= set(met)
+    assert ("steady weights" in met) is not name.startswith("ASGD")  # whose state stays in float32
+    assert "survey" not in met
+
+
 def test_the_scenarios_meet_every_point():
     """Every point in the sources is met by some scenario: none is dead, none is forgotten."""
     met = set()
@@ -79,7 +91,8 @@ def test_the_scenarios_meet_every_point():
         scenario.optimizer.step()
         met |= set(_core.fault_met())
     assert met >= {
-        *("steady group", "steady parameter", "steady state", "steady counter", "steady versions"),
+        *("steady group", "steady parameter", "steady state", "steady counter", "steady weights"),
+        *("steady versions",),
         *(
             "survey",
             "group",
