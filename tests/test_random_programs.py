@@ -1,7 +1,8 @@
 """Random programs on one optimizer, ours beside torch's for-loop: in float64, and in mixed dtypes judged by float64.
 
 Groups with different settings, memory in every layout, gradients laid out otherwise or missing, and between the steps
-what a training program may do: another lr, other memory, a state dict saved and loaded by either.
+what a training program may do: another lr, other memory, a state dict saved and loaded by either. With states and
+weights in fewer bytes, ours beside itself, and beside a float32 run where these are one.
 """
 
 import copy
@@ -16,6 +17,7 @@ import brief
 import oxistep
 import oxistep.optim
 from optimizers import CASES
+from oxistep.optim._kept import WEIGHTS
 
 # Relative to the largest element that is compared, or to one.
 TOLERANCE = 1e-12
@@ -90,16 +92,19 @@ class Program(NamedTuple):
     seed: int
 
 
+BETWEEN = ["nothing", "nothing", "lr", "swap", "reload", "exchange", "deepcopy"]
+
+
 @st.composite
-def programs(draw, name):
+def programs(draw, name, shapes=SHAPES, own=LAYOUTS, between=BETWEEN):
     layouts = st.sampled_from(LAYOUTS)
     choices = [case.kwargs for case in CASES if case.name == name]
-    parameters = st.lists(st.tuples(st.sampled_from(SHAPES), layouts), min_size=1, max_size=4)
+    parameters = st.lists(st.tuples(st.sampled_from(shapes), st.sampled_from(own)), min_size=1, max_size=4)
     groups = draw(st.lists(st.tuples(st.sampled_from(choices), parameters), min_size=1, max_size=3))
     n = sum(len(params) for _, params in groups)
     step = st.builds(
         Step,
-        before=st.sampled_from(["nothing", "nothing", "lr", "swap", "reload", "exchange", "deepcopy"]),
+        before=st.sampled_from(between),
         lr=st.sampled_from([1e-4, 0.003, 0.1]),
         gradients=st.lists(st.one_of(st.none(), layouts, layouts, layouts), min_size=n, max_size=n),
         memory=st.lists(layouts, min_size=n, max_size=n),
@@ -123,9 +128,9 @@ def keep_scalars(optimizer, saved):
 
 
 class Player:
-    """The program with one of the two modules; parameters in their dtypes, or `wide`: what these hold, in float64."""
+    """The program with one of the two modules; parameters in their dtypes, or what these hold in a `wide` one."""
 
-    def __init__(self, optim, name, program, dtypes=None, wide=False, **settings):
+    def __init__(self, optim, name, program, dtypes=None, wide=None, **settings):
         self.make = getattr(optim, name)
         self.dtypes, self.wide = dtypes, wide
         # torch's foreach is compared with elsewhere
@@ -145,7 +150,7 @@ class Player:
         """`values` as the parameter at place `i` can hold them."""
         if self.dtypes:
             values = values.to(self.dtypes[i])
-        return values.double() if self.wide else values
+        return values.to(self.wide) if self.wide else values
 
     def new(self, groups):
         given = [{"params": params, **kwargs} for params, kwargs in zip(groups, self.settings, strict=True)]
@@ -246,7 +251,7 @@ def test_a_random_program_of_mixed_dtypes_is_no_further_from_float64_than_torch(
     @given(programs(name), st.lists(st.sampled_from(DTYPES), min_size=12, max_size=12))
     def play(program, dtypes):
         ours, theirs = (Player(optim, name, program, dtypes) for optim in (oxistep.optim, torch.optim))
-        exact = Player(torch.optim, name, program, dtypes, wide=True)
+        exact = Player(torch.optim, name, program, dtypes, wide=torch.float64)
         for k, step in enumerate(program.steps):
             states = [player.optimizer.state_dict() for player in (theirs, ours, exact)]
             for player, other in zip((ours, theirs, exact), states, strict=True):
@@ -255,5 +260,95 @@ def test_a_random_program_of_mixed_dtypes_is_no_further_from_float64_than_torch(
             paths = {row.path for row in oxistep.explain(ours.optimizer)}
             assert paths <= {"native", "skipped"}, oxistep.explain(ours.optimizer)
         assert_no_worse(ours, theirs, exact)
+
+    play()
+
+
+# ---- in fewer bytes ----
+
+# About the least number of elements that is kept in codes, with blocks that are not full, and chunks.
+FEW_AND_MANY = [(), (7,), (33, 6), (4095,), (64, 64), (17, 300), (2, 3, 40, 20), (130, 211)]
+# What stands beside a parameter lies as that does, so it has no gaps, and stays in the same order.
+WITHOUT_GAPS = [layout for layout in LAYOUTS if layout is not sliced]
+# (Other memory makes residuals start anew, but not between a load and the parameter's first step.)
+BETWEEN_IN_FEWER_BYTES = ["nothing", "lr", "reload", "deepcopy", "plain"]
+
+
+class Frugal(Player):
+    """A player with settings; `quiet`: nothing is saved, copied, or laid out otherwise that need not be."""
+
+    def __init__(self, name, program, dtype, quiet=False, **settings):
+        self.quiet = quiet
+        super().__init__(oxistep.optim, name, program, [dtype] * 12, **settings)
+
+    def apply(self, step, theirs_state):
+        if step.before == "plain":
+            state = copy.deepcopy(oxistep.plain_state_dict(self.optimizer))
+            self.optimizer.load_state_dict(state)
+        elif not self.quiet or step.before not in ("reload", "deepcopy"):
+            super().apply(step, self.optimizer.state_dict())
+
+    def step(self, step, seed):
+        if self.quiet:
+            step = step._replace(gradients=[layout and contiguous for layout in step.gradients])
+        super().step(step, seed)
+
+
+def bits(tensor):
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def assert_same_bits(ours, other):
+    ours, other = dict(ours.seen()), dict(other.seen())
+    assert ours.keys() == other.keys()
+    for what, b in other.items():
+        a = ours[what]
+        if b is None or not isinstance(b, torch.Tensor):
+            assert a == b, what
+            continue
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), what
+        assert torch.equal(bits(a), bits(b)), what
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_random_program_in_fewer_bytes_has_the_bits_of_a_quiet_one(name):
+    """Saving, copying, and gradients that lie otherwise change nothing at all."""
+    modes = st.sampled_from([None, *WEIGHTS])
+    kept = st.sampled_from([None, torch.float32, torch.bfloat16, "8bit"])
+
+    @QUICK
+    @given(programs(name, FEW_AND_MANY, WITHOUT_GAPS, BETWEEN_IN_FEWER_BYTES), modes, kept)
+    def play(program, weights, state_dtype):
+        dtype = torch.float32 if weights is None else torch.bfloat16
+        settings = {"weights": weights, "state_dtype": state_dtype}
+        ours, quiet = (Frugal(name, program, dtype, quiet, **settings) for quiet in (False, True))
+        for k, step in enumerate(program.steps):
+            for player in (ours, quiet):
+                player.apply(step, None)
+                player.step(step, program.seed + 1 + k)
+            assert_same_bits(ours, quiet)
+            for what, value in ours.seen():
+                assert not isinstance(value, torch.Tensor) or value.isfinite().all(), what
+
+    play()
+
+
+# Rprop's step sizes begin as lr in the parameter's dtype, which is another number.
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "Rprop"])
+def test_a_random_program_with_full_weights_is_a_float32_run(name):
+    between = ["nothing", "lr", "reload", "deepcopy"]  # what keeps the digits beside the weights
+
+    @QUICK
+    @given(programs(name, FEW_AND_MANY, WITHOUT_GAPS, between), st.sampled_from(["residual16", "master"]))
+    def play(program, weights):
+        ours = Frugal(name, program, torch.bfloat16, weights=weights, state_dtype=torch.float32)
+        single = Player(oxistep.optim, name, program, [torch.bfloat16] * 12, wide=torch.float32)
+        for k, step in enumerate(program.steps):
+            for player in (ours, single):
+                player.apply(step, single.optimizer.state_dict())
+                player.step(step, program.seed + 1 + k)
+            for i, (p, right) in enumerate(zip(params_of(ours.optimizer), params_of(single.optimizer), strict=True)):
+                found = p.detach().float() if p not in ours.optimizer.state else ours.optimizer.master(p)
+                assert torch.equal(bits(found), bits(right.detach())), f"parameter {i}, {tuple(p.shape)}"
 
     play()
