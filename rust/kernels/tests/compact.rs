@@ -384,7 +384,7 @@ fn codes_are_unbiased_where_they_are_drawn() {
 fn what_was_read_has_the_same_codes_again() {
     let largest = |block: &[f32]| block.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
     for spread in [0.0, 3.0, 8.0] {
-        for scale in [1e-20_f32, 1e-3, 0.7, 1e30, 3e38] {
+        for scale in [1e-44_f32, 1e-42, 1e-40, 1e-38, 1e-36, 1e-34, 1e-20, 1e-3, 0.7, 1e30, 3e38] {
             let numbers: Vec<f32> =
                 normals(1 << 14, 8).iter().map(|x| scale * (x / 8.0) * (x.abs() / 8.0).powf(spread)).collect();
             let read = coded(StateKind::Signed, &numbers, None, 0);
@@ -401,6 +401,27 @@ fn what_was_read_has_the_same_codes_again() {
                 assert!(others <= 4, "{spread} {scale}: {others} of 64 blocks");
             }
         }
+    }
+}
+
+#[test]
+fn signed_codes_reach_to_the_ends_of_float32() {
+    // a block of one size, and one that is wide; and what is read of the largest number is written as it was
+    for (deep, slack) in [(1.0, 1e-6), (1e-3, 2e-6)] {
+        let mut numbers: Vec<f32> = normals(BLOCK, 9).iter().map(|x| (x / 8.0) * deep * f32::MAX).collect();
+        (numbers[3], numbers[200]) = (f32::MAX, f32::MIN);
+        let read = coded(StateKind::Signed, &numbers, None, 0);
+        for i in [3, 200] {
+            assert!((read[i] / numbers[i] - 1.0).abs() < slack, "{} {}", read[i], numbers[i]);
+        }
+        assert_eq!(coded(StateKind::Signed, &read, None, 1), read);
+    }
+    // what is smaller than any code comes as often as makes it right in the mean
+    for x in [1e-45_f32, 1e-44, -2e-44] {
+        let numbers = vec![x; 1 << 16];
+        let read = coded(StateKind::Signed, &numbers, None, 0);
+        let mean = read.iter().map(|&x| f64::from(x)).sum::<f64>() / read.len() as f64;
+        assert!((mean / f64::from(x) - 1.0).abs() < 0.1, "{x}: {mean}");
     }
 }
 

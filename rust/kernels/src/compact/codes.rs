@@ -193,8 +193,12 @@ pub(crate) fn write_magnitudes(
 
 /// How many codes of signed numbers of one sign are not zero.
 const SIGNED: f32 = 127.0;
-/// The largest unit: the square of the largest code, or its fourth power, is finite.
-const LARGEST_UNIT: [f32; 2] = [f32::from_bits(0x5c00_f900), f32::from_bits(0x4c00_f900)];
+/// The largest unit: with it the largest code stands for the largest number, but for a millionth. More would be
+/// infinite.
+const LARGEST_UNIT: [f32; 2] = [f32::from_bits(0x5c01_0200), f32::from_bits(0x4c01_0200)];
+/// The least unit that is written: powers of codes that are denormals can be told from each other, and the largest has
+/// the same unit again. What is smaller is rounded with fair odds.
+const LEAST_UNIT: [f32; 2] = [f32::from_bits(0x1b80_0000), f32::from_bits(0x2d00_0000)];
 /// The bits of a unit that are zero in a header but for the first, which tells of fourth powers.
 const UNIT_BITS: u32 = 0xff;
 /// So many octaves below the block's largest is deep.
@@ -214,7 +218,8 @@ fn unit<const FOURTH: bool>(largest: f32) -> f32 {
     let root = if FOURTH { largest.sqrt().sqrt() } else { largest.sqrt() };
     // to fewer bits and up, but for what rounding may have added
     let bits = (root / SIGNED).to_bits();
-    f32::from_bits(bits.wrapping_sub(16).wrapping_add(UNIT_BITS) & !UNIT_BITS).min(LARGEST_UNIT[usize::from(FOURTH)])
+    let unit = f32::from_bits(bits.wrapping_sub(16).wrapping_add(UNIT_BITS) & !UNIT_BITS);
+    unit.min(LARGEST_UNIT[usize::from(FOURTH)]).max(LEAST_UNIT[usize::from(FOURTH)])
 }
 
 /// Reads a block of signed numbers.
@@ -267,21 +272,29 @@ pub(crate) fn write_signed(
     noise.turning(words);
     let largest = f32::from_bits(largest);
     let is_wide = 4 * below.saturating_sub(zeros) > BLOCK as u32 - zeros;
-    let (unit, flag) = if is_wide {
-        let unit = unit::<true>(largest);
-        to_powers::<true>(tile, codes, unit, words);
-        (unit, 1)
-    } else {
-        let unit = unit::<false>(largest);
-        to_powers::<false>(tile, codes, unit, words);
-        (unit, 0)
-    };
-    f32::from_bits(unit.to_bits() | flag)
+    let unit = if is_wide { unit::<true>(largest) } else { unit::<false>(largest) };
+    match (is_wide, largest < SMALL_BLOCK) {
+        (false, false) => to_powers::<false, false>(tile, codes, unit, words),
+        (false, true) => to_powers::<false, true>(tile, codes, unit, words),
+        (true, false) => to_powers::<true, false>(tile, codes, unit, words),
+        (true, true) => to_powers::<true, true>(tile, codes, unit, words),
+    }
+    f32::from_bits(unit.to_bits() | u32::from(is_wide))
 }
 
+/// In a block whose largest number is below this, 2^-80, products with odds may be denormals, of too few digits.
+const SMALL_BLOCK: f32 = f32::from_bits(0x1780_0000);
+
 #[inline(always)]
-fn to_powers<const FOURTH: bool>(tile: &mut [f32; BLOCK], codes: &mut [u8; BLOCK], unit: f32, words: &Words) {
+fn to_powers<const FOURTH: bool, const SMALL: bool>(
+    tile: &mut [f32; BLOCK],
+    codes: &mut [u8; BLOCK],
+    unit: f32,
+    words: &Words,
+) {
     let inverse = 1.0 / unit;
+    // by 2^64, exactly: numbers of small blocks are then compared with what will be read as larger ones are
+    let scaled = |x: f32| if SMALL { x * f32::from_bits(0x5f80_0000) } else { x };
     // from here on numbers are whole
     let whole = f32::from_bits(0x4b00_0000);
     make_codes(codes, tile, |i, x| {
@@ -292,12 +305,12 @@ fn to_powers<const FOURTH: bool>(tile: &mut [f32; BLOCK], codes: &mut [u8; BLOCK
         let near = if near > 0.0 { near } else { 0.0 };
         let near = (if near < SIGNED - 1.0 { near } else { SIGNED - 1.0 }) + whole;
         let code = near - whole;
-        let (low, high) = (power::<FOURTH>(code, unit), power::<FOURTH>(code + 1.0, unit));
+        let (low, high) = (scaled(power::<FOURTH>(code, unit)), scaled(power::<FOURTH>(code + 1.0, unit)));
         // what rounds a positive number up rounds a negative one up
         let word = (words.0[i] ^ (x.to_bits() as i32 >> 31) as u32) >> 16;
         // (never by the least odds that there are: what is far smaller would come too often)
         let odds = (word as i32 as f32 + 0.5) * f32::from_bits(0x3780_0000);
-        let up = u32::from(odds * (high - low) < size - low);
+        let up = u32::from(odds * (high - low) < scaled(size) - low);
         let code = (near.to_bits() & 0x7f) + up;
         code | (x.to_bits() >> 24 & 0x80)
     });
@@ -399,7 +412,8 @@ fn to_relative<const ROOT: bool>(tile: &mut [f32; BLOCK], of: &[f32; BLOCK], cod
         make_codes(codes, tile, |i, x| {
             let bits = (x.to_bits() & 0x7fff_ffff) as i32;
             let distance = bits.wrapping_sub(divisor::<ROOT>(of[i])).max(least);
-            let q = ((distance - base) >> RELATIVE_K).clamp(0, 127) as u32;
+            // (only beside a divisor that is none can this be beyond 32 bits: there the number is zero)
+            let q = (distance.wrapping_sub(base) >> RELATIVE_K).clamp(0, 127) as u32;
             let code = if bits == 0 { 0 } else { q };
             code | (x.to_bits() >> 24 & 0x80)
         });
