@@ -95,6 +95,17 @@ impl Layout {
         if low < 0 { None } else { usize::try_from(high).ok()?.checked_add(1) }
     }
 
+    /// Whether the elements of stream `s` are walked in the order of its slice, from the first on, without gaps.
+    pub(crate) fn is_in_order(&self, s: usize) -> bool {
+        let mut inner = 1;
+        let next = |d: usize| {
+            let is_next = self.stride(d, s) == inner;
+            inner *= self.sizes[d] as isize;
+            is_next
+        };
+        self.is_empty() || self.starts[s] == 0 && (0..self.sizes.len()).rev().all(next)
+    }
+
     /// Where in its slice element `i`, in the order of walking, of stream `s` lies.
     pub(crate) fn position(&self, s: usize, mut i: usize) -> usize {
         let mut position = self.starts[s] as isize;

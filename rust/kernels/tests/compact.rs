@@ -642,6 +642,7 @@ fn what_does_not_belong_together_is_refused_and_nothing_added() {
         (with(&|c| c.states[0] = codes(StateKind::Exact)), Refused::Types),
         (with(&|c| c.states[0] = codes(StateKind::Relative { to: 7, root: true })), Refused::Types),
         (with(&|c| c.states[1] = codes(StateKind::Relative { to: 0, root: true })), Refused::Types),
+        (with(&|c| c.states[1] = codes(StateKind::Signed)), Refused::Types),
         (with(&|c| c.states[1] = Kept::Fair), Refused::States),
         (with(&|c| c.weights = Weights::Residual8), Refused::Types),
         (with(&|c| c.weights = Weights::Fair), Refused::States),
@@ -657,9 +658,15 @@ fn what_does_not_belong_together_is_refused_and_nothing_added() {
     assert_eq!(pushed(&right, &mut param(), &mut short, &grad), Err(Refused::Lengths));
     assert_eq!(pushed(&right, &mut Stream::F32(vec![0.0; n]), &mut streams(), &grad), Err(Refused::Types));
     assert_eq!(pushed(&right, &mut param(), &mut streams(), &Stream::U8(vec![0; n])), Err(Refused::Types));
-    // a layout of all streams, one with gaps in the parameter, and one that reaches beyond the gradient
-    let wrong =
-        [Layout::new(&[n], &[1; 5], &[0; 5]), Layout::new(&[n], &[2, 1], &[0; 2]), Layout::new(&[n], &[1, 2], &[0; 2])];
+    // a layout of all streams, one with gaps in the parameter, or backwards, or elements twice, and one that reaches
+    // beyond the gradient
+    let wrong = [
+        Layout::new(&[n], &[1; 5], &[0; 5]),
+        Layout::new(&[n], &[2, 1], &[0; 2]),
+        Layout::new(&[n], &[-1, 1], &[n - 1, 0]),
+        Layout::new(&[2, 2, 2], &[1, 4, 1, 2, 5, 1], &[0; 2]),
+        Layout::new(&[n], &[1, 2], &[0; 2]),
+    ];
     for layout in wrong {
         let (mut param, mut streams) = (param(), streams());
         let mut step = Step::default();

@@ -73,8 +73,8 @@ pub(super) fn elements(grad: &Slice<'_>, layout: Option<&Layout>) -> Result<usiz
     match layout {
         None => Ok(grad.len()),
         Some(layout) => {
-            let is_dense = layout.streams() == 2 && layout.extent(0) == Some(layout.len());
-            let reaches = is_dense && layout.extent(1).is_some_and(|extent| extent <= grad.len());
+            let in_order = layout.streams() == 2 && layout.is_in_order(0);
+            let reaches = in_order && layout.extent(1).is_some_and(|extent| extent <= grad.len());
             if reaches { Ok(layout.len()) } else { Err(Refused::Lengths) }
         }
     }
@@ -122,8 +122,9 @@ fn fits(kind: StateKind, compact: &Compact) -> bool {
         StateKind::Exact | StateKind::Fine => false,
         StateKind::Signed | StateKind::Magnitude => true,
         StateKind::Relative { to, .. } => {
+            // (of other codes, what was written is not known when this one is written)
             let divisor = compact.states.get(usize::from(to));
-            divisor.is_some_and(|kept| !matches!(kept, Kept::Codes(StateKind::Relative { .. })))
+            matches!(divisor, Some(Kept::Nearest | Kept::Fair | Kept::Codes(StateKind::Magnitude)))
         }
     }
 }
