@@ -7,6 +7,10 @@ use libfuzzer_sys::fuzz_target;
 mod common;
 #[path = "../../kernels/tests/described/mod.rs"]
 mod described;
+#[path = "../../kernels/tests/judged/mod.rs"]
+mod judged;
+#[path = "../../kernels/tests/kept/mod.rs"]
+mod kept;
 
 fuzz_target!(|data: &[u8]| {
     described::run(data);

@@ -7,7 +7,11 @@ use libfuzzer_sys::fuzz_target;
 mod common;
 #[path = "../../kernels/tests/fuzzed/mod.rs"]
 mod fuzzed;
+#[path = "../../kernels/tests/judged/mod.rs"]
+mod judged;
 #[path = "../../kernels/tests/kept/mod.rs"]
 mod kept;
+#[path = "../../kernels/tests/traced/mod.rs"]
+mod traced;
 
 fuzz_target!(|data: &[u8]| fuzzed::run(data));

@@ -4,7 +4,9 @@
 mod common;
 mod described;
 mod fuzzed;
+mod judged;
 mod kept;
+mod traced;
 
 use std::path::Path;
 

@@ -9,6 +9,7 @@ use oxistep_kernels::simd::Level;
 use oxistep_kernels::{Layout, Slice, SliceMut, Step, Tensors};
 
 use crate::common::{Buffer, Random, Type, Values, levels};
+use crate::judged::{Body, Lot, kinds};
 
 /// Elements on either side of a stream that are none of its own.
 const GUARD: usize = 70;
@@ -61,8 +62,23 @@ fn described(u: &mut Unstructured<'_>) -> Result<bool> {
                 assert!(*first.get_or_insert_with(|| bits.clone()) == bits, "{level:?} {description:?}");
             }
         }
+        in_fewer_bytes(program, seed);
     }
     Ok(true)
+}
+
+/// Judges a step of streams in fewer bytes, which a seed stands for: most bytes are those of the program.
+fn in_fewer_bytes(program: &Program, seed: u64) {
+    let mut rng = Random(!seed);
+    let bytes: Vec<u8> = (0..1000).map(|_| rng.bits() as u8).collect();
+    let mut u = Unstructured::new(&bytes);
+    let lot = kinds(&mut u, program.states()).and_then(|kinds| Lot::any(&mut u, &kinds)).expect("there are enough");
+    lot.judge(Body::Program(program, &inputs(program)));
+}
+
+/// The numbers that are handed over.
+fn inputs(program: &Program) -> Vec<f64> {
+    (0..program.inputs()).map(|k| 0.9 - k as f64).collect()
 }
 
 /// How many words follow the number of each operation.
@@ -140,11 +156,10 @@ impl Streams {
     }
 
     fn step(&mut self, program: &Program, pool: &dyn Pool, level: Level) {
-        let inputs: Vec<f64> = (0..program.inputs()).map(|k| 0.9 - k as f64).collect();
         let Self { all, n, layout } = self;
         let [param, grad, states @ ..] = &mut all[..] else { panic!("two at least") };
         let mut step = Step::default();
-        step.program(program, &inputs).unwrap();
+        step.program(program, &inputs(program)).unwrap();
         let states = states.iter_mut().map(|state| inner_mut(state.slice_mut(), *n));
         let (param, grad) = (inner_mut(param.slice_mut(), *n), inner(grad.slice(), *n));
         step.push(Tensors { param, grad, states, layout: layout.as_ref() }, 1.0).unwrap();

@@ -15,6 +15,7 @@ use oxistep_kernels::simd::Level;
 use oxistep_kernels::{Layout, STREAMS, Slice, SliceMut, SparseRows, Step, Tensors};
 
 use crate::common::{Buffer, COMBINATIONS, Parameter, Random, TYPES, Type, Types, Values, every_rule, levels, update};
+use crate::judged::lie;
 
 /// Elements on either side of a tensor that are none of its own.
 const GUARD: usize = 70;
@@ -188,22 +189,7 @@ fn filled(ty: Type, len: usize, rng: &mut Random) -> Buffer {
 
 /// A placement of `sizes`: dense, or with dimensions in any order, gaps, backwards.
 fn placed(u: &mut Unstructured<'_>, ty: Type, sizes: &[usize], read_only: bool, rng: &mut Random) -> Result<Stream> {
-    let mut strides = vec![0; sizes.len()];
-    let mut left: Vec<usize> = (0..sizes.len()).collect();
-    let (mut start, mut span) = (u.int_in_range(0..=3)?, 1);
-    while !left.is_empty() {
-        let d = left.remove(u.choose_index(left.len())?);
-        if read_only && u.ratio(1, 6)? {
-            continue; // one element for all indices, as after `expand`
-        }
-        let stride = span + if u.ratio(1, 4)? { u.int_in_range(0..=5)? } else { 0 };
-        let reach = stride * sizes[d].saturating_sub(1);
-        let backwards = u.ratio(1, 5)?;
-        strides[d] = if backwards { -(stride as isize) } else { stride as isize };
-        start += if backwards { reach } else { 0 };
-        span += reach;
-    }
-    let len = start + span + u.int_in_range(0..=2)?;
+    let (strides, start, len) = lie(u, sizes, read_only)?;
     Ok(Stream { buffer: filled(ty, len, rng), len, strides, start })
 }
 
