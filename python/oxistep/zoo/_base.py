@@ -1,7 +1,7 @@
 """What the optimizers of the zoo have in common: their base class, and the checks of their constructors."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 __all__ = ["Answer", "Optimizer", "Params", "answer_of", "checked_betas", "checked_rate"]
@@ -85,13 +85,20 @@ class Optimizer(RulesOptimizer):
         grads = (p.grad for group in self.param_groups for p in group["params"] if p.grad is not None)
         return not any(bool(grad.count_nonzero()) for grad in grads)
 
-    def _zoo_idle(self, *_: Any) -> Iterator[tuple[dict[str, Any], Any, Any]]:
+    def _zoo_idle(self, *_: Any) -> Iterable[tuple[dict[str, Any], Any, Any]]:
         """The groups of which no parameter had a gradient in the step just taken, each with its rule and what the rule
         reads of it; none, if that step was skipped.
         """
-        idle = [group for group in self.param_groups if all(p.grad is None for p in group["params"])]
-        if not idle:
-            return
+        idle = []
+        for group in self.param_groups:  # loops and no generators: in a step of few parameters they are seen
+            for p in group["params"]:
+                if p.grad is not None:
+                    break
+            else:
+                idle.append(group)
+        return self._zoo_read(idle) if idle else ()
+
+    def _zoo_read(self, idle: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Any, Any]]:
         from oxistep.optim._kept import kept_of
         from oxistep.rules._optimizer import source_of
 

@@ -40,7 +40,10 @@ class ScheduleFree(GroupCounts):
                 distributed checkpoints have the states made.)
         """
         if self.param_groups[0]["train_mode"]:
-            self._zoo_turn(True)  # of groups that were added since
+            for group in self.param_groups:
+                if not group["train_mode"]:  # it was added since
+                    self._zoo_turn(True)
+                    break
         elif not self._zoo_moves_nothing(*args, **kwargs):
             raise RuntimeError(_NOT_IN_TRAIN_MODE)
         return super().step(*args, **kwargs)

@@ -127,6 +127,9 @@ class SophiaG(Optimizer):
             group["bs"] = bs
         return super().step() if closure is None else super().step(closure)
 
+    # torch must not wrap it for hooks: the step that it calls has them called (with the closure, not with `bs`).
+    step.hooked = True  # type: ignore[attr-defined]
+
     def update_hessian(self) -> None:
         """Takes the gradients as those of the loss of labels that the model drew: their squares go into ``hessian``.
 

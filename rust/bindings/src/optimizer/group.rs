@@ -141,12 +141,16 @@ pub(crate) fn number(value: &Bound<'_, PyAny>, key: &str) -> PyResult<f64> {
         return Ok(float.value());
     }
     let py = value.py();
-    if value.getattr_opt(pyo3::intern!(py, "requires_grad"))?.is_some_and(|flag| flag.is_truthy().unwrap_or(true)) {
-        return Err(PyTypeError::new_err(format!("{key} requires grad")));
-    }
-    let scalar = match value.getattr_opt(pyo3::intern!(py, "item"))? {
-        Some(item) => item.call0()?,
-        None => value.clone(),
+    let scalar = if is_number(value) {
+        value.clone() // an integer, as torch's defaults are: to ask it for what it lacks would raise twice
+    } else {
+        if value.getattr_opt(pyo3::intern!(py, "requires_grad"))?.is_some_and(|flag| flag.is_truthy().unwrap_or(true)) {
+            return Err(PyTypeError::new_err(format!("{key} requires grad")));
+        }
+        match value.getattr_opt(pyo3::intern!(py, "item"))? {
+            Some(item) => item.call0()?,
+            None => value.clone(),
+        }
     };
     scalar.extract().map_err(|error: PyErr| {
         if error.is_instance_of::<PyOverflowError>(py) {
