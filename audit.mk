@@ -55,10 +55,17 @@ asan: $(ASAN_RUNTIME) $(ASAN_WHEEL) ## Python tests of what touches memory, unde
 	cd $(OUTSIDE) && $(ASAN_ENV) $(PY) -c 'from oxistep import _core; _core.trespass'
 	cd $(OUTSIDE) && $(ASAN_ENV) $(PY) -m pytest -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) $(addprefix $(CURDIR)/,$(ASAN_TESTS)) -s -q $(PYTEST_ARGS)
 
+# Of the tests of fewer bytes, those that take ten seconds without the sanitizer: every class, state and mode, checkpoints
+# and layouts, no training.
+ASAN_COMPACT := $(addprefix tests/test_compact.py::,test_weights_follow_a_float32_run \
+	test_checkpoints_load_into_every_setting test_changed_parameters_start_anew \
+	test_a_gradient_laid_out_otherwise_has_the_bits_of_a_contiguous_one \
+	test_a_version_that_runs_code_meets_no_freed_memory)
+
 # Enough to see that it works and that the known holes are closed: what CI has time for.
 .PHONY: asan-quick
 asan-quick: ## `make asan` of a few files
-	$(MAKE) asan ASAN_TESTS="tests/test_asan.py tests/test_hostile.py tests/test_steady.py tests/test_sparse.py"
+	$(MAKE) asan ASAN_TESTS="tests/test_asan.py tests/test_hostile.py tests/test_steady.py tests/test_sparse.py $(ASAN_COMPACT)"
 
 .PHONY: asan-rust
 asan-rust: ## the Rust tests of the kernels under AddressSanitizer
@@ -87,6 +94,10 @@ valgrind: $(INSTALLED) ## a program of steps, and the Rust tests, under valgrind
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(VALGRIND)" PROPTEST_CASES=3 OXISTEP_TESTS_BRIEFLY=valgrind \
 		cargo test -p oxistep-kernels --locked --profile checked --target-dir target/valgrind \
 		--test layouts --test rows --test norm --test vector --test muon --test program --test fuzz
+	@# those of fewer bytes that reach all of their code in few steps
+	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(VALGRIND)" OXISTEP_TESTS_BRIEFLY=valgrind \
+		cargo test -p oxistep-kernels --locked --profile checked --target-dir target/valgrind --test compact -- \
+		$(addprefix --skip ,updates_are_near second_moments every_number)
 
 # ---- fuzzing ----
 # libFuzzer's way of seeing which code a program reached, as cargo-fuzz asks for it.
