@@ -276,7 +276,9 @@ class NativeStep(DropIn):
             or "_optimizer_step_code" in self.__dict__
         ) and not wrapper_is_at_work(self):
             return observed(take_step, (self, *args), kwargs)  # type: ignore[no-any-return]
-        return take_step(self, *args, **kwargs)
+        if args or kwargs:
+            return take_step(self, *args, **kwargs)
+        return take_step(self)  # Python calls it without taking arguments apart and putting them together
 
     # torch wraps `step` of every class for hooks and profiler, unless it says that it does so itself.
     step.hooked = True  # type: ignore[attr-defined]
