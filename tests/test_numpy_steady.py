@@ -533,9 +533,8 @@ PROGRAMS = {rule.__name__: rule for rule in (momentum, by_steps, without_rate)} 
     name: getattr(zoo, name) for name in zoo.__all__
 }
 every_program = pytest.mark.parametrize("cls", PROGRAMS.values(), ids=PROGRAMS)
-# what a step counts in the group makes it another group
-COUNTING = {"Adan", "LAMB", "Prodigy", "StableAdamW"}
-GENERAL = COUNTING | {name for name in zoo.__all__ if name.endswith("ScheduleFree")}
+COUNTING = ["Adan", "LAMB", "Prodigy", "StableAdamW", *(name for name in zoo.__all__ if name.endswith("ScheduleFree"))]
+"""Those whose steps count in the groups."""
 
 
 def made(cls, params, **settings):
@@ -574,6 +573,7 @@ def test_short_and_general_steps_of_programs_agree(cls):
             assert all(same_bits(own[key], others[key]) for key in own)
         if "lr" in short.param_groups[0]:
             assert short.last_lr == general.last_lr
+        assert repr(of_groups(short)) == repr(of_groups(general))
     assert short.step_count == general.step_count == 12
 
 
@@ -586,7 +586,41 @@ def test_programs_take_the_short_way(cls):
         optimizer.step(grads)
     live = optimizer._oxistep_live.seen
     left = optimizer._oxistep_plan.again(optimizer, optimizer.param_groups, optimizer.state, grads, live)
-    assert (left is None) == (cls.__name__ not in GENERAL)
+    assert left is None
+
+
+def of_groups(optimizer):
+    kept = [group.items() for group in optimizer.param_groups]
+    return [{key: value for key, value in group if key != "params" and not callable(value)} for group in kept]
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_grad_norm": 0.5}, {"skip_nonfinite": True}], ids=str)
+@pytest.mark.parametrize("name", COUNTING)
+def test_numbers_of_groups_count_alike(name, settings):
+    """Two groups, of which one has no gradient now and then, and numbers that somebody changes."""
+    draw = np.random.default_rng(1)
+    params = [draw.normal(size=shape) for shape in ((4, 3), (3,), ())]
+    copies = deepcopy(params)
+    short, general = (
+        made(getattr(zoo, name), [{"params": ps[:2]}, {"params": ps[2:]}], **settings) for ps in (params, copies)
+    )
+    first = of_groups(short)
+    for step in range(14):
+        grads = [[draw.normal(size=param.shape) for param in params[:2]], [draw.normal()]]
+        if step % 6 == 4:
+            grads[1] = [None]
+        if step == 9 and settings.get("skip_nonfinite"):
+            grads[0][0][0] = np.nan
+        if step in (7, 11):
+            for optimizer in (short, general):
+                for group in optimizer.param_groups:
+                    group.update({key: 2 * group[key] for key in ("k", "step", "d") if key in group})
+        short.step(grads)
+        general.step(grads)
+        forget(general)
+        assert all(map(same_bits, params, copies)), step
+        assert repr(of_groups(short)) == repr(of_groups(general)), step
+    assert repr(of_groups(short)) != repr(first)
 
 
 @every_program

@@ -263,6 +263,18 @@ impl Entries {
         self.0.iter()
     }
 
+    /// Takes up what a dict has now, in the room of what it had.
+    pub(crate) fn renew(&mut self, dict: &Bound<'_, PyDict>) {
+        self.0.truncate(dict.len());
+        for (i, (key, value)) in dict.iter().enumerate() {
+            match self.0.get_mut(i) {
+                Some(known) if known.0.is(&key) && known.1.is(&value) => {}
+                Some(known) => *known = (key.unbind(), value.unbind()),
+                None => self.0.push((key.unbind(), value.unbind())),
+            }
+        }
+    }
+
     /// Whether a dict has these very objects in this order, but for the values at one place. It runs no Python code.
     #[inline]
     pub(crate) fn are_in(&self, dict: &Bound<'_, PyDict>, but_for: usize) -> bool {

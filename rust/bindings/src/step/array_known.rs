@@ -246,10 +246,9 @@ impl KnownLeaf {
         Self { leaf, sizes: shape.iter().map(|&n| n as i64).collect() }
     }
 
-    /// Whether a short step takes such a program: none of which a number is written into a group, which would be
-    /// another one then.
+    /// Whether a short step takes such a program.
     pub(super) fn serves(leaf: &Leaf) -> bool {
-        leaf.shared.is_empty() && leaf.question.is_none()
+        leaf.question.is_none()
     }
 }
 
@@ -326,6 +325,11 @@ impl KnownGroup {
             (self.rule, self.rate) = (rule, rate);
         }
         Ok(true)
+    }
+
+    /// Takes up the numbers that a step has just written into the group.
+    pub(super) fn renew(&mut self, py: Python<'_>) {
+        self.entries.renew(self.values.bind(py));
     }
 
     pub(super) fn rule(&self) -> &(GroupRule, f64) {

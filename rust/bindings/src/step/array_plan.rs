@@ -27,7 +27,7 @@ use crate::optimizer::rule::{ClassRule, GroupRule};
 use crate::step::array_guard::ArrayGuard;
 use crate::step::array_known::{Known, KnownLeaf};
 use crate::step::arrays::{Asked, Taken, take};
-use crate::step::found::{find, holds};
+use crate::step::found::{GroupNumbers, find, holds};
 use crate::step::lists::Counters;
 use crate::step::structure::Structure;
 use crate::step::traced::{Inputs, OfCounters, OfGroup, Traced};
@@ -49,6 +49,8 @@ pub(crate) struct ArrayPlan {
     norm: Option<Norm<'static>>,
     after: Vec<(usize, Scalars)>,
     programs: Vec<(usize, Traced)>,
+    /// What the numbers of groups become.
+    becomes: GroupNumbers,
 }
 
 /// How trying a short step ended: with the norm of all gradients, if it was asked for; or it is none.
@@ -74,6 +76,7 @@ impl ArrayPlan {
             norm: None,
             after: Vec::new(),
             programs: Vec::new(),
+            becomes: GroupNumbers::default(),
         })
     }
 
@@ -280,9 +283,11 @@ impl ArrayPlan {
     /// Takes the step that was proved to be like the last one. `None`, and nothing is written, if a counter does not
     /// stand where counting leads.
     fn write(&mut self, py: Python<'_>, guard: ArrayGuard) -> PyResult<Attempt> {
-        let Self { known, step, norm, after, programs, .. } = self;
+        let Self { known, step, norm, after, programs, becomes, .. } = self;
         let Some(known) = known else { return Ok(None) };
-        if !look_up(py, known, programs) {
+        // numbers of groups may follow from gradients, and those are not clipped yet
+        let waits = |programs: &[(usize, Traced)]| programs.iter().any(|(_, one)| !one.leaf.shared.is_empty());
+        if !look_up(py, known, programs) || (guard.measures() && waits(programs)) {
             return Ok(None);
         }
         let Known { of_groups, settled, group_of_set, .. } = known;
@@ -320,7 +325,7 @@ impl ArrayPlan {
             *step = Some(now.recycle());
             return Ok(None);
         }
-        if !holds_what_was_asked(py, &mut now, programs)? {
+        if !holds_what_was_asked(py, &mut now, (programs, group_of_set), becomes)? {
             *step = Some(now.recycle());
             return Ok(None);
         }
@@ -350,6 +355,10 @@ impl ArrayPlan {
         }
         if done.is_ok() {
             settled.write_back();
+            if !becomes.is_empty() {
+                becomes.write(|g| of_groups[g].values(py))?;
+                of_groups.iter_mut().for_each(|group| group.renew(py));
+            }
         }
         match done {
             Ok(()) => Ok(Some(verdict.norm)),
@@ -458,16 +467,27 @@ fn look_up(py: Python<'_>, known: &mut Known, programs: &mut Vec<(usize, Traced)
     true
 }
 
-/// Finds what programs are to know before anything is written, and whether what they took for granted is so.
-fn holds_what_was_asked(py: Python<'_>, step: &mut Step<'_>, programs: &[(usize, Traced)]) -> PyResult<bool> {
+/// Finds what programs are to know before anything is written, and whether what they took for granted is so. Notes what
+/// the numbers of groups become.
+fn holds_what_was_asked(
+    py: Python<'_>,
+    step: &mut Step<'_>,
+    (programs, group_of_set): (&[(usize, Traced)], &[usize]),
+    becomes: &mut GroupNumbers,
+) -> PyResult<bool> {
+    becomes.clear();
     let Some((_, first)) = programs.iter().find(|(_, one)| one.leaf.is_looked_at()) else { return Ok(true) };
     let all = programs.iter().any(|(_, one)| one.leaf.has_answers());
     find(py, step, &first.leaf.rule, all)?;
     if !all {
         return Ok(true);
     }
-    let found = |(place, (_, one)): (usize, &(usize, Traced))| holds(&one.leaf, |node| step.value(place, node));
-    Ok(programs.iter().enumerate().all(found))
+    // where parameters of a group do not agree, the general step says so
+    let mut found = |(place, (set, one)): (usize, &(usize, Traced))| {
+        let value = |node| step.value(place, node);
+        holds(&one.leaf, value) && becomes.add(group_of_set[*set], &one.leaf, value).is_ok()
+    };
+    Ok(programs.iter().enumerate().all(&mut found))
 }
 
 /// The counters of a parameter.

@@ -3,6 +3,7 @@
 
 use oxistep_kernels::Step;
 use oxistep_kernels::driver::{self, Stopped};
+use oxistep_kernels::pool::Serial;
 use oxistep_kernels::simd::Level;
 use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
@@ -79,14 +80,13 @@ impl GroupNumbers {
 /// # Errors
 /// If sums wait for each other, of the rule of that name; for a panic in a kernel.
 pub(super) fn find(py: Python<'_>, step: &mut Step<'_>, rule: &str, all: bool) -> PyResult<()> {
-    let small = step.elements() < driver::SERIAL;
-    let mut find = || {
-        with_pool(|pool| {
-            let level = Level::current();
-            if all { step.reduce(pool, level) } else { step.reduce_together(pool, level) }
-        })
+    let level = Level::current();
+    let found = if step.elements() < driver::SERIAL {
+        // as it would be with any pool, which would have to be asked for
+        if all { step.reduce(&Serial, level) } else { step.reduce_together(&Serial, level) }
+    } else {
+        py.detach(|| with_pool(|pool| if all { step.reduce(pool, level) } else { step.reduce_together(pool, level) }))
     };
-    let found = if small { find() } else { py.detach(find) };
     found.map_err(|stopped| match stopped {
         Stopped::Totals => PyTypeError::new_err(format!("rule {rule}: its totals wait for each other")),
         Stopped::Panic(panic) => panicked_reading(&*panic),
