@@ -202,12 +202,16 @@ def compact(make_one, steps, frozen_until_now=(), edited=False, **settings):
     for k in range(steps):
         set_gradients([p for i, p in enumerate(params) if i not in frozen_until_now], k)
         optimizer.step()
+    old = params[2].detach()  # its memory must not become a gradient's: where such a step ends would depend on that
     if edited:
         with torch.no_grad():
             params[0].mul_(2.0)
-            params[2].data = params[2].detach() + 1.0
+            params[2].data = old + 1.0
     return Scenario(
-        optimizer, lambda: set_gradients(params, 50), [], changed_by_hand=[params[0], params[2]] if edited else []
+        optimizer,
+        lambda _old=old: set_gradients(params, 50),
+        [],
+        changed_by_hand=[params[0], params[2]] if edited else [],
     )
 
 
