@@ -35,6 +35,15 @@ NAMES = {
     "no clip + Adam": "clip_grad_norm_, nothing to clip, and Adam",
     "max_grad_norm Adam": "Adam with `max_grad_norm=`",
 }
+UNUSUAL = {  # families of workloads, of three sizes, and one workload: shown where torch won
+    "sliced_columns": "columns of a larger matrix",
+    "second_rows": "every second row of a matrix",
+    "second_columns": "every second column of a matrix",
+    "transposed_gradient": "a transposed gradient",
+    "channels_last_gradient": "only the gradient channels_last",
+    "channels_last_parameter": "only the parameter channels_last",
+    "left_to_torch": "a subclass that sees every function, left to torch",
+}
 FEWER = [  # settings of AdamW, on one tensor of 128 Mi
     'state_dtype="8bit"',
     "state_dtype=torch.bfloat16",
@@ -133,7 +142,9 @@ def title_of(workload):
         return f"one tensor of {size(int(number))}"
     if workload not in titles and family == "tensors":
         return f"{int(number):,} tensors of 64"
-    return titles.get(workload, workload.replace("_", " "))
+    if family in UNUSUAL:
+        return f"{UNUSUAL[family]}, {number}"
+    return titles.get(workload) or UNUSUAL.get(workload) or workload.replace("_", " ")
 
 
 def size(exponent):

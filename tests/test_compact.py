@@ -181,6 +181,27 @@ def test_the_zoo(name):
 
 
 @pytest.mark.parametrize("weights", ["residual16", "master"])
+@pytest.mark.parametrize(
+    ("cls", "words"), [(optim.Rprop, {"lr": 0.1}), (optim.Adagrad, {"initial_accumulator_value": 0.1})]
+)
+def test_states_that_begin_with_a_number_have_its_float32(cls, words, weights):
+    """And not what the parameter's dtype makes of it."""
+    halves, wholes = params(BF16), params()
+    for whole, half in zip(wholes, halves, strict=True):
+        whole.data = half.detach().float()
+    optimizer = cls(halves, **words, weights=weights, state_dtype=torch.float32)
+    plain = cls(wholes, **words)
+    for step in range(4):
+        for whole, half in zip(wholes, halves, strict=True):
+            half.grad = torch.randn(half.shape, generator=torch.Generator().manual_seed(step)).to(BF16)
+            whole.grad = half.grad.float()
+        optimizer.step()
+        plain.step()
+    for whole, half in zip(wholes, halves, strict=True):
+        assert torch.equal(optimizer.master(half), whole.detach())
+
+
+@pytest.mark.parametrize("weights", ["residual16", "master"])
 @pytest.mark.parametrize("name", [name for name in zoo.__all__ if name not in ("Grokfast", "Lookahead", "SAM")])
 def test_the_zoo_follows_a_float32_run_bit_for_bit(name, weights):
     cls = getattr(zoo, name)

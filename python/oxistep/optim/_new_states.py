@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from oxistep import _core
+from oxistep.optim._kept import kept_of
 
-__all__ = ["lean_states", "out_of_the_way", "zero_step", "zeros"]
+__all__ = ["filled", "lean_states", "out_of_the_way", "zero_step", "zeros"]
 
 # States of fewer elements are not worth asking for large pages.
 _LARGE = 1 << 20
@@ -49,6 +50,19 @@ def _is_lean() -> bool:
 
 def _one_zero(p: Tensor) -> Tensor:
     return torch.zeros((), dtype=p.dtype, device=p.device).expand(p.shape)
+
+
+def filled(optimizer: Any, p: Tensor, value: float, like: Tensor | None = None) -> Tensor:
+    """A state that begins with a number, laid out as ``like`` or its parameter; its imaginary part is the same.
+
+    With ``state_dtype=`` that of a half type is float32: the number counts as it is, not as a half type has it.
+    """
+    number = complex(value, value) if p.is_complex() else value
+    is_half = p.dtype in (torch.float16, torch.bfloat16)
+    dtype = torch.float32 if is_half and kept_of(optimizer).state_dtype is not None else p.dtype
+    if _is_lean():
+        return torch.full((), number, dtype=dtype, device=p.device).expand(p.shape)
+    return torch.full_like(p if like is None else like, number, dtype=dtype, memory_format=torch.preserve_format)
 
 
 def zeros(p: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 from oxistep.optim._definition import define, definition_of
 from oxistep.optim._kept import GradNormGroup, StateDType, Weights, keep_settings
 from oxistep.optim._native import NativeStep
-from oxistep.optim._new_states import zero_step
+from oxistep.optim._new_states import filled, zero_step
 from oxistep.optim._state_dtype import form_states
 
 __all__ = ["Adagrad", "adagrad"]
@@ -120,17 +120,15 @@ class Adagrad(NativeStep, _Adagrad):
             differentiable=differentiable,
             fused=fused,
         )
+        if state_dtype is not None and initial_accumulator_value:
+            for p, state in self.state.items():  # torch's constructor has rounded it to the parameter's dtype
+                state["sum"] = filled(self, p, initial_accumulator_value)
         form_states(self, lambda group: definition_of(Adagrad).kinds(self, group))
 
 
 def _new_state(optimizer: Any, p: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
     initial = optimizer.defaults["initial_accumulator_value"]
-    return {
-        "step": zero_step(p, group),
-        "sum": torch.full_like(
-            p, complex(initial, initial) if p.is_complex() else initial, memory_format=torch.preserve_format
-        ),
-    }
+    return {"step": zero_step(p, group), "sum": filled(optimizer, p, initial)}
 
 
 define(Adagrad, "adagrad", _Adagrad, _new_state)

@@ -10,7 +10,7 @@ from torch.optim.rprop import rprop as rprop
 from oxistep.optim._definition import define
 from oxistep.optim._kept import GradNormGroup, StateDType, Weights, keep_settings
 from oxistep.optim._native import NativeStep
-from oxistep.optim._new_states import zero_step, zeros
+from oxistep.optim._new_states import filled, zero_step, zeros
 
 __all__ = ["Rprop", "rprop"]
 
@@ -122,7 +122,7 @@ def _new_state(optimizer: Any, p: Tensor, grad: Tensor, group: dict[str, Any]) -
     return {
         "step": zero_step(p, group),
         "prev": zeros(p),
-        "step_size": torch.full_like(grad, complex(lr, lr) if p.is_complex() else lr, dtype=p.dtype),
+        "step_size": filled(optimizer, p, lr, grad),
     }
 
 
