@@ -329,6 +329,18 @@ def test_the_hessian_of_sophia_is_not_a_step():
     assert optimizer.state[0][0]["step"] == 2
 
 
+def test_a_step_of_sophia_that_is_refused_leaves_the_batch_size():
+    w = [np.ones(3), np.ones(2)]
+    optimizer = zoo.SophiaG(w)
+    optimizer.step([np.ones(3), np.ones(2)], bs=2)
+    before, moved = snapshot(optimizer), w[0].copy()
+    with pytest.raises(ValueError, match=r"the gradient of params\[1\] has shape \(5,\)"):
+        optimizer.step([np.ones(3), np.ones(5)], bs=3)
+    assert snapshot(optimizer) == before
+    assert optimizer.param_groups[0]["bs"] == 2
+    assert same_bits(w[0], moved)
+
+
 # The public face
 
 

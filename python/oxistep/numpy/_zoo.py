@@ -177,9 +177,15 @@ class _SophiaG(ZooOptimizer):
             bs: how many labels a gradient of ``update_hessian`` is the mean of: the batch size, times the length of a
                 sequence in language models (default: 5120).
         """
+        before = [group.get("bs", bs) for group in self.param_groups]
         for group in self.param_groups:
             group["bs"] = bs
-        super().step(grads)
+        try:
+            super().step(grads)
+        except BaseException:  # a step that was not taken leaves the groups as they were, too
+            for group, earlier in zip(self.param_groups, before, strict=True):
+                group["bs"] = earlier
+            raise
 
     def update_hessian(self, grads: Grads) -> None:
         """Takes gradients of the loss of labels that the model drew: their squares go into ``hessian``.

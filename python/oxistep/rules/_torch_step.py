@@ -59,6 +59,8 @@ class Row:
                 f"has a gradient of shape {tuple(grad.shape)} on {grad.device}, and is itself of shape "
                 f"{tuple(p.shape)} on {p.device}"
             )
+        if grad.is_complex() != p.is_complex():
+            raise self.refuse(f"has a gradient of {grad.dtype}, and is itself {p.dtype}: give it one of its own dtype")
         if not isinstance(self.entry, dict):
             raise self.refuse("has an entry in optimizer.state that is no dict")
         for what, tensor in {"": p, **self.entry}.items():
@@ -109,6 +111,10 @@ class Row:
                 raise self.refuse(f"has a state {name!r} that is {got}, expected a tensor of shape {tuple(shape)}")
             if state.kind.has_elements and value.device != self.p.device:
                 raise self.refuse(f"has a state {name!r} on {value.device}, and is itself on {self.p.device}")
+            if state.kind.has_elements and value.is_complex() != self.p.is_complex():
+                raise self.refuse(
+                    f"has a state {name!r} of {value.dtype}, and is itself {self.p.dtype}: give it one of its own dtype"
+                )
         if (strangers := self.source.strangers(self.entry, program.states)) is not None:
             raise self.refuse(strangers)
 

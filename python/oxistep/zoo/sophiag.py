@@ -123,9 +123,15 @@ class SophiaG(Optimizer):
         Returns:
             The loss that ``closure`` returned, else ``None``.
         """
+        before = [group.get("bs", bs) for group in self.param_groups]
         for group in self.param_groups:
             group["bs"] = bs
-        return super().step() if closure is None else super().step(closure)
+        try:
+            return super().step() if closure is None else super().step(closure)
+        except BaseException:  # a step that was not taken leaves the groups as they were, too
+            for group, earlier in zip(self.param_groups, before, strict=False):
+                group["bs"] = earlier
+            raise
 
     # torch must not wrap it for hooks: the step that it calls has them called (with the closure, not with `bs`).
     step.hooked = True  # type: ignore[attr-defined]
