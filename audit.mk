@@ -26,7 +26,8 @@ ASAN_ENV = LD_PRELOAD=$(ASAN_RUNTIME) ASAN_OPTIONS=$(ASAN_OPTIONS) PYTHONMALLOC=
 ASAN_TESTS ?= tests/test_asan.py tests/test_hostile.py tests/test_steady.py tests/test_errors.py tests/test_sparse.py tests/test_layouts.py tests/test_random_programs.py \
 	tests/test_numpy_errors.py tests/test_numpy_interface.py tests/test_clip.py tests/test_max_grad_norm.py \
 	tests/test_lbfgs.py tests/test_muon.py tests/test_adafactor.py tests/test_threads.py tests/test_rules_native.py \
-	tests/test_rules_together.py tests/test_rules_numpy.py tests/test_compact.py# make asan ASAN_TESTS=tests/test_adam.py
+	tests/test_rules_together.py tests/test_rules_numpy.py tests/test_compact.py tests/test_compact_steady.py \
+	tests/test_numpy_steady.py tests/test_digits.py# make asan ASAN_TESTS=tests/test_adam.py
 
 $(ASAN_RUNTIME):
 	@$(NEED_CARGO)
@@ -65,7 +66,7 @@ ASAN_COMPACT := $(addprefix tests/test_compact.py::,test_weights_follow_a_float3
 # Enough to see that it works and that the known holes are closed: what CI has time for.
 .PHONY: asan-quick
 asan-quick: ## `make asan` of a few files
-	$(MAKE) asan ASAN_TESTS="tests/test_asan.py tests/test_hostile.py tests/test_steady.py tests/test_sparse.py $(ASAN_COMPACT)"
+	$(MAKE) asan ASAN_TESTS="tests/test_asan.py tests/test_hostile.py tests/test_steady.py tests/test_sparse.py tests/test_compact_steady.py $(ASAN_COMPACT)"
 
 .PHONY: asan-rust
 asan-rust: ## the Rust tests of the kernels under AddressSanitizer
