@@ -110,6 +110,7 @@ class ZooOptimizer(RuleOptimizer):
         return self._zoo_read(grads)
 
     def _zoo_read(self, grads: Any) -> Iterator[tuple[Group, Source, Reading]]:
+        """The groups without gradients, each with its rule and what the rule reads of it."""
         if self._oxistep_clipping is not None and self._oxistep_clipping.skipped():
             return
         source = self._oxistep_source

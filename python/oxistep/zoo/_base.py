@@ -99,6 +99,7 @@ class Optimizer(RulesOptimizer):
         return self._zoo_read(idle) if idle else ()
 
     def _zoo_read(self, idle: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Any, Any]]:
+        """These groups, each with its rule and what the rule reads of it; none, if the step was skipped."""
         from oxistep.optim._kept import kept_of
         from oxistep.rules._optimizer import source_of
 
